@@ -1,0 +1,85 @@
+"""The only crossing between arrays and torch tensors: device, dtype, and back.
+
+Everything in `kernels`, `distillation`, `linalg` and `metrics` computes on torch tensors; this
+module turns what a user hands over into such tensors and results into what the user expects.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the torch device that ``device`` names; ``"auto"`` is CUDA where there is one."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device={device!r} is not available here ({error}); use device='cpu' or 'auto'."
+        ) from error
+    return resolved
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """Return the torch dtype that ``dtype`` names; ``"auto"`` is float64, never float32."""
+    return torch.float64 if dtype == "auto" else DTYPES[dtype]
+
+
+def to_tensor(
+    array: Any,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Return ``array`` (numpy, torch or any DLPack array) as a tensor; no copy where avoidable."""
+    if isinstance(array, Tensor):
+        return array.detach().to(device=device, dtype=dtype)
+    if not isinstance(array, np.ndarray) and hasattr(array, "__dlpack__"):
+        return torch.from_dlpack(array).to(device=device, dtype=dtype)
+    array = np.asarray(array)
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()  # torch has no read-only tensors and no negative strides
+    return torch.as_tensor(array).to(device=device, dtype=dtype)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """Return ``tensor`` as a numpy array on the host; shares memory with a CPU tensor."""
+    return tensor.detach().cpu().numpy()
+
+
+def on_arrays(function: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Let a function of tensors accept array-likes too, and answer in kind.
+
+    Positional arguments and keyword arguments other than strings, integers and ``None`` become
+    float64 tensors (float32 where the first argument is float32). The result is a tensor where
+    the first argument was one, on its device, and otherwise a numpy array or scalar.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        first = args[0] if args else next(iter(kwargs.values()))
+        is_tensor = isinstance(first, Tensor)
+        device = first.device if is_tensor else torch.device("cpu")
+        is_single = str(getattr(first, "dtype", "")).endswith("float32")
+        dtype = torch.float32 if is_single else torch.float64
+
+        def convert(value: Any) -> Any:
+            if value is None or isinstance(value, (str, bool, int)):
+                return value
+            return to_tensor(value, dtype=dtype, device=device)
+
+        result = function(*map(convert, args), **{k: convert(v) for k, v in kwargs.items()})
+        return result if is_tensor else to_numpy(result)[()]
+
+    return wrapper

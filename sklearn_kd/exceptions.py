@@ -1,0 +1,22 @@
+"""The errors and warnings that sklearn_kd raises on its own account."""
+
+import numpy as np
+from scipy.linalg import LinAlgWarning
+
+__all__ = ["IllConditionedWarning", "MemoryBudgetError", "NotPSDError"]
+
+
+class NotPSDError(np.linalg.LinAlgError):
+    """A kernel matrix is not positive semi-definite, beyond what rounding explains.
+
+    Raised after the largest admissible jitter has failed. It is a
+    :class:`numpy.linalg.LinAlgError`, hence a :class:`ValueError`.
+    """
+
+
+class MemoryBudgetError(MemoryError):
+    """A computation would need more memory than its budget; nothing was allocated."""
+
+
+class IllConditionedWarning(LinAlgWarning):
+    """The kernel matrix is so ill-conditioned that rounding decides part of the answer."""
