@@ -1,3 +1,8 @@
 """Knowledge distillation in the wide-network regime, as scikit-learn estimators."""
 
+from sklearn_kd._student import LinearizedKDStudent
+from sklearn_kd._teacher import NTKTeacher
+
+__all__ = ["LinearizedKDStudent", "NTKTeacher"]
+
 __version__ = "0.1.0.dev0"

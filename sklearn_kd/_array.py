@@ -58,6 +58,15 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
 
 
+def like(tensor: Tensor, reference: Any) -> Any:
+    """Return ``tensor`` in the array library, and on the device, of ``reference``."""
+    if isinstance(reference, Tensor):
+        return tensor.to(reference.device)
+    if isinstance(reference, np.ndarray):
+        return to_numpy(tensor)
+    return reference.__array_namespace__().asarray(to_numpy(tensor), device=reference.device)
+
+
 def on_arrays(function: Callable[..., Tensor]) -> Callable[..., Any]:
     """Let a function of tensors accept array-likes too, and answer in kind.
 

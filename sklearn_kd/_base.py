@@ -1,0 +1,228 @@
+"""What the teacher and the student share: a classifier f(x) = Θ(x, X_fit) a."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from numbers import Real
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils import Tags
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from sklearn_kd._array import like, resolve_device, resolve_dtype, to_numpy, to_tensor
+from sklearn_kd._sklearn import (
+    Interval,
+    StrOptions,
+    check_same_namespace,
+    check_sample_weight,
+    get_namespace,
+    move_to,
+)
+from sklearn_kd.kernels import NTK
+from sklearn_kd.kernels._function import KernelFunction, as_kernel_function
+from sklearn_kd.kernels._tiles import matmat
+from sklearn_kd.linalg import MergedRows, merge_rows
+from sklearn_kd.linalg._memory import MEMORY_REMEDY, frame_bytes, require
+
+
+class TrainingRows(NamedTuple):
+    """Checked input of a fit: rows as given and as a tensor, class indices, row weights."""
+
+    array: Any  # (n, d) in the caller's array library
+    X: Tensor  # (n, d) in the working dtype on the working device
+    classes: np.ndarray  # (K,)
+    labels: np.ndarray  # (n,) indices into classes
+    sample_weight: np.ndarray | None  # (n,)
+
+    @property
+    def weights(self) -> Tensor:
+        """Row weights (n,), ones where none were given, beside ``X``."""
+        if self.sample_weight is None:
+            return self.X.new_ones(len(self.X))
+        return torch.as_tensor(self.sample_weight, dtype=self.X.dtype, device=self.X.device)
+
+
+class DistinctRows(NamedTuple):
+    """The rows of positive weight with exact copies merged: one row, mean labels, total weight."""
+
+    kept: Tensor  # (n_kept,) the samples of positive weight
+    kept_weights: Tensor  # (n_kept,)
+    merged: MergedRows  # of the n_kept samples
+    X: Tensor  # (n, d)
+    hard_labels: Tensor  # (n,) share of class 1, or (n, K) class shares
+    weights: Tensor  # (n,) total weight of the copies
+
+
+def distinct_rows(rows: TrainingRows) -> DistinctRows:
+    """Merge exact copies, which a loss that is linear in the labels cannot tell apart."""
+    weights = rows.weights
+    kept = weights.nonzero()[:, 0]
+    X, kept_weights = rows.X[kept], weights[kept]
+    labels = torch.as_tensor(rows.labels, device=X.device)[kept]
+    hard_labels = labels if len(rows.classes) == 2 else one_hot(labels, len(rows.classes))
+    merged = merge_rows(X)
+    return DistinctRows(
+        kept=kept,
+        kept_weights=kept_weights,
+        merged=merged,
+        X=X[merged.first],
+        hard_labels=merged.mean(hard_labels.to(X.dtype), kept_weights),
+        weights=merged.total(kept_weights),
+    )
+
+
+@contextlib.contextmanager
+def restored_on_error(estimator: Any) -> Iterator[None]:
+    """Leave ``estimator`` exactly as it was if the block raises: no half-fitted state."""
+    before = vars(estimator).copy()
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
+class TangentKernelClassifier(ClassifierMixin, BaseEstimator):
+    """Base of the classifiers whose logits are f(x) = Θ(x, X_fit) a.
+
+    Subclasses store ``kernel``, ``device`` and ``dtype``, and set ``classes_``, ``X_fit_`` and
+    ``dual_coef_``, ``kernel_`` in ``fit``.
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        "kernel": [callable, None],
+        "device": [str, torch.device],
+        "dtype": [StrOptions({"auto", "float32", "float64"})],
+        "memory_limit": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+    }
+
+    def _check_rows(self, X: Any, y: Any, sample_weight: Any) -> TrainingRows:
+        xp, _ = get_namespace(X)
+        if y is not None:
+            y = move_to(y, xp=np, device="cpu")
+        X, y = validate_data(self, X, y, dtype=[xp.float64, xp.float32], ensure_min_samples=2)
+        check_classification_targets(y)
+        classes, labels = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(
+                f"y holds only one class, {classes[0]!r}; {type(self).__name__} needs at least two."
+            )
+        if sample_weight is not None:
+            sample_weight = check_sample_weight(
+                move_to(sample_weight, xp=np, device="cpu"),
+                np.empty((len(y), 0)),
+                dtype=np.float64,
+                ensure_non_negative=True,
+            )
+            if not sample_weight.any():
+                raise ValueError("sample_weight is zero on every row; at least one must be > 0.")
+        return TrainingRows(X, self._to_working(X), classes, labels, sample_weight)
+
+    def _to_working(self, X: Any) -> Tensor:
+        return to_tensor(X, dtype=resolve_dtype(self.dtype), device=resolve_device(self.device))
+
+    def _kernel_to_use(self) -> Any:
+        return NTK() if self.kernel is None else clone(self.kernel, safe=False)
+
+    def _kernel_function(self) -> KernelFunction:
+        return as_kernel_function(self.kernel_)
+
+    def _require_memory(self, n_rows: int, n_features: int, n_classes: int) -> None:
+        """Raise `MemoryBudgetError` before anything slow or large if the kernel will not fit."""
+        device = resolve_device(self.device)
+        require(
+            frame_bytes(n_rows, n_features, n_classes, resolve_dtype(self.dtype)),
+            self.memory_limit,
+            device,
+            what=f"{type(self).__name__}.fit on n={n_rows} distinct rows",
+            remedy=MEMORY_REMEDY,
+        )
+
+    def _check_new_rows(self, X: Any, method: str) -> Any:
+        check_is_fitted(self)
+        check_same_namespace(X, self, attribute="X_fit_", method=method)
+        xp, _ = get_namespace(X)
+        return validate_data(self, X, dtype=[xp.float64, xp.float32], reset=False)
+
+    def _logits(self, X: Any, coefficients: Any) -> Tensor:
+        """Return Θ(X, X_fit) a, in row blocks of bounded memory."""
+        return matmat(
+            self._kernel_function(),
+            self._to_working(X),
+            self._to_working(self.X_fit_),
+            self._to_working(coefficients),
+        )
+
+    def decision_function(self, X: Any) -> Any:
+        """Return the logits.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to predict.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
+            Log-odds of ``classes_[1]`` for two classes; for more, one logit per class, which sum
+            to zero in each row. Natural logarithms.
+        """
+        X = self._check_new_rows(X, "decision_function")
+        return like(self._logits(X, self.dual_coef_), X)
+
+    def predict_proba(self, X: Any) -> Any:
+        """Return the class probabilities at temperature 1.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to predict.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            The sigmoid (two classes) or softmax of the logits.
+        """
+        X = self._check_new_rows(X, "predict_proba")
+        logits = self._logits(X, self.dual_coef_)
+        if logits.ndim == 1:
+            return like(torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1), X)
+        return like(torch.softmax(logits, dim=1), X)
+
+    def predict(self, X: Any) -> Any:
+        """Return the most probable class of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to predict.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Class labels.
+        """
+        X = self._check_new_rows(X, "predict")
+        logits = self._logits(X, self.dual_coef_)
+        indices = (logits > 0).long() if logits.ndim == 1 else logits.argmax(dim=1)
+        labels = self.classes_[to_numpy(indices)]
+        return labels if labels.dtype.kind in "OUS" else like(torch.as_tensor(labels), X)
+
+    def __getstate__(self) -> dict:
+        """Return the state without the n² factor, tensors on the CPU so that it loads anywhere."""
+        state = super().__getstate__().copy()
+        state.pop("_frame", None)
+        return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state.items()}
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.array_api_support = True
+        return tags

@@ -1,0 +1,150 @@
+"""A teacher's logits, whatever classifier the teacher is.
+
+One meaning of "logit" throughout: (n,) log-odds of ``classes_[1]`` for two classes, (n, K) in
+the sum-zero gauge (Σ_k z_k = 0 in each row) for K ≥ 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import check_cv
+from sklearn.utils.validation import has_fit_parameter
+from torch import Tensor
+
+from sklearn_kd._array import to_tensor
+from sklearn_kd._sklearn import safe_indexing
+
+
+class Logits(NamedTuple):
+    """Logits (n,) or (n, K) as a float64 CPU tensor, and in how many rows a probability of 0 or
+    1 was clipped to make them finite.
+    """  # noqa: D205
+
+    values: Tensor
+    n_clipped: int
+
+
+def canonical_logits(logits: Any, n_rows: int, n_classes: int, *, name: str) -> Tensor:
+    """Return ``logits`` as a float64 tensor (n,) for two classes, (n, K) sum-zero otherwise.
+
+    Two columns for two classes are taken as one logit per class: z = z₁ − z₀.
+
+    Raises
+    ------
+    ValueError
+        If the shape does not match, or a value is NaN or infinite; names ``name`` and the row.
+    """
+    values = to_tensor(logits)
+    expected = [(n_rows, n_classes)] + ([(n_rows,)] if n_classes == 2 else [])
+    if tuple(values.shape) not in expected:
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)}, but {n_rows} rows of {n_classes} classes "
+            f"need {' or '.join(map(str, reversed(expected)))}."
+        )
+    finite = values.reshape(n_rows, -1).isfinite().all(dim=1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0, 0])
+        raise ValueError(
+            f"{name} must be finite, but row {row} holds {values[row].tolist()}; clip infinite "
+            "logits to a large finite value such as ±700."
+        )
+    if values.ndim == 1:
+        return values
+    if n_classes == 2:
+        return values[:, 1] - values[:, 0]
+    return values - values.mean(dim=1, keepdim=True)
+
+
+def logits_of(teacher: Any, X: Any, classes: np.ndarray) -> Logits:
+    """Return the logits of a fitted ``teacher`` on the rows ``X``.
+
+    They come from ``decision_function`` where the teacher has it, else they are the log-odds
+    (K ≥ 3: centred log-probabilities) of ``predict_proba``, with probabilities clipped from below
+    at the resolution of their dtype.
+
+    Raises
+    ------
+    ValueError
+        If the teacher's classes are not ``classes``, or its output has another shape.
+    TypeError
+        If the teacher has neither method.
+    """
+    _check_classes(teacher, classes)
+    name = type(teacher).__name__
+    n_rows = X.shape[0] if hasattr(X, "shape") else len(X)
+    if hasattr(teacher, "decision_function"):
+        scores = teacher.decision_function(X)
+        origin = f"{name}.decision_function(X)"
+        return Logits(canonical_logits(scores, n_rows, len(classes), name=origin), 0)
+    if not hasattr(teacher, "predict_proba"):
+        raise TypeError(
+            f"teacher={name} has neither decision_function nor predict_proba; use a classifier "
+            "with one of them, or pass teacher_logits to fit."
+        )
+    raw = teacher.predict_proba(X)
+    dtype = torch.float32 if str(getattr(raw, "dtype", "")).endswith("float32") else torch.float64
+    probabilities = to_tensor(raw, dtype=dtype)
+    floor = torch.finfo(dtype).eps
+    clipped = int((probabilities < floor).any(dim=1).sum())
+    logs = probabilities.clamp_min(floor).log()
+    origin = f"{name}.predict_proba(X)"
+    return Logits(canonical_logits(logs, n_rows, len(classes), name=origin), clipped)
+
+
+def cross_fitted_logits(
+    teacher: Any, X: Any, labels: np.ndarray, classes: np.ndarray, *, cv: Any, sample_weight: Any
+) -> Logits:
+    """Return logits on each row of ``X`` by a clone of ``teacher`` that was not fitted on it.
+
+    ``labels`` are class indices (n,); ``cv`` is what `sklearn.model_selection.check_cv` takes,
+    and its test folds must cover every row once.
+    """
+    n_rows = len(labels)
+    y = classes[labels]
+    width = () if len(classes) == 2 else (len(classes),)
+    values = torch.full((n_rows, *width), torch.nan, dtype=torch.float64)
+    n_clipped = 0
+    for train, test in check_cv(cv, labels, classifier=True).split(np.zeros(n_rows), labels):
+        missing = np.setdiff1d(np.arange(len(classes)), labels[train])
+        if len(missing):
+            raise ValueError(
+                f"Cross-fitting the teacher with cv={cv!r} leaves a training fold without class "
+                f"{classes[missing[0]]!r}; use fewer folds or a stratified splitter, pass a "
+                "FrozenEstimator as teacher, or pass teacher_logits to fit."
+            )
+        fold_teacher = fit_teacher(
+            clone(teacher),
+            safe_indexing(X, train),
+            y[train],
+            None if sample_weight is None else sample_weight[train],
+        )
+        fold = logits_of(fold_teacher, safe_indexing(X, test), classes)
+        values[test] = fold.values
+        n_clipped += fold.n_clipped
+    uncovered = values.reshape(n_rows, -1).isnan().any(dim=1)
+    if uncovered.any():
+        raise ValueError(
+            f"Cross-fitting the teacher with cv={cv!r} leaves row {int(uncovered.nonzero()[0, 0])} "
+            "in no test fold; use a splitter whose test folds cover every row."
+        )
+    return Logits(values, n_clipped)
+
+
+def fit_teacher(teacher: Any, X: Any, y: np.ndarray, sample_weight: np.ndarray | None) -> Any:
+    """Fit ``teacher``, with the sample weights where its ``fit`` takes them."""
+    if sample_weight is not None and has_fit_parameter(teacher, "sample_weight"):
+        return teacher.fit(X, y, sample_weight=sample_weight)
+    return teacher.fit(X, y)
+
+
+def _check_classes(teacher: Any, classes: np.ndarray) -> None:
+    known = np.asarray(teacher.classes_)
+    if not np.array_equal(known, classes):
+        raise ValueError(
+            f"teacher={type(teacher).__name__} knows the classes {known.tolist()}, but y holds "
+            f"{classes.tolist()}; fit teacher and student on the same labels."
+        )

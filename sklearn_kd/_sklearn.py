@@ -1,0 +1,21 @@
+"""The only file that imports scikit-learn's private names."""
+
+from sklearn.base import _fit_context as fit_context
+from sklearn.metrics._scorer import _BaseScorer as BaseScorer
+from sklearn.utils._array_api import check_same_namespace, get_namespace, move_to
+from sklearn.utils._indexing import _safe_indexing as safe_indexing
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight as check_sample_weight
+
+__all__ = [
+    "BaseScorer",
+    "HasMethods",
+    "Interval",
+    "StrOptions",
+    "check_same_namespace",
+    "check_sample_weight",
+    "fit_context",
+    "get_namespace",
+    "move_to",
+    "safe_indexing",
+]

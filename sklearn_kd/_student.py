@@ -1,0 +1,388 @@
+"""The student: a wide network trained to convergence on soft and hard labels, in closed form.
+
+Symbols (paper -> code -> shape), with n distinct rows and K classes (no K axis for two):
+
+=======  =======================  ============
+z_t      ``teacher_logits_``      (n_samples,) or (n_samples, K)
+z_eff    ``effective_logits_``    (n,) or (n, K)
+Θ_n      ``frame_``               (n, n), as the factor L with Θ_n + α W⁻¹ = L Lᵀ
+Θ_n⁻¹Δz  ``dual_coef_``           (n,) or (n, K)
+‖Δ_ŵ‖    ``weight_change_norm_``  scalar
+=======  =======================  ============
+"""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import Bunch
+from sklearn.utils.validation import check_is_fitted, column_or_1d
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from sklearn_kd._array import like, to_tensor
+from sklearn_kd._base import (
+    TangentKernelClassifier,
+    TrainingRows,
+    distinct_rows,
+    restored_on_error,
+)
+from sklearn_kd._logits import (
+    Logits,
+    canonical_logits,
+    cross_fitted_logits,
+    fit_teacher,
+    logits_of,
+)
+from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context, move_to
+from sklearn_kd._teacher import NTKTeacher
+from sklearn_kd.distillation._effective_logits import (
+    binary_effective_logits,
+    merge_soft_labels,
+    multiclass_effective_logits,
+)
+from sklearn_kd.linalg import TangentFrame
+
+
+class LinearizedKDStudent(TangentKernelClassifier):
+    """Student of knowledge distillation, linearized: the closed form of a wide network.
+
+    The student minimises ρ H(σ(z_t/T), σ(z/T)) + (1 − ρ) H(y, σ(z)) on every training row (Eq. 2).
+    In the wide-network limit it reaches, on each row, the effective logit z_eff at which the
+    gradient of that loss vanishes (Eq. 3), and between the rows it is
+    f(x) = Θ(x, X) Θ(X, X)⁻¹ z_eff (Eq. 4), Θ the neural tangent kernel. It is a kernel surrogate
+    of a wide network, not a network.
+
+    Parameters
+    ----------
+    teacher : classifier, default=None
+        Any scikit-learn classifier with ``decision_function`` or ``predict_proba``. Unfitted: a
+        clone's logits on the training rows come from cross-fitting (``cv``), so that the teacher
+        does not hand its own training labels back; then ``teacher_`` is fitted on all rows. A
+        ``FrozenEstimator`` is used as it is. None means ``NTKTeacher`` with the same kernel. Not
+        needed where ``teacher_logits`` is passed to ``fit``.
+    kernel : callable, default=None
+        Tangent kernel: `sklearn_kd.kernels.NTK`, any Gaussian-process kernel of scikit-learn, or
+        a callable ``kernel(X, Y)`` that returns a positive definite (n, m) array. None: ``NTK()``.
+    soft_ratio : float in (0, 1], default=0.9
+        Weight ρ of the soft labels; 1 − ρ is that of the hard labels.
+    temperature : float > 0, default=2.0
+        Temperature T that divides the logits in the soft term.
+    temperature_scaling : {"none", "squared"}, default="none"
+        "none" is the paper's loss; "squared" multiplies the soft term by T², as Hinton et al.
+        (2015) do.
+    alpha : float ≥ 0, default=0.0
+        Ridge, as in :class:`~sklearn.kernel_ridge.KernelRidge`; 0 is the converged student.
+    cv : int, splitter, iterable or "prefit", default=5
+        Cross-fitting of an unfitted teacher, as `sklearn.model_selection.check_cv` reads it.
+        "prefit" takes ``teacher`` as already fitted.
+    device : str or torch.device, default="auto"
+        Where to compute. "auto" is CUDA where available, else the CPU.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        Working precision. "auto" is float64 whatever the dtype of ``X``.
+    memory_limit : "auto" or float, default="auto"
+        Bytes that the fit may take; "auto" is 90 % of what is free.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    teacher_ : classifier or None
+        The fitted teacher; None if ``teacher_logits`` stood in for it.
+    teacher_logits_ : ndarray of shape (n_samples,) or (n_samples, n_classes)
+        The teacher's logits on the rows of ``X``, summing to zero over three or more classes.
+    effective_logits_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
+        Effective logits z_eff (Eq. 3), in the order of ``X_fit_``.
+    dual_coef_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
+        Coefficients of the kernel expansion (Eq. 4).
+    X_fit_ : ndarray of shape (n_distinct, n_features)
+        The distinct training rows of positive weight, in order of appearance.
+    kernel_ : callable
+        The kernel that was used.
+    weight_change_norm_ : float
+        ‖Δ_ŵ‖₂, the distance the weights moved; squares are summed over the classes.
+    jitter_ : float
+        What was added to the kernel's diagonal for its factorization; 0 almost always.
+    rcond_ : float
+        Estimated reciprocal condition number of the kernel matrix.
+    fit_report_ : Bunch
+        ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
+        ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped), ``jitter``,
+        ``rcond``, ``device`` and ``dtype``.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Feature names, where ``X`` has string names.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If the kernel matrix does not fit ``memory_limit``.
+    NotPSDError
+        If the kernel matrix is not positive definite, beyond rounding.
+
+    Notes
+    -----
+    Rows that repeat exactly are merged, exactly: the loss is linear in the labels, so the
+    converged student sees one row with the weighted mean of the copies' hard and soft labels.
+    With ``alpha=0`` sample weights therefore matter only where rows repeat.
+
+    References
+    ----------
+    G. Ji and Z. Zhu, "Knowledge Distillation in Wide Neural Networks: Risk Bound, Data Efficiency
+    and Imperfect Teacher", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.ensemble import RandomForestClassifier
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from sklearn_kd import LinearizedKDStudent
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> X = StandardScaler().fit_transform(X)
+    >>> teacher = RandomForestClassifier(n_estimators=50, random_state=0)
+    >>> student = LinearizedKDStudent(teacher, soft_ratio=0.7, temperature=2.0)
+    >>> student.fit(X[:400], y[:400]).score(X[400:], y[400:]) > 0.95
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        **TangentKernelClassifier._parameter_constraints,
+        "teacher": [HasMethods(["fit", "predict"]), None],
+        "soft_ratio": [Interval(Real, 0, 1, closed="right")],
+        "temperature": [Interval(Real, 0, None, closed="neither")],
+        "temperature_scaling": [StrOptions({"none", "squared"})],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "cv": ["cv_object", StrOptions({"prefit"})],
+    }
+
+    def __init__(
+        self,
+        teacher: ClassifierMixin | None = None,
+        *,
+        kernel: Any = None,
+        soft_ratio: float = 0.9,
+        temperature: float = 2.0,
+        temperature_scaling: str = "none",
+        alpha: float = 0.0,
+        cv: Any = 5,
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+        memory_limit: float | str = "auto",
+    ) -> None:
+        self.teacher = teacher
+        self.kernel = kernel
+        self.soft_ratio = soft_ratio
+        self.temperature = temperature
+        self.temperature_scaling = temperature_scaling
+        self.alpha = alpha
+        self.cv = cv
+        self.device = device
+        self.dtype = dtype
+        self.memory_limit = memory_limit
+
+    @fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: Any, teacher_logits: Any = None, sample_weight: Any = None) -> Self:
+        """Fit the student to the teacher and the labels.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows. The teacher is given ``X`` as it is, a data frame too.
+        y : array-like of shape (n_samples,)
+            Hard labels: integers or strings.
+        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            The teacher's logits on ``X``, in the order of the sorted classes; for two classes one
+            log-odds per row, or one column per class. They replace the teacher.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Row weights, as :class:`~sklearn.kernel_ridge.KernelRidge` treats them; also passed to
+            the teacher's ``fit`` where that takes them. Rows of weight 0 are left out.
+
+        Returns
+        -------
+        self : LinearizedKDStudent
+            The fitted student.
+        """
+        with restored_on_error(self):
+            vars(self).pop("_frame", None)  # frees the n² factor of an earlier fit
+            rows = self._check_rows(X, y, sample_weight)
+            distinct = distinct_rows(rows)
+            self._require_memory(*distinct.X.shape, len(rows.classes))
+
+            # 1. The teacher's logits z_t on the training rows.
+            self.teacher_, z_t = self._teach(X, rows, teacher_logits)
+
+            # 2. The logits at which the distillation loss is stationary, z_eff (Eq. 3).
+            z_eff = self._effective_logits(
+                merge_soft_labels(
+                    z_t.values.to(distinct.X)[distinct.kept],
+                    distinct.kept_weights,
+                    distinct.merged.group,
+                    len(distinct.X),
+                    self.temperature,
+                ),
+                distinct.hard_labels,
+            )
+
+            # 3. The tangent frame, Θ_n + α W⁻¹ = L Lᵀ.
+            self.kernel_ = self._kernel_to_use()
+            frame = self._build_frame(distinct.X, distinct.weights)
+
+            # 4. The converged student, a = Θ_n⁻¹ Δz with Δz = z_eff − z₀ and z₀ = 0 (Eq. 4).
+            dual_coef = frame.solve(z_eff)
+
+            self.classes_ = rows.classes
+            self.teacher_logits_ = like(z_t.values, rows.array)
+            self.effective_logits_ = like(z_eff, rows.array)
+            self.dual_coef_ = like(dual_coef, rows.array)
+            self.X_fit_ = like(distinct.X, rows.array)
+            self.weight_change_norm_ = frame.weight_change_norm(z_eff, dual_coef)
+            self.jitter_ = frame.jitter
+            self.rcond_ = frame.rcond
+            self.fit_report_ = Bunch(
+                n_rows=len(rows.labels),
+                n_distinct_rows=len(distinct.X),
+                n_merged_rows=distinct.merged.n_merged,
+                n_zero_weight_rows=len(rows.labels) - len(distinct.kept),
+                n_clipped_teacher_rows=z_t.n_clipped,
+                jitter=frame.jitter,
+                rcond=frame.rcond,
+                device=str(distinct.X.device),
+                dtype=str(distinct.X.dtype).removeprefix("torch."),
+            )
+            self._row_weights = distinct.weights.cpu().numpy()
+            self._frame = frame
+        return self
+
+    def _teach(self, X: Any, rows: TrainingRows, teacher_logits: Any) -> tuple[Any, Logits]:
+        """Return the fitted teacher (None if logits stand in for it) and its logits on ``X``."""
+        is_fitted = self.cv == "prefit" or isinstance(self.teacher, FrozenEstimator)
+        if is_fitted:
+            if self.teacher is None:
+                raise ValueError("cv='prefit' needs a fitted teacher, but teacher is None.")
+            check_is_fitted(self.teacher)
+        if teacher_logits is not None:
+            if self.teacher is not None and not is_fitted:
+                raise ValueError(
+                    "teacher_logits was passed to fit, but teacher is an unfitted "
+                    f"{type(self.teacher).__name__}; set teacher=None, or wrap a fitted teacher "
+                    "in FrozenEstimator to keep it for scoring."
+                )
+            z_t = canonical_logits(
+                teacher_logits, len(rows.labels), len(rows.classes), name="teacher_logits"
+            )
+            return self.teacher, Logits(z_t, 0)
+        if is_fitted:
+            return self.teacher, logits_of(self.teacher, X, rows.classes)
+        teacher = self._default_teacher() if self.teacher is None else clone(self.teacher)
+        z_t = cross_fitted_logits(
+            teacher, X, rows.labels, rows.classes, cv=self.cv, sample_weight=rows.sample_weight
+        )
+        return fit_teacher(teacher, X, rows.classes[rows.labels], rows.sample_weight), z_t
+
+    def _default_teacher(self) -> NTKTeacher:
+        return NTKTeacher(
+            self._kernel_to_use(),
+            device=self.device,
+            dtype=self.dtype,
+            memory_limit=self.memory_limit,
+        )
+
+    def _effective_logits(self, teacher_logits: Tensor, hard_labels: Tensor) -> Tensor:
+        solve = binary_effective_logits if teacher_logits.ndim == 1 else multiclass_effective_logits
+        return solve(
+            teacher_logits,
+            hard_labels,
+            soft_ratio=self.soft_ratio,
+            temperature=self.temperature,
+            temperature_scaling=self.temperature_scaling,
+        )
+
+    def _build_frame(self, X: Tensor, weights: Tensor) -> TangentFrame:
+        return TangentFrame(
+            self._kernel_function(),
+            X,
+            alpha=self.alpha,
+            weights=weights,
+            memory_limit=self.memory_limit,
+        )
+
+    @property
+    def frame_(self) -> TangentFrame:
+        """The tangent frame of the training rows; rebuilt after unpickling, which drops it."""
+        check_is_fitted(self)
+        if not hasattr(self, "_frame"):
+            self._frame = self._build_frame(
+                self._to_working(self.X_fit_), self._to_working(self._row_weights)
+            )
+        return self._frame
+
+    def effective_decision_function(self, X: Any, y: Any, teacher_logits: Any = None) -> Any:
+        """Return the effective logits of new rows: what the student would fit them to (Eq. 3).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, training rows or others.
+        y : array-like of shape (n_samples,)
+            Their hard labels, among ``classes_``.
+        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            The teacher's logits on ``X``. None: those of ``teacher_``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
+            Effective logits, in the gauge of ``decision_function``.
+        """
+        z_t = self.teacher_decision_function(X, teacher_logits)
+        checked = self._check_new_rows(X, "effective_decision_function")
+        z_t = to_tensor(z_t)
+        y = column_or_1d(move_to(y, xp=np, device="cpu"))
+        labels = torch.as_tensor(self._class_indices(y))
+        hard = labels if z_t.ndim == 1 else one_hot(labels, len(self.classes_))
+        return like(self._effective_logits(z_t, hard.to(z_t.dtype)), checked)
+
+    def teacher_decision_function(self, X: Any, teacher_logits: Any = None) -> Any:
+        """Return the teacher's logits on new rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            Logits to check and bring into the gauge of ``decision_function``, for a student that
+            was fitted on logits and has no teacher. None: ask ``teacher_``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
+            The teacher's logits.
+        """
+        checked = self._check_new_rows(X, "teacher_decision_function")
+        if teacher_logits is not None:
+            n_rows, n_classes = checked.shape[0], len(self.classes_)
+            z_t = canonical_logits(teacher_logits, n_rows, n_classes, name="teacher_logits")
+        elif self.teacher_ is not None:
+            z_t = logits_of(self.teacher_, X, self.classes_).values
+        else:
+            raise ValueError(
+                "This student was fitted on teacher_logits and has no teacher to ask about other "
+                "rows. Pass teacher_logits for these rows too; in a search, enable metadata "
+                "routing and use scorer.set_score_request(teacher_logits=True), or give the "
+                "student a FrozenEstimator as teacher."
+            )
+        return like(z_t, checked)
+
+    def _class_indices(self, y: np.ndarray) -> np.ndarray:
+        unknown = ~np.isin(y, self.classes_)
+        if unknown.any():
+            raise ValueError(
+                f"y holds the label {y[unknown][0]!r} (row {int(unknown.argmax())}), which the "
+                f"student was not fitted on; its classes are {self.classes_.tolist()}."
+            )
+        return np.searchsorted(self.classes_, y)

@@ -1,0 +1,66 @@
+"""Exact duplicate rows are one row to a kernel machine: find them.
+
+Two equal rows have the same feature φ(x), so a kernel matrix that holds both is singular. The
+loss (Eq. 2) is linear in the labels, so the converged student sees one row whose labels are the
+weighted means of the copies' labels; nothing is lost by merging and no ridge is needed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class MergedRows(NamedTuple):
+    """Which rows are copies of which.
+
+    ``first`` (n_distinct,) indexes the first copy of each distinct row, in order of appearance;
+    ``group`` (n,) is the distinct row that each row is a copy of.
+    """
+
+    first: Tensor
+    group: Tensor
+
+    @property
+    def n_distinct(self) -> int:
+        """Number of distinct rows."""
+        return len(self.first)
+
+    @property
+    def n_merged(self) -> int:
+        """Number of rows that are copies of an earlier row."""
+        return len(self.group) - len(self.first)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of ``values`` (n, ...) over the copies of each row (n_distinct, ...)."""
+        shape = (self.n_distinct, *values.shape[1:])
+        return values.new_zeros(shape).index_add_(0, self.group, values)
+
+    def mean(self, values: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted mean of ``values`` over the copies of each row.
+
+        A row without copies keeps its value bit for bit.
+        """
+        if self.n_merged == 0:
+            return values[self.first]
+        column = weights.reshape(-1, *[1] * (values.ndim - 1))
+        # Σ w v / Σ w taken relative to the first copy: exact where all copies agree.
+        reference = values[self.first]
+        shift = self.total(column * (values - reference[self.group])) / self.total(column)
+        return reference + shift
+
+
+def merge_rows(X: Tensor) -> MergedRows:
+    """Group the exactly equal rows of ``X`` (n, d), in order of first appearance."""
+    # + 0.0 turns -0.0 into 0.0: the two are equal but differ in their bytes.
+    rows = np.ascontiguousarray((X + 0.0).cpu().numpy())
+    seen: dict[bytes, int] = {}
+    group = np.fromiter((seen.setdefault(row.tobytes(), len(seen)) for row in rows), int, len(rows))
+    first = np.full(len(seen), len(rows))
+    np.minimum.at(first, group, np.arange(len(rows)))
+    return MergedRows(
+        torch.as_tensor(first, device=X.device), torch.as_tensor(group, device=X.device)
+    )

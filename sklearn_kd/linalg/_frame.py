@@ -1,0 +1,311 @@
+"""The tangent frame: an orthonormal frame in which training-set sizes are prefixes.
+
+Symbols (paper -> code -> shape), with n distinct training rows and K classes:
+
+=============  ==============  ===========================================================
+Θ_n            ``kernel``      (n, n) tangent kernel of the rows
+L              ``lower``       (n, n) Θ_n + α W⁻¹ = L Lᵀ
+Δz             ``targets``     (n,) or (n, K) logit change, z_eff − z₀
+q              coordinates     (n,) or (n, K) L⁻¹ Δz: Δ_ŵ in the frame
+u, v           features        (m, n), (m,) φ(x) in the frame, squared norm of the remainder
+=============  ==============  ===========================================================
+
+The columns of φ(X) L⁻ᵀ are orthonormal and row i adds exactly axis i, so the student trained on
+the first m rows is ``q[:m]``. With a ridge α, or weights W, the frame is that of the augmented
+features [φ(xᵢ), √(α/wᵢ) eᵢ], and all statements hold for the ridge student.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sklearn_kd.exceptions import IllConditionedWarning, NotPSDError
+from sklearn_kd.kernels._function import KernelFunction
+from sklearn_kd.linalg._cholesky import Factor, factor_in_place, reciprocal_condition
+from sklearn_kd.linalg._memory import MEMORY_REMEDY, WORKSPACE_BYTES, frame_bytes, require
+
+
+class TangentFrame:
+    """Orthonormal frame of the span of the training features, L with Θ_n + α W⁻¹ = L Lᵀ.
+
+    Parameters
+    ----------
+    kernel : KernelFunction
+        The tangent kernel, a function of tensors.
+    X : Tensor of shape (n, d)
+        Distinct training rows; their dtype and device are the frame's.
+    alpha : float, default=0.0
+        Ridge α ≥ 0.
+    weights : Tensor of shape (n,), default=None
+        Positive row weights w, which divide the ridge: α / wᵢ. None means 1.
+    memory_limit : "auto" or number of bytes, default="auto"
+        Budget for the n² factor.
+
+    Attributes
+    ----------
+    jitter : float
+        What was added to the diagonal for the factorization to succeed; 0 almost always.
+    rcond : float
+        Estimate of 1 / cond₁(L Lᵀ).
+
+    Raises
+    ------
+    MemoryBudgetError
+        If the factor does not fit the budget; nothing is allocated then.
+    NotPSDError
+        If no admissible jitter makes the kernel matrix positive definite.
+
+    Warns
+    -----
+    IllConditionedWarning
+        If a jitter was needed, or ``rcond`` is below the dtype's resolution.
+    """
+
+    def __init__(
+        self,
+        kernel: KernelFunction,
+        X: Tensor,
+        *,
+        alpha: float = 0.0,
+        weights: Tensor | None = None,
+        memory_limit: float | str = "auto",
+    ) -> None:
+        n, d = X.shape
+        require(
+            frame_bytes(n, d, 1, X.dtype),
+            memory_limit,
+            X.device,
+            what=f"Factoring the kernel matrix of n={n} distinct rows",
+            remedy=MEMORY_REMEDY,
+        )
+        self.kernel = kernel
+        self.X = X
+        self.alpha = alpha
+        self.weights = weights
+        self._adopt(factor_in_place(self._assembler()))
+
+    def _adopt(self, factor: Factor) -> None:
+        self.lower, self.jitter = factor
+        self.rcond = reciprocal_condition(self.lower)
+        self._warn_if_ill_conditioned()
+
+    def _assembler(self) -> Callable[[], Tensor]:
+        storage = self.X.new_empty((len(self.X), len(self.X)))
+
+        def assemble() -> Tensor:
+            self.kernel.gram(self.X, out=storage, symmetrize=False)
+            storage.diagonal().add_(self._ridge(self.weights))
+            return storage
+
+        return assemble
+
+    def _ridge(self, weights: Tensor | None) -> Tensor | float:
+        return self.alpha if weights is None else self.alpha / weights
+
+    def _warn_if_ill_conditioned(self) -> None:
+        epsilon = torch.finfo(self.X.dtype).eps
+        if self.jitter > 0 or self.rcond < epsilon:
+            pivot = self.lower.diagonal().min().item() ** 2
+            warnings.warn(
+                f"The kernel matrix of {self.n_rows} rows is numerically singular (rcond "
+                f"{self.rcond:.2g}, smallest pivot {pivot:.2g}, jitter {self.jitter:.2g}): "
+                "rounding decides part of the answer. Use alpha > 0, remove near-duplicate "
+                "rows, or a deeper or less smooth kernel.",
+                IllConditionedWarning,
+                stacklevel=4,
+            )
+
+    @property
+    def n_rows(self) -> int:
+        """Number of training rows, n."""
+        return len(self.X)
+
+    def coordinates(self, targets: Tensor) -> Tensor:
+        """Return q = L⁻¹ Δz: the weight change of the student in the frame.
+
+        ``q[:m]`` is the weight change of the student trained on the first m rows.
+        """
+        columns = targets.reshape(self.n_rows, -1)
+        return torch.linalg.solve_triangular(self.lower, columns, upper=False).reshape(
+            targets.shape
+        )
+
+    def solve(self, targets: Tensor) -> Tensor:
+        """Return the dual coefficients (Θ_n + α W⁻¹)⁻¹ Δz (Eq. 4)."""
+        columns = self.coordinates(targets).reshape(self.n_rows, -1)
+        return torch.linalg.solve_triangular(self.lower.T, columns, upper=True).reshape(
+            targets.shape
+        )
+
+    def weight_change_norm(self, targets: Tensor, coefficients: Tensor) -> float:
+        """Return ‖Δ_ŵ‖₂ = √(aᵀ Θ_n a), squares summed over the classes.
+
+        Parameters
+        ----------
+        targets, coefficients : Tensor of shape (n,) or (n, K)
+            Δz, and a = `solve` (Δz).
+        """
+        # aᵀ Θ a = aᵀ Δz − aᵀ (α W⁻¹ + jitter) a; without a ridge just aᵀ Δz = ‖q‖².
+        ridge = torch.as_tensor(self._ridge(self.weights), dtype=targets.dtype) + self.jitter
+        ridge = ridge.to(targets.device).reshape(-1, *[1] * (targets.ndim - 1))
+        squared = (coefficients * (targets - ridge * coefficients)).sum()
+        return squared.clamp_min(0).sqrt().item()
+
+    def features(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return φ(x) in the frame: u = L⁻¹ Θ(X_fit, x), and v(x) = Θ(x, x) − ‖u‖².
+
+        Parameters
+        ----------
+        X : Tensor of shape (m, d)
+
+        Returns
+        -------
+        u : Tensor of shape (m, n)
+        v : Tensor of shape (m,)
+            Squared norm of what the frame does not reach. It is the difference of two numbers
+            of size Θ(x, x), so below n·ε·Θ(x, x), its rounding error, it is returned as 0: to
+            working precision x adds no direction.
+        """
+        cross = self.kernel.block(self.X, X)
+        u = torch.linalg.solve_triangular(self.lower, cross, upper=False).T
+        squared_norm = self.kernel.diag(X)
+        v = squared_norm - u.square().sum(dim=1)
+        resolution = self.n_rows * torch.finfo(v.dtype).eps * squared_norm
+        return u, torch.where(v > resolution, v, torch.zeros_like(v))
+
+    def feature_blocks(self, X: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield (rows, u, v) of `features` for consecutive blocks of ``X``, in bounded memory."""
+        step = max(1, WORKSPACE_BYTES // (2 * self.n_rows * X.dtype.itemsize))
+        for start in range(0, len(X), step):
+            rows = slice(start, min(start + step, len(X)))
+            yield rows, *self.features(X[rows])
+
+    def prefix_norms(self, targets: Tensor) -> Tensor:
+        """Return ‖Δ_ŵ,m‖₂ for m = 1…n, shape (n,); squares are summed over the classes."""
+        squares = self.coordinates(targets).reshape(self.n_rows, -1).square().sum(dim=1)
+        return squares.cumsum(0).sqrt()
+
+    def prefix_predictions(
+        self, X: Tensor, targets: Tensor, sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return f_m(x) − z₀(x) = u[:m] @ q[:m] for each training-set size m.
+
+        Parameters
+        ----------
+        X : Tensor of shape (m, d)
+        targets : Tensor of shape (n,) or (n, K)
+        sizes : increasing sequence of int, default=None
+            Training-set sizes; None means 1…n.
+
+        Returns
+        -------
+        Tensor of shape (n_sizes, m) or (n_sizes, m, K)
+        """
+        sizes = range(1, self.n_rows + 1) if sizes is None else sizes
+        q = self.coordinates(targets)
+        out = q.new_empty((len(sizes), len(X), *q.shape[1:]))
+        for rows, u, _ in self.feature_blocks(X):
+            logits = q.new_zeros((u.shape[0], *q.shape[1:]))
+            start = 0
+            for position, size in enumerate(sizes):
+                logits = logits + u[:, start:size] @ q[start:size]
+                out[position, rows] = logits
+                start = size
+        return out
+
+    def one_step_errors(self, targets: Tensor) -> Tensor:
+        """Return each row's error under the student trained on the rows before it.
+
+        Δz_{m+1} − f_m(x_{m+1}) = L[m, m] q[m] for m = 0…n−1.
+        """
+        q = self.coordinates(targets)
+        return q * self.lower.diagonal().reshape(-1, *[1] * (q.ndim - 1))
+
+    def loo(self, targets: Tensor) -> Tensor:
+        """Return each row's prediction by the student trained on all the other rows.
+
+        With A = L Lᵀ and a = A⁻¹ Δz: f₋ᵢ(xᵢ) = Δzᵢ − aᵢ / (A⁻¹)ᵢᵢ.
+        """
+        inverse_diagonal = self._inverse_diagonal()
+        shape = (-1, *[1] * (targets.ndim - 1))
+        return targets - self.solve(targets) / inverse_diagonal.reshape(shape)
+
+    def _inverse_diagonal(self) -> Tensor:
+        """Return diag(A⁻¹): the squared column norms of L⁻¹, a block of columns at a time."""
+        n = self.n_rows
+        out = self.lower.new_empty(n)
+        step = max(1, WORKSPACE_BYTES // (2 * n * self.lower.dtype.itemsize))
+        for start in range(0, n, step):
+            width = min(step, n - start)
+            columns = self.lower.new_zeros((n - start, width))
+            columns.diagonal().fill_(1)
+            # L⁻¹ is lower triangular: these columns live in the rows from `start` on.
+            inverse = torch.linalg.solve_triangular(
+                self.lower[start:, start:], columns, upper=False
+            )
+            out[start : start + width] = inverse.square().sum(dim=0)
+        return out
+
+    def kfold(self, targets: Tensor, folds: Tensor) -> Tensor:
+        """Return each row's prediction by the student trained on the rows of the other folds.
+
+        With A = L Lᵀ, a = A⁻¹ Δz and S the rows of a fold:
+        f₋S(x_S) = Δz_S − [(A⁻¹)_SS]⁻¹ a_S.
+
+        Parameters
+        ----------
+        targets : Tensor of shape (n,) or (n, K)
+        folds : Tensor of int of shape (n,)
+            The fold that holds each row out.
+        """
+        a = self.solve(targets).reshape(self.n_rows, -1)
+        out = targets.reshape(self.n_rows, -1).clone()
+        for fold in folds.unique():
+            held_out = (folds == fold).nonzero()[:, 0]
+            columns = self.lower.new_zeros((self.n_rows, len(held_out)))
+            columns[held_out, torch.arange(len(held_out), device=columns.device)] = 1
+            inverse = torch.linalg.solve_triangular(self.lower, columns, upper=False)
+            block = torch.linalg.cholesky(inverse.T @ inverse)
+            out[held_out] -= torch.cholesky_solve(a[held_out], block)
+        return out.reshape(targets.shape)
+
+    def append(self, X: Tensor, weights: Tensor | None = None) -> Self:
+        """Return the frame of the training rows followed by ``X``; this one stays as it is.
+
+        The new rows of the factor are [Uᵀ, chol(Θ(X, X) + α W⁻¹ − Uᵀ U)]: O(n² m) instead of
+        the O(n³) of a new factorization.
+
+        Raises
+        ------
+        NotPSDError
+            If the new rows add no direction, such as copies of rows already there.
+        """
+        n, m = self.n_rows, len(X)
+        if (weights is None) != (self.weights is None):
+            raise ValueError("weights must be given for the appended rows iff the frame has some.")
+        storage = self.X.new_zeros((n + m, n + m)).T
+        storage[:n, :n] = self.lower
+        cross = self.kernel.block(self.X, X)
+        u = torch.linalg.solve_triangular(self.lower, cross, upper=False).T
+        schur = self.kernel.gram(X)
+        schur.diagonal().add_(self._ridge(weights)).add_(self.jitter)
+        schur -= u @ u.T
+        corner, info = torch.linalg.cholesky_ex(schur)
+        if info.item() > 0:
+            raise NotPSDError(
+                f"Appended row {info.item() - 1} adds no direction to the frame: it repeats an "
+                "earlier row, or rounding decides. Merge duplicates, or build a new TangentFrame."
+            )
+        storage[n:, :n] = u
+        storage[n:, n:] = corner
+        grown = object.__new__(type(self))
+        grown.kernel, grown.alpha = self.kernel, self.alpha
+        grown.X = torch.cat([self.X, X])
+        grown.weights = None if self.weights is None else torch.cat([self.weights, weights])
+        grown._adopt(Factor(storage, self.jitter))
+        return grown

@@ -1,0 +1,56 @@
+"""Transfer risk: how often the student's class differs from the teacher's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def transfer_risk(
+    teacher_logits: Tensor, student_logits: Tensor, sample_weight: Tensor | None = None
+) -> Tensor:
+    """Return the share of rows on which teacher and student disagree on the class.
+
+    R = P_x[z_t(x) z_s(x) < 0] for two classes (Ji & Zhu 2020); for more, the arg max differs.
+
+    Parameters
+    ----------
+    teacher_logits, student_logits : array-like of shape (n,) or (n, K)
+        Logits of the same rows. A logit of exactly 0 (two classes) disagrees with nothing.
+    sample_weight : array-like of shape (n,), default=None
+        Row weights of the mean.
+
+    Returns
+    -------
+    float
+        The transfer risk, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    Examples
+    --------
+    >>> from sklearn_kd.metrics import transfer_risk
+    >>> float(transfer_risk([2.0, -1.0, 0.5, -3.0], [1.0, 0.5, 0.1, -2.0]))
+    0.25
+    """
+    if teacher_logits.shape != student_logits.shape:
+        raise ValueError(
+            f"teacher_logits has shape {tuple(teacher_logits.shape)}, but student_logits has "
+            f"shape {tuple(student_logits.shape)}; give the logits of the same rows and classes."
+        )
+    if teacher_logits.ndim == 1:
+        # Signs, not the product: z_t z_s underflows for small logits.
+        disagree = teacher_logits.sign() * student_logits.sign() < 0
+    else:
+        disagree = teacher_logits.argmax(dim=1) != student_logits.argmax(dim=1)
+    return weighted_mean(disagree.to(teacher_logits.dtype), sample_weight)
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Return Σ w v / Σ w over the rows; w = 1 where ``weights`` is None."""
+    if weights is None:
+        return values.mean()
+    return torch.dot(weights, values) / weights.sum()

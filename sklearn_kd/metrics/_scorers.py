@@ -1,0 +1,101 @@
+"""Scorers on fitted students, for `GridSearchCV` and everything else that takes ``scoring``."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+from sklearn.pipeline import Pipeline
+
+from sklearn_kd._array import to_tensor
+from sklearn_kd._sklearn import BaseScorer
+from sklearn_kd.metrics._inefficiency import held_out_data_inefficiency
+from sklearn_kd.metrics._risk import transfer_risk
+
+
+class DistillationScorer(BaseScorer):
+    """A score of a fitted student that looks at its teacher, greater is better.
+
+    Call it as ``scorer(estimator, X, y)``. ``estimator`` is a fitted student, a `Pipeline` that
+    ends in one (the teacher then sees what the student sees: the transformed rows), or a search
+    over one.
+
+    The teacher's logits on ``X`` come from ``estimator.teacher_``, or from the metadata
+    ``teacher_logits`` where the student was fitted on logits and has no teacher.
+    """
+
+    def __init__(self, name, score_func):
+        super().__init__(score_func, sign=-1, kwargs={})
+        self._name = name
+
+    def _score(self, method_caller, estimator, X, y_true, **kwargs):
+        student, X = _student_and_rows(estimator, X)
+        return self._sign * self._score_func(student, X, y_true, **kwargs)
+
+    def __repr__(self):
+        return self._name
+
+    def set_score_request(self, **kwargs: bool | str | None) -> Self:
+        """Return a copy of this scorer that requests the named metadata.
+
+        Parameters
+        ----------
+        **kwargs : bool, str or None
+            ``teacher_logits=True`` and ``sample_weight=True`` ask for these, as in
+            scikit-learn's metadata routing, which must be enabled.
+        """
+        return BaseScorer.set_score_request(copy.deepcopy(self), **kwargs)
+
+
+def _student_and_rows(estimator: Any, X: Any) -> tuple[Any, Any]:
+    """Return the student inside ``estimator`` and the rows as the student sees them."""
+    while not hasattr(estimator, "effective_decision_function"):
+        if isinstance(estimator, Pipeline):
+            X, estimator = estimator[:-1].transform(X), estimator[-1]
+        elif hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        else:
+            raise TypeError(
+                f"{type(estimator).__name__} is not a LinearizedKDStudent, nor a fitted Pipeline "
+                "or search that ends in one; this scorer needs the student's teacher and frame."
+            )
+    return estimator, X
+
+
+def _transfer_risk(student, X, y, *, teacher_logits=None, sample_weight=None):
+    weights = None if sample_weight is None else to_tensor(sample_weight)
+    risk = transfer_risk(
+        to_tensor(student.teacher_decision_function(X, teacher_logits)),
+        to_tensor(student.decision_function(X)),
+        weights,
+    )
+    return risk.item()
+
+
+def _data_inefficiency(student, X, y, *, teacher_logits=None, sample_weight=None):
+    frame = student.frame_
+    z_eff = to_tensor(student.effective_decision_function(X, y, teacher_logits))
+    q = frame.coordinates(student._to_working(student.effective_logits_))
+    rows = student._to_working(student._check_new_rows(X, "score"))
+    errors, directions = torch.empty_like(z_eff), z_eff.new_empty(len(rows))
+    for block, u, v in frame.feature_blocks(rows):
+        errors[block] = z_eff[block] - (u @ q).to(z_eff)
+        # The ridge of the new row lies along its axis, unless the row adds no axis at all.
+        directions[block] = torch.where(v > 0, v + frame.alpha + frame.jitter, v).to(z_eff)
+    weights = None if sample_weight is None else to_tensor(sample_weight)
+    squared_norm = q.square().sum().to(z_eff)
+    return held_out_data_inefficiency(
+        squared_norm, errors, directions, frame.n_rows, weights
+    ).item()
+
+
+neg_transfer_risk_scorer = DistillationScorer("neg_transfer_risk_scorer", _transfer_risk)
+"""Negated transfer risk on held-out rows: minus the share of rows on which student and teacher
+disagree (`transfer_risk`). Greater is better; in [-1, 0]."""
+
+neg_data_inefficiency_scorer = DistillationScorer(
+    "neg_data_inefficiency_scorer", _data_inefficiency
+)
+"""Negated data inefficiency 𝓘(n) (Eq. 10) with each held-out row as the next training row: exact,
+without a refit. Greater is better; at most 0."""

@@ -1,0 +1,84 @@
+"""The import directions of the package, and what importing it must not pull in."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sklearn_kd
+
+PACKAGE = Path(sklearn_kd.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# A -> what A may import of sklearn_kd, besides its own folder.
+BASE = {"exceptions", "_array"}
+NUMERIC = {"kernels", "distillation", "linalg", "metrics"}
+ALLOWED = {
+    "exceptions": set(),
+    "_array": {"exceptions"},
+    "_sklearn": set(),
+    "kernels": BASE,
+    "distillation": BASE,
+    "linalg": BASE | {"kernels"},
+    "metrics": BASE | {"_sklearn", "linalg", "distillation", "kernels"},
+    "_logits": BASE | {"_sklearn"},
+    "_base": BASE | NUMERIC | {"_sklearn", "_logits"},
+    "_teacher": BASE | NUMERIC | {"_sklearn", "_logits", "_base"},
+    "_student": BASE | NUMERIC | {"_sklearn", "_logits", "_base", "_teacher"},
+    "__init__": {"_teacher", "_student"},
+}
+
+# The files of the numeric folders that know scikit-learn: its kernel class, its scorers.
+SKLEARN_FACING = {"kernels/_ntk.py", "kernels/__init__.py", "metrics/_scorers.py"}
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    own = layer(path)
+    assert own in ALLOWED, f"add {own} to the layers"
+    for module in imported_modules(path):
+        parts = module.split(".")
+        if parts[0] == "sklearn_kd" and len(parts) > 1 and parts[1] in ALLOWED:
+            assert parts[1] == own or parts[1] in ALLOWED[own], f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_numeric_files_do_not_import_sklearn(path):
+    relative = path.relative_to(PACKAGE).as_posix()
+    if layer(path) in NUMERIC and relative not in SKLEARN_FACING:
+        assert not any(module.split(".")[0] == "sklearn" for module in imported_modules(path))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_private_sklearn_names_only_in_one_file(path):
+    if path.name == "_sklearn.py":
+        return
+    for module in imported_modules(path):
+        parts = module.split(".")
+        if parts[0] == "sklearn":
+            assert not any(part.startswith("_") for part in parts), f"{path.name}: {module}"
+
+
+def test_import_pulls_in_no_plotting_library():
+    code = "import sys, sklearn_kd, sklearn_kd.metrics; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "sklearn_kd._student" in loaded
+    assert not {"matplotlib", "pandas", "rich"} & set(loaded)
