@@ -1,0 +1,92 @@
+r"""What every way of training in function space needs: products with Θ and loss derivatives.
+
+A network in the wide limit is f = Θ(·, X) a, so training it means finding dual coefficients a.
+
+======  ============================================  ==============================
+symbol  meaning                                       name, shape
+======  ============================================  ==============================
+Θ, K    tangent kernel of the training rows           ``kernel_matrix`` (n, n)
+a       dual coefficients                             ``coefs`` (n,) or (n, C)
+f       logits on the training rows, K a              ``logits`` like a
+y       labels in [0, 1] or rows of the simplex       ``labels`` like a
+ω       row weights                                   ``weights`` (n,)
+W       minus the derivative of ω r(f) in f           ``CurvatureRoot`` holds M, W = M Mᵀ
+======  ============================================  ==============================
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["CurvatureRoot", "KernelProduct", "residual"]
+
+
+class KernelProduct:
+    """The map a -> K a, counting how often it is applied: products are the cost of training."""
+
+    def __init__(self, kernel_matrix: Tensor) -> None:
+        self.kernel_matrix = kernel_matrix
+        self.count = 0
+
+    def __call__(self, coefs: Tensor) -> Tensor:
+        self.count += 1
+        return self.kernel_matrix @ coefs
+
+
+def residual(logits: Tensor, labels: Tensor, loss: str) -> Tensor:
+    """Minus the derivative of the loss in the logits, row by row."""
+    # log_loss       r = y - sigmoid(f), or Y - softmax(f)
+    # squared_error  r = (2 y - 1) - f,  or (Y - 1/C) - f;  loss (target - f)^2 / 2
+    if loss == "squared_error":
+        target = 2 * labels - 1 if labels.ndim == 1 else labels - 1 / labels.shape[1]
+        return target - logits
+    if labels.ndim == 1:  # without the cancellation of 1 - sigmoid(f) once a label is fitted
+        return labels * torch.sigmoid(-logits) - (1 - labels) * torch.sigmoid(logits)
+    return labels - torch.softmax(logits, dim=1)
+
+
+class CurvatureRoot:
+    """A square root M of the loss's curvature: W = M Mᵀ, one C x C block per row.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n,) or (n, C)
+        Where the curvature is taken.
+    weights : Tensor of shape (n,)
+        Positive row weights.
+    loss : {"log_loss", "squared_error"}
+    """
+
+    # squared_error        W_i = ω_i I
+    # log_loss, binary     W_i = ω_i p (1 - p)
+    # log_loss, C classes  W_i = ω_i (diag(p) - p pᵀ) = ω_i (diag(q) - p qᵀ)(diag(q) - q pᵀ), q = √p
+    def __init__(self, logits: Tensor, weights: Tensor, loss: str) -> None:
+        self.probabilities: Tensor | None = None
+        if logits.ndim == 1:
+            curvature = torch.sigmoid(logits) * torch.sigmoid(-logits)
+            self.scale = (weights if loss == "squared_error" else weights * curvature).sqrt()
+        elif loss == "squared_error":
+            self.scale = weights.sqrt()[:, None]
+        else:
+            p = torch.softmax(logits, dim=1)
+            self.probabilities = p
+            self.scale = (weights[:, None] * p).sqrt()
+
+    def apply(self, vector: Tensor) -> Tensor:
+        """Return M x."""
+        scaled = self.scale * vector
+        if self.probabilities is None:
+            return scaled
+        return scaled - self.probabilities * scaled.sum(dim=1, keepdim=True)
+
+    def apply_transpose(self, vector: Tensor) -> Tensor:
+        """Return Mᵀ x."""
+        if self.probabilities is None:
+            return self.scale * vector
+        mean = (self.probabilities * vector).sum(dim=1, keepdim=True)
+        return self.scale * (vector - mean)
+
+    def curvature(self, vector: Tensor) -> Tensor:
+        """Return W x."""
+        return self.apply(self.apply_transpose(vector))

@@ -1,0 +1,299 @@
+r"""Training in function space: gradient flow of the dual coefficients.
+
+Gradient descent with a small learning rate on the mean loss moves the dual coefficients a of
+f = Θ(·, X) a along
+
+    da/dt = ω r(K a),   a(0) = 0,   t = learning rate x epochs,
+
+(symbols as in `_function_space`). The flow is stiff, since eigenvalues of K spread over many
+orders of magnitude and t reaches 1e5 and more, and K is too large to factor at every step. The
+exponential Rosenbrock method exprb43 (Hochbruck, Ostermann and Schweitzer, SIAM J. Numer. Anal.
+47, 2009; order 4 with an embedded order 3) solves the linearised flow exactly and needs K only in
+products: phi functions of the Jacobian J = -W K act through short Lanczos recurrences. The
+squared loss is linear, hence exact in one step wherever the recurrence converges.
+
+Products with K up to t = 1e5 (n = 1000 handwritten digits, ReLU network of depth 3), error in the
+logits: 0.6e3 (binary) and 1.4e3 (10 classes) for 2e-5; the stabilised explicit method RKC2 took
+2.7e3 and 2.4e3 for an error ten times as large.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.linalg import eigh_tridiagonal
+from torch import Tensor
+
+from ..exceptions import NotPSDError
+from ._function_space import CurvatureRoot, KernelProduct, residual
+
+__all__ = ["gradient_flow"]
+
+MAX_KRYLOV_DIMENSION = 100
+
+
+def _phi(order: int, x: np.ndarray) -> np.ndarray:
+    """Return phi_order(-x) for x >= 0."""
+    # phi_0(z) = e^z, phi_{k+1}(z) = (phi_k(z) - 1/k!) / z;  phi_k(z) = sum_i z^i / (i + k)!
+    z = -np.asarray(x, dtype=np.float64)
+    near = np.where(z > -1, z, 0.0)  # the recursion cancels near 0, the series is short there
+    series = sum(near**i * (1 / math.factorial(i + order)) for i in range(18))
+    far = np.where(z > -1, -1.0, z)
+    recursion = np.exp(far)
+    for k in range(order):
+        recursion = (recursion - 1 / math.factorial(k)) / far
+    return np.where(z > -1, series, recursion)
+
+
+class _KrylovSpace:
+    r"""phi functions of the Jacobian J = -W K acting on one vector v, by Lanczos.
+
+    A state is a stacked pair (a, K a), so logits never cost a product of their own.
+    """
+
+    # J is not symmetric, B = Mᵀ K M is:
+    #     phi_k(-h W K) v = v / k! - h M phi_{k+1}(-h B) Mᵀ K v,
+    # since phi_k(z) = 1/k! + z phi_{k+1}(z).
+    # Lanczos: B V = V T + ..., first column of V = Mᵀ K v / β, so
+    #     phi_{k+1}(-h B) Mᵀ K v = β V phi_{k+1}(-h T) e_1,
+    # and the stored columns of K M V give K times it.
+    def __init__(self, product: KernelProduct, root: CurvatureRoot, vector: Tensor) -> None:
+        self.product, self.root = product, root
+        self.state = torch.stack([vector, product(vector)])
+        start = root.apply_transpose(self.state[1])
+        self.norm = start.norm().item()
+        capacity = min(MAX_KRYLOV_DIMENSION, vector.numel())
+        self.basis = vector.new_empty(capacity, vector.numel())
+        self.images = torch.empty_like(self.basis)
+        self.diagonal: list[float] = []
+        self.off_diagonal: list[float] = []
+        self.exhausted = self.norm == 0
+        self.next = start / (self.norm or 1.0)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.diagonal) == len(self.basis)
+
+    def extend(self) -> None:
+        """Add one dimension: one product with K."""
+        m = len(self.diagonal) + 1
+        self.basis[m - 1] = self.next.flatten()
+        image = self.product(self.root.apply(self.next))
+        self.images[m - 1] = image.flatten()
+        following = self.root.apply_transpose(image).flatten()
+        basis = self.basis[:m]
+        overlap = basis @ following
+        following = following - overlap @ basis
+        correction = basis @ following  # orthogonal to working precision only after a second pass
+        following = following - correction @ basis
+        self.diagonal.append((overlap[-1] + correction[-1]).item())
+        self.off_diagonal.append(following.norm().item())
+        if not math.isfinite(self.diagonal[-1]):
+            raise FloatingPointError("gradient flow: a product with kernel_matrix is not finite.")
+        eps = torch.finfo(following.dtype).eps
+        self.ritz, self.rotation = eigh_tridiagonal(self.diagonal, self.off_diagonal[:-1])
+        if self.ritz[0] < -10 * len(self.state[0]) * eps * self.ritz[-1]:
+            raise NotPSDError(
+                "kernel_matrix is not positive semi-definite: the curvature Mᵀ K M has eigenvalues "
+                f"{self.ritz[0]:.3g} and {self.ritz[-1]:.3g}. Use a positive semi-definite kernel."
+            )
+        self.exhausted = self.off_diagonal[-1] <= 10 * eps * self.ritz[-1]
+        self.next = (following / (self.off_diagonal[-1] or 1.0)).view_as(self.next)
+
+    def coefficients(self, order: int, step: float) -> np.ndarray:
+        """Return h β phi_{order+1}(-h T) e_1."""
+        phi = _phi(order + 1, step * self.ritz.clip(min=0))
+        return step * self.norm * (self.rotation @ (phi * self.rotation[0]))
+
+    def last_term(self, order: int, step: float) -> float:
+        """Return how much the newest dimension moves the logits of ``h phi_order(h J) v``."""
+        image = self.images[len(self.diagonal) - 1]
+        return step * abs(self.coefficients(order, step)[-1]) * image.abs().max().item()
+
+    def resolve(self, orders: tuple[int, ...], step: float, accuracy: float) -> bool:
+        """Extend until each ``h phi_k(h J) v`` is as accurate as asked; tell whether it is."""
+        while not self.exhausted:
+            if self.diagonal and all(self.last_term(k, step) <= accuracy for k in orders):
+                return True
+            if self.is_full:
+                return False
+            self.extend()
+        return True
+
+    def phi(self, order: int, step: float) -> Tensor:
+        """Return phi_order(h J) v and K times it, stacked."""
+        state = self.state / math.factorial(order)
+        if not self.diagonal:
+            return state
+        m = len(self.diagonal)
+        c = torch.as_tensor(self.coefficients(order, step)).to(state)
+        moved = (c @ self.basis[:m]).view_as(state[0])
+        return state - torch.stack([self.root.apply(moved), (c @ self.images[:m]).view_as(moved)])
+
+
+def gradient_flow(
+    kernel_matrix: Tensor,  # (n, n)
+    labels: Tensor,  # (n,) or (n, C)
+    weights: Tensor,  # (n,)
+    *,
+    stopping_times: list[float] | np.ndarray,
+    loss: str = "log_loss",
+    tol: float = 3e-4,
+) -> tuple[Tensor, dict[str, int]]:
+    r"""Train in function space by gradient flow up to each of several stopping times.
+
+    Solves, from a(0) = 0,
+
+    .. math:: \dot a = \omega \odot \bigl(y - \sigma(K a)\bigr)
+              \quad\text{(log loss)}, \qquad
+              \dot a = \omega \odot (z - K a) \quad\text{(squared error)},
+
+    where :math:`\sigma` is the sigmoid or, for C classes, the softmax, and the target :math:`z` is
+    :math:`2y - 1` or, for C classes, :math:`Y - 1/C`. Time is learning rate times epochs on the
+    weighted mean of the loss. The logits of the trained network at a new row x are
+    :math:`\Theta(x, X) a`. Coefficients of C classes sum to zero in each row.
+
+    Parameters
+    ----------
+    kernel_matrix : Tensor of shape (n, n)
+        Tangent kernel of the training rows: symmetric, positive semi-definite, float64 or float32.
+        It is only multiplied with.
+    labels : Tensor of shape (n,) or (n, C)
+        Probabilities of the positive class, in [0, 1], or rows of the simplex.
+    weights : Tensor of shape (n,)
+        Positive row weights that sum to 1.
+    stopping_times : sequence of S floats
+        Non-negative, strictly increasing.
+    loss : {"log_loss", "squared_error"}, default="log_loss"
+    tol : float, default=3e-4
+        Bound, per step, on the third-order estimate of the error in the logits f, as a multiple of
+        1 + \|f\|. The result is of fourth order: at the default its error after all steps was
+        about 3e-5 where compared with a reference.
+
+    Returns
+    -------
+    coefs : Tensor of shape (S, n) or (S, n, C)
+        Dual coefficients a at each stopping time.
+    info : dict
+        ``n_products`` with the kernel matrix, ``n_steps`` and ``n_rejected`` steps.
+
+    Raises
+    ------
+    ValueError
+        If ``stopping_times`` do not increase, ``tol`` is beyond the dtype, or the kernel matrix
+        has non-finite entries.
+    NotPSDError
+        If the kernel matrix shows a negative eigenvalue.
+    FloatingPointError
+        If the step size collapses.
+
+    Notes
+    -----
+    Two classes can be trained as one logit or as two outputs. The logit z of the former and the
+    difference of the two outputs of the latter, each output a network of its own, relate by: for
+    the squared error they are equal at all times; for the log loss the difference moves twice as
+    fast, a softmax at time t being the sigmoid at time 2 t.
+
+    Examples
+    --------
+    With one row and squared error, f(t) = z (1 - exp(-K t)):
+
+    >>> import torch
+    >>> from sklearn_kd.distillation._gradient_flow import gradient_flow
+    >>> K, y, weights = torch.tensor([[2.0]]), torch.tensor([1.0]), torch.tensor([1.0])
+    >>> coefs, _ = gradient_flow(K, y, weights, loss="squared_error", stopping_times=[0.0, 1.0])
+    >>> (coefs @ K).flatten().tolist()
+    [0.0, 0.86466...]
+    """
+    times = [float(t) for t in stopping_times]
+    if not all(math.isfinite(t) and t >= 0 for t in times) or sorted(set(times)) != times:
+        raise ValueError(
+            f"stopping_times={times} must be finite, non-negative and strictly increasing."
+        )
+    if tol < 100 * torch.finfo(kernel_matrix.dtype).eps:
+        raise ValueError(
+            f"tol={tol} is too small for {kernel_matrix.dtype}; raise it or use float64."
+        )
+
+    product = KernelProduct(kernel_matrix)
+    row_weights = weights if labels.ndim == 1 else weights[:, None]
+    state = torch.zeros_like(labels).repeat(2, *[1] * labels.ndim)  # a and K a
+    coefs = []
+    n_steps = n_rejected = 0
+    t, step = 0.0, math.inf
+    for stopping_time in times:
+        while t < stopping_time:
+            force = row_weights * residual(state[1], labels, loss)
+            root = CurvatureRoot(state[1], weights, loss)
+            flow = _KrylovSpace(product, root, force)
+            if n_steps == 0:
+                speed = flow.state[1].abs().max().item()
+                if not math.isfinite(speed):
+                    raise ValueError("kernel_matrix has non-finite entries.")
+                step = 0.1 / speed if speed else math.inf  # no logit has moved far by then
+            while True:
+                remaining = stopping_time - t
+                # Two equal steps rather than a full one and a sliver.
+                trial = remaining if remaining <= step else min(step, remaining / 2)
+                while not flow.resolve((1,), trial, 0.1 * tol):
+                    trial *= 0.7
+                proposal, error = _exprb43(flow, state, labels, row_weights, loss, trial, tol)
+                factor = min(5.0, max(0.1, 0.8 * max(error, 1e-9) ** -0.25))
+                if error <= 1:
+                    break
+                n_rejected += 1
+                step = trial * factor
+                if t + step == t or step < 1e-12 * times[-1] / 1e6:
+                    raise FloatingPointError(
+                        f"gradient flow: the step size collapsed to {step:.3g} at time {t:.3g}; "
+                        f"raise tol={tol} or use float64."
+                    )
+            state = proposal
+            n_steps += 1
+            t = stopping_time if trial == remaining else t + trial
+            step = max(step, trial * factor) if factor > 1 else trial * factor
+        state[1] = product(state[0])  # drops the rounding that the steps have gathered
+        coefs.append(state[0].clone())
+    info = {"n_products": product.count, "n_steps": n_steps, "n_rejected": n_rejected}
+    return torch.stack(coefs), info
+
+
+def _exprb43(
+    flow: _KrylovSpace,
+    state: Tensor,  # (2, n) or (2, n, C)
+    labels: Tensor,
+    row_weights: Tensor,
+    loss: str,
+    h: float,
+    tol: float,
+) -> tuple[Tensor, float]:
+    """Return the state after a step h and its error estimate in units of the tolerance."""
+
+    # u_2 = u + h/2 phi_1(hJ/2) F,   u_3 = u + h phi_1(hJ) F + h phi_1(hJ) D_2,
+    # D_i = F(u_i) - F(u) - J (u_i - u),
+    # u+  = u + h phi_1(hJ) F + h (16 phi_3 - 48 phi_4) D_2 + h (-2 phi_3 + 12 phi_4) D_3,
+    # the phi_4 terms being the error of the embedded method. With E = D_3 - 4 D_2, which vanishes
+    # for a quadratic F and so needs few products:
+    # u+  = u + h phi_1(hJ) F + 8 h phi_3 D_2 - 2 h phi_3 E + 12 h phi_4 E.
+    def remainder(stage: Tensor) -> Tensor:
+        moved = stage[1] - state[1]
+        change = residual(stage[1], labels, loss) - residual(state[1], labels, loss)
+        return row_weights * change + flow.root.curvature(moved)
+
+    accuracy = 0.1 * tol
+    D_2 = remainder(state + h / 2 * flow.phi(1, h / 2))
+    linear = state + h * flow.phi(1, h)
+    second = _KrylovSpace(flow.product, flow.root, D_2)
+    if not second.resolve((1, 3), h, accuracy):
+        return state, 16.0
+    E = remainder(linear + h * second.phi(1, h)) - 4 * D_2
+    third = _KrylovSpace(flow.product, flow.root, E)
+    if not third.resolve((3, 4), h, accuracy):
+        return state, 16.0
+    correction = 12 * h * third.phi(4, h)
+    proposal = linear + h * (8 * second.phi(3, h) - 2 * third.phi(3, h)) + correction
+    scale = tol * (1 + torch.maximum(state[1].abs(), proposal[1].abs()))
+    error = (correction[1].abs() / scale).max().item()
+    return proposal, error if math.isfinite(error) else math.inf
