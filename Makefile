@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python docs/examples/plot_demo.py
+	$(BIN)/python docs/examples/plot_grid_search.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -70,9 +71,9 @@ def like(tensor: Tensor, reference: Any) -> Any:
 def on_arrays(function: Callable[..., Tensor]) -> Callable[..., Any]:
     """Let a function of tensors accept array-likes too, and answer in kind.
 
-    Positional arguments and keyword arguments other than strings, integers and ``None`` become
-    float64 tensors (float32 where the first argument is float32). The result is a tensor where
-    the first argument was one, on its device, and otherwise a numpy array or scalar.
+    Positional and keyword arguments other than strings, integers and ``None`` become float64
+    tensors on the first argument's device. The result is a tensor where the first argument was
+    one, and otherwise a numpy array or scalar; rounded once to float32 where that was float32.
     """
 
     @functools.wraps(function)
@@ -80,15 +81,15 @@ def on_arrays(function: Callable[..., Tensor]) -> Callable[..., Any]:
         first = args[0] if args else next(iter(kwargs.values()))
         is_tensor = isinstance(first, Tensor)
         device = first.device if is_tensor else torch.device("cpu")
-        is_single = str(getattr(first, "dtype", "")).endswith("float32")
-        dtype = torch.float32 if is_single else torch.float64
 
         def convert(value: Any) -> Any:
-            if value is None or isinstance(value, (str, bool, int)):
+            if value is None or isinstance(value, (str, Integral)):
                 return value
-            return to_tensor(value, dtype=dtype, device=device)
+            return to_tensor(value, device=device)
 
         result = function(*map(convert, args), **{k: convert(v) for k, v in kwargs.items()})
+        if str(getattr(first, "dtype", "")).endswith("float32"):
+            result = result.to(torch.float32)
         return result if is_tensor else to_numpy(result)[()]
 
     return wrapper

@@ -1,0 +1,99 @@
+"""
+How much soft label, and at which temperature?
+==============================================
+
+A random forest is distilled into the linearized student on scikit-learn's digits (ten classes)
+and breast cancer (two). A grid search over the soft ratio ρ and the temperature T scores every
+cell on held-out folds three ways: accuracy, transfer risk (how often the student's class differs
+from the teacher's) and data inefficiency (how much the student still moves when a row arrives).
+
+Run as a script it prints the tables and writes ``demo_output/transfer_risk.png``.
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.callback import ProgressBar
+from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_kd import LinearizedKDStudent
+from sklearn_kd.metrics import neg_data_inefficiency_scorer, neg_transfer_risk_scorer
+
+SOFT_RATIOS = [0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0]
+TEMPERATURES = [1.0, 2.0, 5.0]
+SCORING = {
+    "accuracy": "accuracy",
+    "transfer_risk": neg_transfer_risk_scorer,
+    "data_inefficiency": neg_data_inefficiency_scorer,
+}
+
+
+def search_grid(X, y):
+    """Fit a forest on a third of the rows and search ρ × T on another; return both and the rest."""
+    X_teacher, X, y_teacher, y = train_test_split(X, y, train_size=1 / 3, random_state=0)
+    X_distil, X_test, y_distil, y_test = train_test_split(X, y, train_size=1 / 2, random_state=0)
+    scaler = StandardScaler().fit(X_teacher)
+    X_teacher, X_distil, X_test = map(scaler.transform, (X_teacher, X_distil, X_test))
+    teacher = RandomForestClassifier(random_state=0).fit(X_teacher, y_teacher)
+    search = GridSearchCV(
+        LinearizedKDStudent(FrozenEstimator(teacher)),
+        {"soft_ratio": SOFT_RATIOS, "temperature": TEMPERATURES},
+        scoring=SCORING,
+        refit="accuracy",
+    )
+    if sys.stdout.isatty():
+        search.set_callbacks(ProgressBar())
+    search.fit(X_distil, y_distil)
+    return search, teacher, X_test, y_test
+
+
+def surface(search, metric):
+    """Return the mean and its standard error over folds, (temperatures, soft ratios) each."""
+    results = search.cv_results_
+    shape = (len(SOFT_RATIOS), len(TEMPERATURES))
+    mean = np.abs(results[f"mean_test_{metric}"]).reshape(shape).T
+    spread = results[f"std_test_{metric}"].reshape(shape).T
+    return mean, spread / np.sqrt(search.n_splits_)
+
+
+def print_table(search, metric):
+    """Print one score over the grid, temperatures down and soft ratios across."""
+    mean, _ = surface(search, metric)
+    print(f"\n{metric.replace('_', ' '):18}" + "".join(f"  ρ={ratio:<5g}" for ratio in SOFT_RATIOS))
+    for temperature, row in zip(TEMPERATURES, mean, strict=True):
+        print(f"{f'T={temperature:g}':>18}" + "".join(f"  {value:<7.4f}" for value in row))
+
+
+figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+for ax, (name, load) in zip(
+    axes, {"digits": load_digits, "breast cancer": load_breast_cancer}.items(), strict=True
+):
+    search, teacher, X_test, y_test = search_grid(*load(return_X_y=True))
+    print(f"\n=== {name}: {len(X_test)} test rows, {len(search.classes_)} classes ===")
+    for metric in SCORING:
+        print_table(search, metric)
+    best = search.best_params_
+    print(
+        f"\nbest accuracy at ρ={best['soft_ratio']:g}, T={best['temperature']:g}; "
+        f"on the test rows the teacher scores {teacher.score(X_test, y_test):.4f}, "
+        f"the student {search.score(X_test, y_test):.4f}"
+    )
+
+    for temperature, risk, error in zip(
+        TEMPERATURES, *surface(search, "transfer_risk"), strict=True
+    ):
+        ax.errorbar(SOFT_RATIOS, risk, error, marker="o", capsize=3, label=f"T = {temperature:g}")
+    ax.set(title=name, xlabel="soft ratio ρ", ylabel="transfer risk R (5 folds, ± 1 s.e.)")
+    ax.set_ylim(bottom=0)
+    ax.legend()
+
+output = Path("demo_output") / "transfer_risk.png"
+output.parent.mkdir(exist_ok=True)
+figure.savefig(output, dpi=150)
+print(f"\nwrote {output}")

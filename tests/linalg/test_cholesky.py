@@ -1,0 +1,91 @@
+"""The in-place factorization, its jitter policy, and its condition estimate."""
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_kd.exceptions import NotPSDError
+from sklearn_kd.linalg._cholesky import (
+    factor_in_place,
+    reciprocal_condition,
+    smallest_eigenvalue,
+)
+
+
+def spectrum_matrix(eigenvalues, dtype=torch.float64):
+    n = len(eigenvalues)
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(n, n)))
+    return torch.as_tensor((basis * eigenvalues) @ basis.T, dtype=dtype)
+
+
+def assembling(matrix):
+    """Return an `assemble` that fills the upper triangle of one storage, and its call count."""
+    storage, calls = torch.full_like(matrix, torch.nan), []
+
+    def assemble():
+        calls.append(1)
+        storage.copy_(torch.where(torch.ones_like(matrix).triu() > 0, matrix, torch.nan))
+        return storage
+
+    return assemble, storage, calls
+
+
+def test_factor_overwrites_the_storage_and_reads_only_the_upper_triangle():
+    matrix = spectrum_matrix(np.linspace(1, 9, 20))
+    assemble, storage, calls = assembling(matrix)
+    lower, jitter = factor_in_place(assemble)
+    assert lower.data_ptr() == storage.data_ptr()
+    assert len(calls) == 1
+    assert jitter == 0
+    torch.testing.assert_close(lower @ lower.T, matrix)
+    assert (lower.triu(1) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lowest", "expected"),
+    [
+        (torch.float64, -1e-14, 10 * 2.0**-52),
+        (torch.float64, -1e-12, 1000 * 2.0**-52),
+        (torch.float32, -1e-5, 1000 * 2.0**-23),
+    ],
+)
+def test_jitter_grows_by_hundreds_of_the_mean_diagonal_from_clean_data(dtype, lowest, expected):
+    # Diagonal, so that the pivots are the eigenvalues; the mean of the diagonal is about 1.
+    matrix = torch.diag(torch.tensor([1.0] * 49 + [lowest], dtype=dtype))
+    mean = matrix.diagonal().mean().item()
+    assemble, _, calls = assembling(matrix)
+    lower, jitter = factor_in_place(assemble)
+    assert jitter == pytest.approx(expected * mean, rel=1e-6)
+    assert len(calls) > 1
+    torch.testing.assert_close(lower @ lower.T, matrix + jitter * torch.eye(50, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_indefinite_matrix_raises_with_its_smallest_eigenvalue(dtype):
+    matrix = spectrum_matrix([-0.25, *np.linspace(1, 9, 19)], dtype)
+    with pytest.raises(NotPSDError, match=r"smallest eigenvalue is about -0\.25") as caught:
+        factor_in_place(assembling(matrix)[0])
+    assert isinstance(caught.value, np.linalg.LinAlgError)
+
+
+def test_non_finite_matrix_raises():
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[0, 1] = torch.inf
+    with pytest.raises(NotPSDError, match="NaN or infinite"):
+        factor_in_place(assembling(matrix)[0])
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e8, 1e12])
+@pytest.mark.parametrize("n", [1, 2, 30])
+def test_condition_estimate_is_within_a_factor_of_the_truth(n, condition):
+    matrix = spectrum_matrix(np.geomspace(1, condition, n))
+    exact = 1 / np.linalg.cond(matrix.numpy(), 1)
+    estimate = reciprocal_condition(torch.linalg.cholesky(matrix))
+    # Both norms are estimated from below, so the condition number is.
+    assert exact * (1 - 1e-3) <= estimate <= 3 * exact
+
+
+def test_smallest_eigenvalue_of_a_large_matrix():
+    eigenvalues = np.r_[-0.5, np.linspace(0.1, 10, 1199)]
+    estimate = smallest_eigenvalue(spectrum_matrix(eigenvalues))
+    assert -0.5 - 1e-9 <= estimate < -0.4

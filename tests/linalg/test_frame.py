@@ -1,0 +1,219 @@
+"""Every identity of the tangent frame against brute-force refits."""
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_kd.exceptions import IllConditionedWarning, MemoryBudgetError, NotPSDError
+from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.metrics._inefficiency import held_out_data_inefficiency
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def laplacian(X, Y):
+    """Return exp(−‖x − y‖): positive definite and well-conditioned, unlike smooth kernels."""
+    return np.exp(-np.linalg.norm(X[:, None] - Y[None], axis=2))
+
+
+KERNELS = {"ntk": None, "laplacian": laplacian}
+
+
+def refit(kernel, X, targets, X_new, ridge=0.0):
+    """Solve the normal equations afresh, on whatever rows are given."""
+    gram = kernel.block(X, X) + torch.as_tensor(np.diag(np.broadcast_to(ridge, len(X))))
+    return kernel.block(X_new, X) @ torch.linalg.solve(gram, targets)
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request):
+    return as_kernel_function(KERNELS[request.param])
+
+
+@pytest.fixture(params=[(), (3,)], ids=["binary", "3 classes"])
+def problem(request):
+    rng = np.random.default_rng(0)
+    X, X_new = torch.as_tensor(rng.normal(size=(40, 3))), torch.as_tensor(rng.normal(size=(7, 3)))
+    return X, torch.as_tensor(rng.normal(size=(40, *request.param))), X_new
+
+
+@pytest.fixture(params=[0.0, 0.3], ids=["alpha=0", "alpha=0.3"])
+def alpha(request):
+    return request.param
+
+
+def weights_of(alpha):
+    """Return unequal row weights where they matter."""
+    if alpha == 0:
+        return None
+    return torch.as_tensor(np.random.default_rng(1).uniform(0.5, 3, size=40))
+
+
+@pytest.fixture
+def frame(kernel, problem, alpha):
+    return TangentFrame(kernel, problem[0], alpha=alpha, weights=weights_of(alpha))
+
+
+@pytest.fixture
+def ridge(alpha):
+    weights = weights_of(alpha)
+    return np.zeros(40) if weights is None else alpha / weights.numpy()
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, **TOLERANCE)
+
+
+def test_factor_reproduces_the_kernel_matrix(kernel, problem, frame, ridge):
+    gram = kernel.block(problem[0], problem[0]) + torch.as_tensor(np.diag(ridge))
+    close(frame.lower @ frame.lower.T, gram)
+    assert frame.jitter == 0
+
+
+def test_solve(kernel, problem, frame, ridge):
+    X, targets, X_new = problem
+    close(kernel.block(X_new, X) @ frame.solve(targets), refit(kernel, X, targets, X_new, ridge))
+
+
+def test_prefix_norms(kernel, problem, frame, ridge):
+    X, targets, _ = problem
+    gram = kernel.block(X, X) + torch.as_tensor(np.diag(ridge))
+    for m in (1, 2, 17, 40):
+        prefix = targets[:m].reshape(m, -1)
+        squared = (prefix * torch.linalg.solve(gram[:m, :m], prefix)).sum()
+        close(frame.prefix_norms(targets)[m - 1], squared.sqrt())
+
+
+def test_weight_change_norm_is_the_norm_in_feature_space(kernel, problem, frame, ridge):
+    X, targets, _ = problem
+    a = frame.solve(targets)
+    columns = a.reshape(40, -1)
+    squared = (columns * (kernel.block(X, X) @ columns)).sum()
+    close(frame.weight_change_norm(targets, a), squared.sqrt())
+
+
+def test_prefix_predictions(kernel, problem, frame, ridge):
+    X, targets, X_new = problem
+    every = frame.prefix_predictions(X_new, targets)
+    assert every.shape == (40, 7, *targets.shape[1:])
+    for m in (1, 5, 40):
+        close(every[m - 1], refit(kernel, X[:m], targets[:m], X_new, ridge[:m]))
+    some = frame.prefix_predictions(X_new, targets, sizes=[3, 9, 40])
+    close(some, every[[2, 8, 39]])
+
+
+def test_one_step_errors(kernel, problem, frame, ridge):
+    X, targets, _ = problem
+    errors = frame.one_step_errors(targets)
+    close(errors[0], targets[0])
+    for m in (1, 13, 39):
+        expected = targets[m] - refit(kernel, X[:m], targets[:m], X[m : m + 1], ridge[:m])[0]
+        close(errors[m], expected)
+
+
+def test_features_span_new_rows(kernel, problem, frame):
+    X, _, X_new = problem
+    u, v = frame.features(X_new)
+    close(u @ frame.lower.T, kernel.block(X_new, X))
+    close(u.square().sum(dim=1) + v, kernel.diag(X_new))
+
+
+def test_training_rows_add_no_direction(kernel, problem):
+    X = problem[0]
+    _, v = TangentFrame(kernel, X).features(X[:5])
+    assert (v == 0).all()
+
+
+def test_feature_blocks_cover_all_rows(problem, frame, monkeypatch):
+    monkeypatch.setattr("sklearn_kd.linalg._frame.WORKSPACE_BYTES", 3 * 2 * 40 * 8)
+    X_new = problem[2]
+    u, v = frame.features(X_new)
+    blocks = list(frame.feature_blocks(X_new))
+    assert [rows for rows, _, _ in blocks] == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    close(torch.cat([block for _, block, _ in blocks]), u)
+    close(torch.cat([block for _, _, block in blocks]), v)
+
+
+def test_leave_one_out(kernel, problem, frame, ridge):
+    X, targets, _ = problem
+    predictions = frame.loo(targets)
+    for i in (0, 11, 39):
+        rest = np.arange(40) != i
+        close(predictions[i], refit(kernel, X[rest], targets[rest], X[i : i + 1], ridge[rest])[0])
+
+
+def test_leave_one_out_in_blocks(problem, frame, monkeypatch):
+    whole = frame.loo(problem[1])
+    monkeypatch.setattr("sklearn_kd.linalg._frame.WORKSPACE_BYTES", 7 * 2 * 40 * 8)
+    close(frame.loo(problem[1]), whole)
+
+
+def test_kfold(kernel, problem, frame, ridge):
+    X, targets, _ = problem
+    folds = torch.as_tensor(np.random.default_rng(2).integers(0, 5, size=40))
+    predictions = frame.kfold(targets, folds)
+    for fold in range(5):
+        out, rest = (folds == fold).numpy(), (folds != fold).numpy()
+        close(predictions[out], refit(kernel, X[rest], targets[rest], X[out], ridge[rest]))
+
+
+def test_kfold_with_single_rows_is_leave_one_out(problem, frame):
+    close(frame.kfold(problem[1], torch.arange(40)), frame.loo(problem[1]))
+
+
+def test_append(kernel, problem, alpha):
+    X, targets, _ = problem
+    weights = weights_of(alpha)
+    head, tail = (None, None) if weights is None else (weights[:30], weights[30:])
+    start = TangentFrame(kernel, X[:30], alpha=alpha, weights=head)
+    grown = start.append(X[30:], tail)
+    whole = TangentFrame(kernel, X, alpha=alpha, weights=weights)
+    close(grown.lower, whole.lower)
+    close(grown.solve(targets), whole.solve(targets))
+    assert grown.rcond == pytest.approx(whole.rcond)
+    assert start.n_rows == 30
+
+
+def test_append_refuses_copies(kernel, problem):
+    frame = TangentFrame(kernel, problem[0])
+    with pytest.raises(NotPSDError, match="Appended row 1 adds no direction"):
+        frame.append(torch.cat([problem[2][:1], problem[0][:1]]))
+
+
+def test_held_out_data_inefficiency_equals_refits(kernel, problem, frame, alpha, ridge):
+    X, targets, X_new = problem
+    new_targets = torch.as_tensor(np.random.default_rng(3).normal(size=(7, *targets.shape[1:])))
+    u, v = frame.features(X_new)
+    q = frame.coordinates(targets)
+    actual = held_out_data_inefficiency(
+        q.square().sum(), new_targets - u @ q, v + alpha, frame.n_rows
+    )
+    norms = []
+    for x, z in zip(X_new, new_targets, strict=True):
+        rows, logits = torch.cat([X, x[None]]), torch.cat([targets, z[None]]).reshape(41, -1)
+        gram = kernel.block(rows, rows) + torch.as_tensor(np.diag([*ridge, alpha]))
+        norms.append((logits * torch.linalg.solve(gram, logits)).sum().sqrt())
+    close(actual, 40 * (torch.stack(norms).mean() / q.square().sum().sqrt()).log())
+
+
+def test_float32_stays_float32(kernel, problem):
+    X, targets, _ = problem
+    frame = TangentFrame(kernel, X.float())
+    assert frame.lower.dtype == frame.solve(targets.float()).dtype == torch.float32
+    exact = TangentFrame(kernel, X)
+    close_enough = {"rtol": 1e-2, "atol": 1e-2}
+    np.testing.assert_allclose(
+        frame.prefix_norms(targets.float()), exact.prefix_norms(targets), **close_enough
+    )
+
+
+def test_memory_is_planned_before_it_is_allocated(kernel, problem):
+    with pytest.raises(MemoryBudgetError, match=r"n=40 distinct rows.*memory_limit=1000"):
+        TangentFrame(kernel, problem[0], memory_limit=1000)
+
+
+def test_ill_conditioned_matrix_warns(kernel):
+    X = torch.as_tensor([[0.0], [1.0], [1.0 + 1e-13]])
+    with pytest.warns(IllConditionedWarning, match="numerically singular"):
+        TangentFrame(as_kernel_function(lambda A, B: np.exp(-((A - B.T) ** 2))), X)

@@ -1,0 +1,44 @@
+"""scikit-learn's own estimator checks."""
+
+import pytest
+import torch
+from sklearn import config_context
+from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sklearn_kd import LinearizedKDStudent, NTKTeacher
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@parametrize_with_checks(
+    [
+        NTKTeacher(),
+        NTKTeacher(loss="squared_error"),
+        NTKTeacher(stopping_time=[1.0, 10.0]),
+        LinearizedKDStudent(),
+        LinearizedKDStudent(LogisticRegression(), soft_ratio=0.5, alpha=0.1, cv=3),
+    ]
+)
+def test_sklearn_compatibility(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize(
+    "estimator", [NTKTeacher(), LinearizedKDStudent()], ids=["teacher", "student"]
+)
+def test_torch_tensors_through_fit_and_predict(estimator, n_classes):
+    """With array API dispatch on, tensors in means tensors out, with the values of numpy."""
+    X, y = make_classification(n_samples=60, n_classes=n_classes, n_informative=5, random_state=0)
+    expected = estimator.fit(X, y)
+    outputs = {
+        method: getattr(expected, method)(X)
+        for method in ("decision_function", "predict_proba", "predict")
+    }
+    with config_context(array_api_dispatch=True):
+        estimator.fit(torch.as_tensor(X), torch.as_tensor(y))
+        for method, output in outputs.items():
+            actual = getattr(estimator, method)(torch.as_tensor(X))
+            assert isinstance(actual, torch.Tensor)
+            torch.testing.assert_close(actual, torch.as_tensor(output))
