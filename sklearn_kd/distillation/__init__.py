@@ -1,1 +1,15 @@
-"""Distillation targets."""
+"""Targets of distillation: effective logits and what soft ratio and temperature do to them."""
+
+from sklearn_kd.distillation._effective_logits import effective_logits
+from sklearn_kd.distillation._recipes import (
+    correction_logits,
+    correction_margin,
+    equivalent_soft_ratio,
+)
+
+__all__ = [
+    "correction_logits",
+    "correction_margin",
+    "effective_logits",
+    "equivalent_soft_ratio",
+]
