@@ -9,6 +9,7 @@ symbol  meaning                                       name, shape
 a       dual coefficients                             ``coefs`` (n,) or (n, C)
 f       logits on the training rows, K a              ``logits`` like a
 y       labels in [0, 1] or rows of the simplex       ``labels`` like a
+z       targets of the squared error                  ``targets`` like a
 ω       row weights                                   ``weights`` (n,)
 W       minus the derivative of ω r(f) in f           ``CurvatureRoot`` holds M, W = M Mᵀ
 ======  ============================================  ==============================
@@ -34,16 +35,19 @@ class KernelProduct:
         return self.kernel_matrix @ coefs
 
 
-def residual(logits: Tensor, labels: Tensor, loss: str) -> Tensor:
-    """Minus the derivative of the loss in the logits, row by row."""
-    # log_loss       r = y - sigmoid(f), or Y - softmax(f)
-    # squared_error  r = (2 y - 1) - f,  or (Y - 1/C) - f;  loss (target - f)^2 / 2
+def residual(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
+    """Return minus the derivative of the loss in the logits, row by row."""
+    # log_loss       r = y - sigmoid(f)  or  Y - softmax(f)
+    # squared_error  r = z - f           of the loss (z - f)^2 / 2
     if loss == "squared_error":
-        target = 2 * labels - 1 if labels.ndim == 1 else labels - 1 / labels.shape[1]
-        return target - logits
-    if labels.ndim == 1:  # without the cancellation of 1 - sigmoid(f) once a label is fitted
-        return labels * torch.sigmoid(-logits) - (1 - labels) * torch.sigmoid(logits)
-    return labels - torch.softmax(logits, dim=1)
+        return targets - logits
+    # r = y (1 - p) - (1 - y) p, without the cancellation of 1 - p once a label is fitted.
+    if logits.ndim == 1:
+        p, others = torch.sigmoid(logits), torch.sigmoid(-logits)
+    else:
+        p = torch.softmax(logits, dim=1)
+        others = p @ (1 - torch.eye(p.shape[1], dtype=p.dtype, device=p.device))
+    return targets * others - (1 - targets) * p
 
 
 class CurvatureRoot:

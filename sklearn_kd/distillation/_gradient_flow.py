@@ -20,18 +20,52 @@ logits: 0.6e3 (binary) and 1.4e3 (10 classes) for 2e-5; the stabilised explicit 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from ..exceptions import NotPSDError
-from ._function_space import CurvatureRoot, KernelProduct, residual
+from sklearn_kd.distillation._function_space import CurvatureRoot, KernelProduct, residual
+from sklearn_kd.exceptions import NotPSDError
 
-__all__ = ["gradient_flow"]
+__all__ = ["FlowInfo", "gradient_flow", "squared_error_targets"]
 
 MAX_KRYLOV_DIMENSION = 100
+
+
+class FlowInfo(NamedTuple):
+    """What an integration cost.
+
+    Parameters
+    ----------
+    n_products : int
+        Products with the kernel matrix.
+    n_steps, n_rejected : int
+        Steps taken, and steps tried in vain.
+    """
+
+    n_products: int
+    n_steps: int
+    n_rejected: int
+
+
+def squared_error_targets(
+    labels: Tensor,  # (n,) or (n, C)
+) -> Tensor:
+    """Return the targets of the squared error: 2 y - 1, or Y - 1/C.
+
+    With C = 2 the difference of the two outputs has the target of the single binary logit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_kd.distillation._gradient_flow import squared_error_targets
+    >>> squared_error_targets(torch.tensor([0.0, 1.0, 0.75])).tolist()
+    [-1.0, 1.0, 0.5]
+    """
+    return 2 * labels - 1 if labels.ndim == 1 else labels - 1 / labels.shape[1]
 
 
 def _phi(order: int, x: np.ndarray) -> np.ndarray:
@@ -141,7 +175,7 @@ def gradient_flow(
     stopping_times: list[float] | np.ndarray,
     loss: str = "log_loss",
     tol: float = 3e-4,
-) -> tuple[Tensor, dict[str, int]]:
+) -> tuple[Tensor, FlowInfo]:
     r"""Train in function space by gradient flow up to each of several stopping times.
 
     Solves, from a(0) = 0,
@@ -176,8 +210,8 @@ def gradient_flow(
     -------
     coefs : Tensor of shape (S, n) or (S, n, C)
         Dual coefficients a at each stopping time.
-    info : dict
-        ``n_products`` with the kernel matrix, ``n_steps`` and ``n_rejected`` steps.
+    info : FlowInfo
+        Products with the kernel matrix, steps taken and rejected.
 
     Raises
     ------
@@ -217,6 +251,7 @@ def gradient_flow(
             f"tol={tol} is too small for {kernel_matrix.dtype}; raise it or use float64."
         )
 
+    targets = labels if loss == "log_loss" else squared_error_targets(labels)
     product = KernelProduct(kernel_matrix)
     row_weights = weights if labels.ndim == 1 else weights[:, None]
     state = torch.zeros_like(labels).repeat(2, *[1] * labels.ndim)  # a and K a
@@ -225,7 +260,7 @@ def gradient_flow(
     t, step = 0.0, math.inf
     for stopping_time in times:
         while t < stopping_time:
-            force = row_weights * residual(state[1], labels, loss)
+            force = row_weights * residual(state[1], targets, loss)
             root = CurvatureRoot(state[1], weights, loss)
             flow = _KrylovSpace(product, root, force)
             if n_steps == 0:
@@ -239,7 +274,7 @@ def gradient_flow(
                 trial = remaining if remaining <= step else min(step, remaining / 2)
                 while not flow.resolve((1,), trial, 0.1 * tol):
                     trial *= 0.7
-                proposal, error = _exprb43(flow, state, labels, row_weights, loss, trial, tol)
+                proposal, error = _exprb43(flow, state, targets, row_weights, loss, trial, tol)
                 factor = min(5.0, max(0.1, 0.8 * max(error, 1e-9) ** -0.25))
                 if error <= 1:
                     break
@@ -256,14 +291,13 @@ def gradient_flow(
             step = max(step, trial * factor) if factor > 1 else trial * factor
         state[1] = product(state[0])  # drops the rounding that the steps have gathered
         coefs.append(state[0].clone())
-    info = {"n_products": product.count, "n_steps": n_steps, "n_rejected": n_rejected}
-    return torch.stack(coefs), info
+    return torch.stack(coefs), FlowInfo(product.count, n_steps, n_rejected)
 
 
 def _exprb43(
     flow: _KrylovSpace,
     state: Tensor,  # (2, n) or (2, n, C)
-    labels: Tensor,
+    targets: Tensor,
     row_weights: Tensor,
     loss: str,
     h: float,
@@ -279,7 +313,7 @@ def _exprb43(
     # u+  = u + h phi_1(hJ) F + 8 h phi_3 D_2 - 2 h phi_3 E + 12 h phi_4 E.
     def remainder(stage: Tensor) -> Tensor:
         moved = stage[1] - state[1]
-        change = residual(stage[1], labels, loss) - residual(state[1], labels, loss)
+        change = residual(stage[1], targets, loss) - residual(state[1], targets, loss)
         return row_weights * change + flow.root.curvature(moved)
 
     accuracy = 0.1 * tol
