@@ -1,1 +1,5 @@
 """Kernels Θ(x, x′)."""
+
+from ._ntk import NTK
+
+__all__ = ["NTK"]

@@ -1,0 +1,106 @@
+"""Dual activations: Gaussian averages of an activation g and of its derivative g′.
+
+=========  =============================================  ===========================
+symbol     meaning                                        name
+=========  =============================================  ===========================
+h, h′      jointly Gaussian pre-activations of x, x′
+q₁₁, q₂₂   variances of h and h′                          ``q11``, ``q22``
+q₁₂        covariance of h and h′                         ``q12``
+θ          angle, cos θ = q₁₂ / √(q₁₁ q₂₂)
+p          sin²(θ/2)                                      ``p``
+c          E[g(h)²] / q₁₁ of a piecewise linear g         ``gain``
+λ          weight of the kink of a piecewise linear g     ``kink``
+=========  =============================================  ===========================
+
+There are two families. The piecewise linear activations have averages that depend on the angle
+alone, up to the scale √(q₁₁ q₂₂), with a singularity at θ = 0 that asks for care
+(:mod:`._angular`). The averages of the smooth activations are smooth functions of the
+covariances (:mod:`._covariance`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Slope of the leaky ReLU for negative arguments (the default of ``torch.nn.LeakyReLU``).
+LEAKY_RELU_SLOPE = 0.01
+
+
+@dataclass(frozen=True)
+class PiecewiseLinear:
+    """g(h) = max(h, 0) + slope · min(h, 0)."""
+
+    slope: float
+
+    @property
+    def gain(self) -> float:
+        """E[g(h)²] / E[h²] = (1 + slope²) / 2."""
+        return (1 + self.slope**2) / 2
+
+    @property
+    def kink(self) -> float:
+        """(1 − slope)² / (1 + slope²): 1 for the ReLU, 0 for the identity."""
+        return (1 - self.slope) ** 2 / (1 + self.slope**2)
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """A smooth activation, given by its two averages as functions of the covariances."""
+
+    dual: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    """``(q11, q12, q22) -> (E[g(h) g(h′)], E[g′(h) g′(h′)])``."""
+
+
+def erf_dual(q11: Tensor, q12: Tensor, q22: Tensor) -> tuple[Tensor, Tensor]:
+    """Averages for g = erf (Williams, "Computing with infinite networks", 1996)."""
+    # With α = 1 + 2q₁₁, β = 1 + 2q₂₂ and sin ω = 2q₁₂ / √(αβ):
+    #   E[g g] = 2ω/π,   E[g′g′] = 4 / (π √(αβ) cos ω).
+    root, sine, cosine = _sine_and_cosine(1 + 2 * q11, 2 * q12, 1 + 2 * q22)
+    values = torch.atan2(sine, cosine) * (2 / math.pi)
+    slopes = (4 / math.pi) / (root * cosine)
+    return values, slopes
+
+
+def gelu_dual(q11: Tensor, q12: Tensor, q22: Tensor) -> tuple[Tensor, Tensor]:
+    """Averages for the exact GELU, g(h) = h Φ(h), with Φ the standard normal distribution."""
+    # With α = 1 + q₁₁, β = 1 + q₂₂, sin ω = q₁₂ / √(αβ) and ϕ the standard normal density:
+    #   P = E[Φ(h) Φ(h′)] = 1/4 + ω/2π,   N = E[ϕ(h) ϕ(h′)] = 1 / (2π √(αβ) cos ω).
+    # Integration by parts (Stein's lemma), first in h, then in h′, leaves only P and N:
+    #   E[g g] = q₁₂ P + N [q₁₁q₂₂ − q₁₂² + q₁₂² (1/α + 1/β)]
+    #          = √(αβ) {sin ω P + [cos²ω (1 − 1/α − 1/β) + 1/(αβ)] / (2π cos ω)}.
+    # E[g′g′] is its derivative in q₁₂ (Price's theorem):
+    #   E[g′g′] = P + tan ω [1/α + 1/β + 1/(αβ cos²ω)] / 2π.
+    alpha, beta = 1 + q11, 1 + q22
+    root, sine, cosine = _sine_and_cosine(alpha, q12, beta)
+    inverses = 1 / alpha + 1 / beta
+    excess = 1 / (root * cosine)  # 1 / (√(αβ) cos ω), at most 1
+    both_positive = 0.25 + torch.atan2(sine, cosine) / (2 * math.pi)
+    values = root * (
+        sine * both_positive + (cosine * (1 - inverses) + excess / root) / (2 * math.pi)
+    )
+    slopes = both_positive + sine / cosine * (inverses + excess.square()) / (2 * math.pi)
+    return values, slopes
+
+
+def _sine_and_cosine(alpha: Tensor, q12: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return √(αβ), sin ω = q12 / √(αβ) and cos ω, for α − 1 and β − 1 the variances of q12."""
+    # Cauchy–Schwarz, q₁₂² ≤ (α − 1)(β − 1), bounds cos²ω from below by 1/α + 1/β − 1/(αβ) > 0,
+    # which rounding must not undo. No product of two variances is formed: it could overflow.
+    root = alpha.sqrt() * beta.sqrt()
+    sine = q12 / root
+    least = 1 / alpha + (1 - 1 / alpha) / beta
+    cosine = torch.maximum((1 - sine) * (1 + sine), least).sqrt()
+    return root, sine, cosine
+
+
+ACTIVATIONS: dict[str, PiecewiseLinear | Smooth] = {
+    "relu": PiecewiseLinear(slope=0.0),
+    "leaky_relu": PiecewiseLinear(slope=LEAKY_RELU_SLOPE),
+    "erf": Smooth(erf_dual),
+    "gelu": Smooth(gelu_dual),
+}
