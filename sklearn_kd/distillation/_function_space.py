@@ -75,6 +75,7 @@ class CurvatureRoot:
         else:
             p = torch.softmax(logits, dim=1)
             self.probabilities = p
+            self.likeliest = p.argmax(dim=1, keepdim=True)
             self.scale = (weights[:, None] * p).sqrt()
 
     def apply(self, vector: Tensor) -> Tensor:
@@ -88,8 +89,10 @@ class CurvatureRoot:
         """Return Mᵀ x."""
         if self.probabilities is None:
             return self.scale * vector
-        mean = (self.probabilities * vector).sum(dim=1, keepdim=True)
-        return self.scale * (vector - mean)
+        # Only differences between classes count; from the likeliest one they do not cancel.
+        differences = vector - vector.gather(1, self.likeliest)
+        mean = (self.probabilities * differences).sum(dim=1, keepdim=True)
+        return self.scale * (differences - mean)
 
     def curvature(self, vector: Tensor) -> Tensor:
         """Return W x."""

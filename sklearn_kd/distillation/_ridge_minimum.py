@@ -11,7 +11,6 @@ jitter of a factorization, and stay on the CPU.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -119,8 +118,6 @@ def ridge_minimum(
         force = row_weights * residual(logits, labels, "log_loss")
         gap = force - alpha * coefs
         relative = gap.norm().item() / (force.norm().item() or 1.0)
-        if not math.isfinite(relative):
-            raise ValueError("kernel_matrix has non-finite entries.")
         if relative <= tol or n_iter == MAX_NEWTON_STEPS:
             break
         root = CurvatureRoot(logits, weights, "log_loss")
@@ -143,6 +140,8 @@ def _newton_direction(
     # d = (g - M x) / alpha,  (alpha I + Mᵀ K M) x = Mᵀ K g  by conjugate gradients.
     # If ρ is the residual in x, then M ρ / alpha is that in d: no inverse of K or M anywhere.
     gap_image = product(gap)
+    if not gap_image.isfinite().all():
+        raise ValueError("kernel_matrix has non-finite entries.")
     rho = root.apply_transpose(gap_image)
     search = rho
     solution, image = torch.zeros_like(gap), torch.zeros_like(gap)  # x and K M x
