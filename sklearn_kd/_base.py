@@ -113,7 +113,7 @@ class TangentKernelClassifier(ClassifierMixin, BaseEstimator):
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(
-                f"y holds only one class, {classes[0]!r}; {type(self).__name__} needs at least two."
+                f"y holds only one class, {classes.tolist()}; {type(self).__name__} needs at least two."
             )
         if sample_weight is not None:
             sample_weight = check_sample_weight(
@@ -122,8 +122,6 @@ class TangentKernelClassifier(ClassifierMixin, BaseEstimator):
                 dtype=np.float64,
                 ensure_non_negative=True,
             )
-            if not sample_weight.any():
-                raise ValueError("sample_weight is zero on every row; at least one must be > 0.")
         return TrainingRows(X, self._to_working(X), classes, labels, sample_weight)
 
     def _to_working(self, X: Any) -> Tensor:
@@ -154,12 +152,11 @@ class TangentKernelClassifier(ClassifierMixin, BaseEstimator):
 
     def _logits(self, X: Any, coefficients: Any) -> Tensor:
         """Return Θ(X, X_fit) a, in row blocks of bounded memory."""
-        return matmat(
-            self._kernel_function(),
-            self._to_working(X),
-            self._to_working(self.X_fit_),
-            self._to_working(coefficients),
-        )
+        coefficients = self._to_working(coefficients)
+        columns = coefficients.reshape(len(coefficients), -1)
+        rows, fitted = self._to_working(X), self._to_working(self.X_fit_)
+        logits = matmat(self._kernel_function(), rows, fitted, columns)
+        return logits.reshape(-1, *coefficients.shape[1:])
 
     def decision_function(self, X: Any) -> Any:
         """Return the logits.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.model_selection import check_cv
+from sklearn.utils import indexable
 from sklearn.utils.validation import has_fit_parameter
 from torch import Tensor
 
@@ -104,6 +105,7 @@ def cross_fitted_logits(
     and its test folds must cover every row once.
     """
     n_rows = len(labels)
+    (X,) = indexable(X)
     y = classes[labels]
     width = () if len(classes) == 2 else (len(classes),)
     values = torch.full((n_rows, *width), torch.nan, dtype=torch.float64)
@@ -142,6 +144,11 @@ def fit_teacher(teacher: Any, X: Any, y: np.ndarray, sample_weight: np.ndarray |
 
 
 def _check_classes(teacher: Any, classes: np.ndarray) -> None:
+    if not hasattr(teacher, "classes_"):
+        raise TypeError(
+            f"teacher={type(teacher).__name__} has no classes_ after fit, so it is no classifier; "
+            "use a scikit-learn classifier, or pass teacher_logits to fit."
+        )
     known = np.asarray(teacher.classes_)
     if not np.array_equal(known, classes):
         raise ValueError(

@@ -298,9 +298,9 @@ class LinearizedKDStudent(TangentKernelClassifier):
         return solve(
             teacher_logits,
             hard_labels,
-            soft_ratio=self.soft_ratio,
-            temperature=self.temperature,
-            temperature_scaling=self.temperature_scaling,
+            self.soft_ratio,
+            self.temperature,
+            self.temperature_scaling,
         )
 
     def _build_frame(self, X: Tensor, weights: Tensor) -> TangentFrame:
@@ -382,7 +382,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
         unknown = ~np.isin(y, self.classes_)
         if unknown.any():
             raise ValueError(
-                f"y holds the label {y[unknown][0]!r} (row {int(unknown.argmax())}), which the "
+                f"y holds the label {y[unknown][:1].tolist()} (row {unknown.argmax()}), which the "
                 f"student was not fitted on; its classes are {self.classes_.tolist()}."
             )
         return np.searchsorted(self.classes_, y)

@@ -267,8 +267,6 @@ class NTKTeacher(TangentKernelClassifier):
         X = self._check_new_rows(X, "staged_decision_function")
         stages = self._to_working(self.staged_dual_coef_)
         # All stages in one pass over the kernel: stage and class become columns.
-        columns = stages.movedim(0, 1)
-        logits = self._logits(X, columns.reshape(len(columns), -1))
-        logits = logits.reshape(len(logits), *columns.shape[1:])
+        logits = self._logits(X, stages.movedim(0, 1))
         for stage in range(len(stages)):
             yield like(logits[:, stage], X)

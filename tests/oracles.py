@@ -4,6 +4,7 @@ import mpmath
 import numpy as np
 import scipy.integrate
 import scipy.special
+import scipy.stats
 
 # Training in function space
 
@@ -107,3 +108,130 @@ def ridge_minimum_log_loss(K, labels, weights, alpha, start):
             if mpmath.norm(step) < mpmath.mpf(10) ** -25 * (1 + mpmath.norm(a)):
                 return np.array(a.tolist(), dtype=float).reshape(labels.shape)
     raise AssertionError("the oracle did not converge")
+
+
+def one_hot(labels, n_classes):
+    """Return class 1's indicator for two classes, one column per class for more."""
+    return labels.astype(float) if n_classes == 2 else np.eye(n_classes)[labels]
+
+
+def stationary_logits(soft, hard, soft_ratio, temperature):
+    """Roots of the derivative of the distillation loss, row by row, given both kinds of labels."""
+
+    def binary(s, h):
+        def slope(z):
+            student_soft = scipy.special.expit(z / temperature)
+            gap = scipy.special.expit(z) - h
+            return soft_ratio / temperature * (student_soft - s) + (1 - soft_ratio) * gap
+
+        return scipy.optimize.brentq(slope, -200, 200, xtol=1e-14, rtol=1e-14)
+
+    def many(s, h):
+        def slope(z):
+            student_soft, student = scipy.special.softmax(z / temperature), scipy.special.softmax(z)
+            gap = soft_ratio / temperature * (student_soft - s) + (1 - soft_ratio) * (student - h)
+            return gap + z.sum()  # the gauge: without it the root is a line
+
+        return scipy.optimize.root(slope, np.log(s) - np.log(s).mean(), tol=1e-14).x
+
+    return np.array([(binary if soft.ndim == 1 else many)(*row) for row in zip(soft, hard)])
+
+
+def soft_labels(teacher_logits, temperature):
+    """Return σ(z/T), or the softmax over the classes."""
+    if teacher_logits.ndim == 1:
+        return scipy.special.expit(teacher_logits / temperature)
+    return scipy.special.softmax(teacher_logits / temperature, axis=1)
+
+
+# Infinite-width kernels
+
+
+def piecewise_linear_averages(q11, q12, q22, slope):
+    """E[g g] and E[g′g′] for g = max(h, 0) + slope min(h, 0) (Cho and Saul, 2009)."""
+    scale = mpmath.sqrt(q11 * q22)
+    theta = mpmath.acos(min(q12 / scale, mpmath.mpf(1))) if scale else mpmath.mpf(0)
+
+    def relu_values(angle):
+        sine, cosine = mpmath.sin(angle), mpmath.cos(angle)
+        return scale * (sine + (mpmath.pi - angle) * cosine) / (2 * mpmath.pi)
+
+    def relu_slopes(angle):
+        return (mpmath.pi - angle) / (2 * mpmath.pi)
+
+    # g(h) = relu(h) − slope relu(−h); the sign of h turns θ into π − θ
+    opposite = mpmath.pi - theta
+    values = (1 + slope**2) * relu_values(theta) - 2 * slope * relu_values(opposite)
+    slopes = (1 + slope**2) * relu_slopes(theta) + 2 * slope * relu_slopes(opposite)
+    return values, slopes
+
+
+def piecewise_linear_averages_by_quadrature(theta, slope):
+    """The same for unit variances and angle θ, by integration in polar coordinates."""
+    pi = mpmath.pi
+    corners = sorted({-pi / 2, pi / 2, theta - pi / 2, theta + pi / 2})
+    corners.append(corners[0] + 2 * pi)
+
+    def average(function):
+        def integrand(alpha):
+            return function(mpmath.cos(alpha)) * function(mpmath.cos(alpha - theta))
+
+        return mpmath.quad(integrand, corners) / (2 * pi)
+
+    # h = r cos α and h′ = r cos(α − θ) with E[r²] = 2
+    values = 2 * average(lambda h: h if h > 0 else slope * h)
+    return values, average(lambda h: 1 if h > 0 else slope)
+
+
+def smooth_averages(q11, q12, q22, activation):
+    """E[g g] and E[g′g′] for erf and GELU, by Gauss–Hermite quadrature in float64."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(150)
+    weights = weights / weights.sum()
+    cosine = min(q12 / np.sqrt(q11 * q22), 1.0)
+    h = np.sqrt(q11) * nodes[:, None]
+    other = np.sqrt(q22) * (cosine * nodes[:, None] + np.sqrt(1 - cosine**2) * nodes)
+    density = scipy.stats.norm.pdf
+    if activation == "erf":
+        value = scipy.special.erf
+
+        def derivative(z):
+            return 2 / np.sqrt(np.pi) * np.exp(-(z**2))
+    else:
+
+        def value(z):
+            return z * scipy.special.ndtr(z)
+
+        def derivative(z):
+            return scipy.special.ndtr(z) + z * density(z)
+
+    return tuple(float(weights @ (g(h) * g(other)) @ weights) for g in (value, derivative))
+
+
+def infinite_kernel(x, y, *, depth, activation, weight_std, bias_std, kind="ntk"):
+    """The kernel of Eq. 1 for one pair of rows, layer by layer.
+
+    Piecewise linear activations run in mpmath's current precision, smooth ones in float64.
+    """
+    number = float if activation in ("erf", "gelu") else mpmath.mpf
+    x, y = [number(float(v)) for v in x], [number(float(v)) for v in y]
+    w, b = number(weight_std) ** 2, number(bias_std) ** 2
+
+    def averages(q11, q12, q22):
+        if activation == "relu":
+            return piecewise_linear_averages(q11, q12, q22, mpmath.mpf(0))
+        if activation == "leaky_relu":
+            return piecewise_linear_averages(q11, q12, q22, mpmath.mpf(0.01))
+        return smooth_averages(q11, q12, q22, activation)
+
+    def covariance(left, right):
+        return w * sum(p * q for p, q in zip(left, right, strict=True)) / len(left) + b
+
+    q11, q12, q22 = covariance(x, x), covariance(x, y), covariance(y, y)
+    ntk = q12
+    for _ in range(depth):
+        values, slopes = averages(q11, q12, q22)
+        q11 = w * averages(q11, q11, q11)[0] + b
+        q22 = w * averages(q22, q22, q22)[0] + b
+        q12 = w * values + b
+        ntk = q12 + w * ntk * slopes
+    return ntk if kind == "ntk" else q12

@@ -40,7 +40,7 @@ def factor_in_place(assemble: Callable[[], Tensor]) -> Factor:
     ------
     NotPSDError
         If no admissible jitter makes A positive definite. The jitters tried are 0, then
-        10·ε·mean(diag A) and 100 times more at each try, at most 1e-8 (float64) or 1e-4
+        10·ε·mean(diag A) and 100 times more at each try, up to 1e-8 (float64) or 1e-4
         (float32) times mean(diag A).
     """
     matrix = assemble()
@@ -55,11 +55,10 @@ def factor_in_place(assemble: Callable[[], Tensor]) -> Factor:
         torch.linalg.cholesky_ex(matrix.T, out=(matrix.T, info))
         if info.item() == 0:
             return Factor(matrix.T, jitter)
-        tried = jitter
-        jitter = 10 * epsilon * scale if jitter == 0 else 100 * jitter
         matrix = assemble()
-        if not jitter <= largest:
-            raise NotPSDError(_not_psd_message(matrix, tried))
+        if not jitter < largest:
+            raise NotPSDError(_not_psd_message(matrix, jitter))
+        jitter = min(max(10 * epsilon * scale, 100 * jitter), largest)
 
 
 def reciprocal_condition(lower: Tensor) -> float:
@@ -103,7 +102,7 @@ def one_norm_estimate(apply: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 
 def _not_psd_message(matrix: Tensor, jitter: float) -> str:
-    if not matrix.isfinite().all():
+    if not matrix.triu().isfinite().all():
         return "The kernel matrix holds NaN or infinite values; rescale the inputs."
     smallest = smallest_eigenvalue(matrix)
     return (

@@ -29,9 +29,33 @@ class DistillationScorer(BaseScorer):
         super().__init__(score_func, sign=-1, kwargs={})
         self._name = name
 
-    def _score(self, method_caller, estimator, X, y_true, **kwargs):
+    def __call__(self, estimator, X, y_true, *, teacher_logits=None, sample_weight=None):
+        """Return the score of ``estimator`` on the held-out rows ``X`` with labels ``y_true``.
+
+        Parameters
+        ----------
+        estimator : LinearizedKDStudent, or a Pipeline or search that ends in one
+            Fitted.
+        X : array-like of shape (n_samples, n_features)
+            Held-out rows.
+        y_true : array-like of shape (n_samples,)
+            Their hard labels.
+        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            The teacher's logits on ``X``. None: those of the student's teacher.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Row weights.
+
+        Returns
+        -------
+        float
+            The score; greater is better.
+        """
+        metadata = {"teacher_logits": teacher_logits, "sample_weight": sample_weight}
+        return self._score(None, estimator, X, y_true, **metadata)
+
+    def _score(self, method_caller, estimator, X, y_true, **metadata):
         student, X = _student_and_rows(estimator, X)
-        return self._sign * self._score_func(student, X, y_true, **kwargs)
+        return self._sign * self._score_func(student, X, y_true, **metadata)
 
     def __repr__(self):
         return self._name

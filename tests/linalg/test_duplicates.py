@@ -20,7 +20,7 @@ def test_groups_are_the_equal_rows_in_order_of_appearance(X):
         if row not in distinct:
             distinct.append(row)
         assert distinct[merged.group[i]] == row
-    assert X[merged.first].tolist() == distinct
+    assert X[merged.first.numpy()].tolist() == distinct
     assert merged.n_distinct == len(distinct)
     assert merged.n_merged == len(X) - len(distinct)
 
