@@ -19,7 +19,6 @@ rho and 1 - rho, or rho T^2 and 1 - rho where the soft term carries Hinton's fac
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,8 +128,8 @@ def effective_logits(
            [ 0.1094,  0.5591, -0.6685]])
     """
     check_temperature_scaling(temperature_scaling)
-    rho, big_t = (torch.as_tensor(v, **like(teacher_logits)) for v in (soft_ratio, temperature))
-    y = torch.as_tensor(y, **like(teacher_logits))
+    rho, big_t = (double(v, teacher_logits) for v in (soft_ratio, temperature))
+    y = double(y, teacher_logits)
     check_soft_ratio(rho)
     check_temperature(big_t)
     check_finite(teacher_logits, "teacher_logits")
@@ -150,16 +149,19 @@ def binary_effective_logits(
     temperature: Tensor | float,
     temperature_scaling: str = "none",
 ) -> Tensor:
-    """Root of Eq. 3 in its binary form; arguments broadcast, nothing is checked."""
-    inputs = [torch.as_tensor(v, **like(teacher_logits)) for v in (soft_ratio, temperature)]
-    z_t, label, rho, big_t = torch.broadcast_tensors(teacher_logits, y.to(teacher_logits), *inputs)
-    shape = z_t.shape
-    columns = [t.reshape(-1) for t in (z_t, label, rho, big_t)]
-    out = torch.empty(z_t.numel(), dtype=z_t.dtype, device=z_t.device)
+    """Root of Eq. 3 in its binary form; arguments broadcast, nothing is checked.
+
+    Computed in float64 and rounded once to the dtype of ``teacher_logits``.
+    """
+    inputs = torch.broadcast_tensors(
+        *(double(v, teacher_logits) for v in (teacher_logits, y, soft_ratio, temperature))
+    )
+    columns = [t.reshape(-1) for t in inputs]
+    out = torch.empty_like(columns[0])
     for start in range(0, out.numel(), _BLOCK):
         block = slice(start, start + _BLOCK)
         out[block] = _binary_block([c[block] for c in columns], temperature_scaling)
-    return out.reshape(shape)
+    return out.reshape(inputs[0].shape).to(teacher_logits.dtype)
 
 
 def _binary_block(columns: list[Tensor], scaling: str) -> Tensor:
@@ -179,66 +181,70 @@ def _binary_block(columns: list[Tensor], scaling: str) -> Tensor:
         rows = (z.isnan() & (torch.isinf(limit) == is_hard)).nonzero().squeeze(1)
         if rows.numel():
             log_odds = torch.log(soft[rows] / (hard[rows] * big_t[rows]))
-            gap = None if is_hard else limit[rows] - x[rows]
-            z[rows] = _root_above(x[rows], big_t[rows], log_odds, gap)
-    z = _polish_near_zero(z, x, y, rho, big_t, scaling)
+            end = None if is_hard else limit[rows]
+            z[rows] = _root_above(x[rows], end, big_t[rows], log_odds)
+    z = _polish_near_zero(z, x, y, rho, big_t, scaling).clamp(x, limit)
     return torch.where(rho == 1, z_t, sign * z)
 
 
-def _root_above(x: Tensor, big_t: Tensor, log_odds: Tensor, gap: Tensor | None) -> Tensor:
-    """Root z = x + d, 0 < d < gap, of the logarithm of Eq. 3.
+def _root_above(x: Tensor, limit: Tensor | None, big_t: Tensor, log_odds: Tensor) -> Tensor:
+    """Root z of the logarithm of Eq. 3 above x and, for a fractional y, below limit = logit(y).
 
-    With σ(b) - σ(a) = σ(-a) σ(b) (1 - exp(a - b)), and x + gap = logit(y) (no gap: y = 1),
+    With d = z - x, rest = limit - z and σ(b) - σ(a) = σ(-a) σ(b) (1 - exp(a - b)),
 
         log(soft / (hard T)) + log σ(-x/T) + log σ(z/T) + log(1 - exp(-d/T))
-            = log σ(x + gap) + log σ(-z) + log(1 - exp(-(gap - d))).
+            = log σ(limit) + log σ(-z) + log(1 - exp(-rest)).
 
-    Newton's method runs on v = log(exp(d) - 1) - log(1 - exp(-(gap - d))), in which the
-    difference of both sides is close to linear from d -> 0 to d -> gap or infinity.
+    Newton's method runs on v = log(exp(d) - 1) - log(1 - exp(-rest)), in which the difference
+    of both sides is close to linear from d -> 0 to rest -> 0 or d -> infinity.
     """
     constant = log_odds + logsigmoid(-x / big_t)
-    if gap is not None:
-        constant = constant - logsigmoid(x + gap)
-    d = _first_guess(x, big_t, -constant, gap)
+    if limit is not None:
+        constant = constant - logsigmoid(limit)
+    d = _first_guess(x, limit, big_t, -constant)
     v = torch.where(d < 1, torch.log(torch.expm1(d.clamp(max=1))), d + _log1mexp(d))
-    if gap is not None:
-        v = v - _log1mexp(gap - d)
-    z = _bracketed_newton(v, x, big_t, constant, gap)
-    # x + d has lost digits where it cancels: one more step, on z itself.
-    lost = (z.abs() < 0.5 * x.abs()).nonzero().squeeze(1)
-    z_lost, d = z[lost], z[lost] - x[lost]
-    rest = None if gap is None else (gap[lost] - d).clamp(min=_TINY)
+    if limit is not None:
+        v = v - _log1mexp(limit - x - d)
+    z = _bracketed_newton(v, x, limit, big_t, constant)
+    # Digits are lost where x + d or limit - rest cancels: one more step, on z itself.
+    far = x.abs() if limit is None else x.abs().maximum(limit.abs())
+    lost = (z.abs() < 0.5 * far).nonzero().squeeze(1)
+    z_lost, d = z[lost], (z[lost] - x[lost]).clamp(min=_TINY)
+    rest = None if limit is None else (limit[lost] - z_lost).clamp(min=_TINY)
     value, slope = _log_equation(z_lost, d, rest, big_t[lost], constant[lost])
     return z.index_copy(0, lost, z_lost - value / slope)
 
 
 def _bracketed_newton(
-    v: Tensor, x: Tensor, big_t: Tensor, constant: Tensor, gap: Tensor | None
+    v: Tensor, x: Tensor, limit: Tensor | None, big_t: Tensor, constant: Tensor
 ) -> Tensor:
     """Newton's method on v (see :func:`_root_above`) from a first guess; returns z."""
-    z = torch.empty_like(x)
+    root = torch.empty_like(x)
     low, high = torch.full_like(v, -math.inf), torch.full_like(v, math.inf)
+    last = high  # |value| of the step before
     todo = torch.arange(len(x), device=x.device)
     for _ in range(_MAX_STEPS):
-        d = _distance(v, gap).clamp(min=_TINY)
-        rest = None if gap is None else _rest(v, gap).clamp(min=_TINY)
-        value, slope = _log_equation(x + d, d, rest, big_t, constant)
-        dv_dd = -1 / torch.expm1(-d) + (0 if rest is None else 1 / torch.expm1(rest))
+        z, d, rest = _place(v, x, limit)
+        value, slope = _log_equation(z, d, rest, big_t, constant)
+        dv_dz = -1 / torch.expm1(-d) + (0 if rest is None else 1 / torch.expm1(rest))
         low, high = torch.where(value < 0, v, low), torch.where(value > 0, v, high)
         move = -value / slope
-        new = v + move * dv_dd
+        new = v + move * dv_dz
         done = (new - v).abs() <= _STEP_TOLERANCE * v.abs().clamp(min=1)
         done |= move.abs() <= _ROUNDING * (x.abs() + d)
-        # A step that leaves the bracket: halve the bracket, or its open end by a unit step.
-        middle = torch.where(torch.isinf(high - low), v + move.sign(), (low + high) / 2)
-        new = torch.where(done | ((new > low) & (new < high)), new, middle)
-        z[todo] = x + _distance(new, gap)
+        # A step that leaves the bracket, or follows one that did not halve the value: halve the
+        # bracket. While one of its ends is open only the first can happen, by rounding.
+        is_open = torch.isinf(high - low)
+        good = (new > low) & (new < high) & (is_open | (value.abs() <= 0.5 * last))
+        middle = torch.where(is_open, v + move.sign(), (low + high) / 2)
+        v, last = torch.where(done | good, new, middle), value.abs()
+        root[todo] = _place(v, x, limit)[0]
         left = (~done).nonzero().squeeze(1)
         if not left.numel():
-            return z
-        todo, v, x, big_t, constant = todo[left], new[left], x[left], big_t[left], constant[left]
-        low, high = low[left], high[left]
-        gap = None if gap is None else gap[left]
+            return root
+        todo, v, x, big_t, constant = todo[left], v[left], x[left], big_t[left], constant[left]
+        low, high, last = low[left], high[left], last[left]
+        limit = None if limit is None else limit[left]
     raise ArithmeticError(
         f"effective_logits did not converge for {len(x)} rows, the first with "
         f"|teacher logit| {x[0].abs().item():.17g} at temperature {big_t[0].item():.17g}; "
@@ -246,10 +252,22 @@ def _bracketed_newton(
     )
 
 
+def _place(v: Tensor, x: Tensor, limit: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return z, d and rest for v (see :func:`_root_above`), free of cancellation."""
+    if limit is None:
+        d = _softplus(v).clamp(min=_TINY)
+        return x + d, d, None
+    gap = limit - x
+    log_gap = _log1mexp(gap)
+    d = _softplus(v + log_gap - _softplus(v - gap)).clamp(min=_TINY)
+    rest = _softplus(gap + log_gap - _softplus(v)).clamp(min=_TINY)
+    return torch.where(rest < d, limit - rest, x + d), d, rest
+
+
 def _log_equation(
     z: Tensor, d: Tensor, rest: Tensor | None, big_t: Tensor, constant: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Left minus right of the logarithm of Eq. 3, and its slope in z; rest = gap - d."""
+    """Left minus right of the logarithm of Eq. 3, and its slope in z."""
     log_soft, log_hard = logsigmoid(z / big_t), logsigmoid(-z)
     shrink = torch.expm1(-d / big_t)  # 1 / expm1(d/T) = -1 - 1 / expm1(-d/T)
     value = constant + log_soft + torch.log(-shrink) - log_hard
@@ -260,30 +278,19 @@ def _log_equation(
     return value, slope
 
 
-def _distance(v: Tensor, gap: Tensor | None) -> Tensor:
-    """Inverse d of v(d) (see :func:`_root_above`), free of cancellation."""
-    return _softplus(v if gap is None else v + _log1mexp(gap) - _softplus(v - gap))
-
-
-def _rest(v: Tensor, gap: Tensor) -> Tensor:
-    """Gap - d as a function of v, free of cancellation."""
-    return _softplus(gap + _log1mexp(gap) - _softplus(v))
-
-
-def _first_guess(x: Tensor, big_t: Tensor, target: Tensor, gap: Tensor | None) -> Tensor:
+def _first_guess(x: Tensor, limit: Tensor | None, big_t: Tensor, target: Tensor) -> Tensor:
     """Least of three upper bounds of d, each the limit of Eq. 3 in one regime."""
-    soft_x = logsigmoid(x / big_t)
     # Large z: σ(z/T) >= 1/2 and 1 - exp(-d/T) >= 1/2.
     d = (target + 2 * math.log(2)).clamp(min=0).maximum(x + big_t * math.log(2)) - x
     # Small d: σ(z/T) >= σ(x/T) and σ(-z) <= σ(-x).
-    small = target - soft_x + logsigmoid(-x)
-    if gap is not None:
-        small = small + _log1mexp(gap)
+    small = target - logsigmoid(x / big_t) + logsigmoid(-x)
+    if limit is not None:
+        small = small + _log1mexp(limit - x)
     d = torch.where(small < 0, d.minimum(-big_t * torch.log1p(-torch.exp(small))), d)
     # Very negative z: σ(-z) <= 1.
     wide = big_t * (_softplus(target - x / big_t) - torch.log1p(-torch.exp(target)))
     d = torch.where(target < 0, d.minimum(wide), d).clamp(min=_TINY)
-    return d if gap is None else torch.where(d < gap, d, gap / 2)
+    return d if limit is None else torch.where(d < limit - x, d, (limit - x) / 2)
 
 
 def _polish_near_zero(
@@ -346,12 +353,13 @@ def multiclass_effective_logits(
     """Root of the K-class form of Eq. 3, rows summing to zero; nothing is checked.
 
     ``teacher_logits`` and ``y`` (rows of the simplex) are (..., K), ``soft_ratio`` and
-    ``temperature`` broadcast with (...).
+    ``temperature`` broadcast with (...). Computed in float64 and rounded once to the dtype of
+    ``teacher_logits``.
     """
     shape = teacher_logits.shape
-    inputs = (torch.as_tensor(v, **like(teacher_logits)) for v in (soft_ratio, temperature))
+    inputs = (double(v, teacher_logits) for v in (soft_ratio, temperature))
     rho, big_t = (v.expand(shape[:-1]).reshape(-1) for v in inputs)
-    z_t, y = teacher_logits.reshape(-1, shape[-1]), y.reshape(-1, shape[-1])
+    z_t, y = (double(v, teacher_logits).reshape(-1, shape[-1]) for v in (teacher_logits, y))
     if shape[-1] == 2:
         z = binary_effective_logits(z_t[:, 1] - z_t[:, 0], y[:, 1], rho, big_t, temperature_scaling)
         z = torch.stack((-z / 2, z / 2), dim=1)
@@ -362,7 +370,8 @@ def multiclass_effective_logits(
             rows = slice(start, start + n_rows)
             weights = loss_weights(rho[rows, None], big_t[rows, None], temperature_scaling)
             z[rows] = _multiclass_block(z_t[rows], y[rows], *weights, big_t[rows, None])
-    return torch.where(rho[:, None] == 1, z_t, z).reshape(shape)
+    z = torch.where(rho[:, None] == 1, z_t, z)
+    return z.reshape(shape).to(teacher_logits.dtype)
 
 
 def _multiclass_block(z_t: Tensor, y: Tensor, soft: Tensor, hard: Tensor, big_t: Tensor) -> Tensor:
@@ -386,6 +395,7 @@ def _multiclass_block(z_t: Tensor, y: Tensor, soft: Tensor, hard: Tensor, big_t:
     # At T = 1 the root is log_q up to its normaliser.
     z = torch.log_softmax(log_q, dim=1)
     a = torch.logsumexp(z * rate, dim=1, keepdim=True)
+    last = torch.full_like(a, math.inf)  # |Ψ| when A last moved
     out = torch.empty_like(z)
     todo = torch.arange(len(z), device=z.device)
     for _ in range(_MAX_STEPS):
@@ -393,18 +403,21 @@ def _multiclass_block(z_t: Tensor, y: Tensor, soft: Tensor, hard: Tensor, big_t:
         phi = z + _softplus(tilt) - log_q
         w = torch.sigmoid(tilt)  # share of the soft term
         slope = w * rate + (1 - w)
-        lse_hard = torch.logsumexp(z, dim=1, keepdim=True)
-        lse_soft = torch.logsumexp(z * rate, dim=1, keepdim=True)
-        row = torch.exp(z - lse_hard) - rate * torch.exp(z * rate - lse_soft)
-        behind = (row * phi / slope).sum(1, keepdim=True)
-        psi = lse_hard - lse_soft + a - behind
-        da = -psi / (1 + (row * w / slope).sum(1, keepdim=True))
+        top = z.amax(1, keepdim=True)
+        hard_terms, soft_terms = torch.exp(z - top), torch.exp((z - top) * rate)
+        hard_sum, soft_sum = hard_terms.sum(1, keepdim=True), soft_terms.sum(1, keepdim=True)
+        row = (hard_terms / hard_sum - soft_terms * (rate / soft_sum)) / slope
+        behind = row * phi
+        psi = top * (1 - rate) + torch.log(hard_sum / soft_sum) + a - behind.sum(1, keepdim=True)
+        da = -psi / (1 + (row * w).sum(1, keepdim=True))
         # A moves, and its bracket shrinks, once z(A) is known well enough to trust Ψ's sign.
-        known = (row * phi / slope).abs().sum(1, keepdim=True) <= (0.1 * psi.abs()).clamp(min=1e-8)
+        known = behind.abs().sum(1, keepdim=True) <= (0.1 * psi.abs()).clamp(min=1e-8)
         low, high = torch.where(known & (psi < 0), a, low), torch.where(known & (psi > 0), a, high)
         settled = da.abs() <= _STEP_TOLERANCE * a.abs().clamp(min=1)
-        inside = (a + da > low) & (a + da < high)
-        da = torch.where(settled | inside, da, (low + high) / 2 - a).where(known, 0.0)
+        # A step that leaves the bracket, or follows one that did not halve Ψ: halve the bracket.
+        good = (a + da > low) & (a + da < high) & (psi.abs() <= 0.5 * last)
+        last = torch.where(known, psi.abs(), last)
+        da = torch.where(settled | good, da, (low + high) / 2 - a).where(known, 0.0)
         a = a + da
         # Each term of φ_k alone bounds z_k from above, which stops overshooting.
         bound = torch.minimum((log_q - log_odds + a) / rate, log_q)
@@ -415,8 +428,8 @@ def _multiclass_block(z_t: Tensor, y: Tensor, soft: Tensor, hard: Tensor, big_t:
         left = (still | ~settled | ~known).nonzero()[:, 0]
         if not left.numel():
             return out - out.mean(dim=1, keepdim=True)
-        todo, z, a, log_q, low, high = (t[left] for t in (todo, z, a, log_q, low, high))
-        rate, log_odds = rate[left], log_odds[left]
+        todo, z, a, log_q, log_odds = todo[left], z[left], a[left], log_q[left], log_odds[left]
+        rate, low, high, last = rate[left], low[left], high[left], last[left]
     raise ArithmeticError(
         f"effective_logits did not converge for {len(z)} rows at temperature "
         f"{1 / rate[0].item():.17g}; please report this as a bug."
@@ -438,14 +451,14 @@ def merge_soft_labels(
     [0, n_rows). A merged row needs a positive total weight.
     """
     binary = teacher_logits.ndim == 1
-    z = teacher_logits[:, None] if binary else teacher_logits
+    z = double(teacher_logits[:, None] if binary else teacher_logits, teacher_logits)
     soft = z / temperature
     log_label = (
         torch.cat((logsigmoid(-soft), logsigmoid(soft)), dim=1)
         if binary
         else torch.log_softmax(soft, dim=1)
     )
-    log_label = log_label + torch.log(weights)[:, None]
+    log_label = log_label + torch.log(double(weights, z))[:, None]
     group = index[:, None].expand_as(log_label)
     top = torch.full((n_rows, log_label.shape[1]), -math.inf).to(z)
     top = top.scatter_reduce(0, group, log_label, "amax")
@@ -459,7 +472,7 @@ def merge_soft_labels(
     lowest = torch.full((n_rows, z.shape[1]), math.inf).to(z).scatter_reduce(0, group, z, "amin")
     highest = torch.full_like(lowest, -math.inf).scatter_reduce(0, group, z, "amax")
     agree = (lowest == highest).all(dim=1, keepdim=True)
-    merged = torch.where(agree, lowest, merged)
+    merged = torch.where(agree, lowest, merged).to(teacher_logits.dtype)
     return merged[:, 0] if binary else merged
 
 
@@ -596,6 +609,6 @@ def _log1mexp(x: Tensor) -> Tensor:
     return torch.log(-torch.expm1(-x))
 
 
-def like(tensor: Tensor) -> dict[str, Any]:
-    """Dtype and device of ``tensor``, as keyword arguments."""
-    return {"dtype": tensor.dtype, "device": tensor.device}
+def double(value: Tensor | float, device_of: Tensor) -> Tensor:
+    """Return ``value`` as a float64 tensor on the device of another tensor."""
+    return torch.as_tensor(value, dtype=torch.float64, device=device_of.device)

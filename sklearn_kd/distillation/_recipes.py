@@ -26,8 +26,8 @@ from sklearn_kd.distillation._effective_logits import (
     check_soft_ratio,
     check_temperature,
     check_temperature_scaling,
+    double,
     is_class_last,
-    like,
     loss_weights,
     require,
     simplex_rows,
@@ -78,7 +78,7 @@ def correction_logits(teacher_logits: Tensor, y: Tensor, *, temperature: Tensor)
     >>> correction_logits([-2.0, 2.0], [1, 1], temperature=2.0).round(4)
     array([17.9195,  2.4251])
     """
-    big_t, y = (torch.as_tensor(v, **like(teacher_logits)) for v in (temperature, y))
+    big_t, y = (double(v, teacher_logits) for v in (temperature, y))
     check_temperature(big_t)
     check_finite(teacher_logits, "teacher_logits")
     if is_class_last(teacher_logits):
