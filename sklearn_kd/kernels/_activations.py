@@ -71,19 +71,22 @@ def gelu_dual(q11: Tensor, q12: Tensor, q22: Tensor) -> tuple[Tensor, Tensor]:
     # With α = 1 + q₁₁, β = 1 + q₂₂, sin ω = q₁₂ / √(αβ) and ϕ the standard normal density:
     #   P = E[Φ(h) Φ(h′)] = 1/4 + ω/2π,   N = E[ϕ(h) ϕ(h′)] = 1 / (2π √(αβ) cos ω).
     # Integration by parts (Stein's lemma), first in h, then in h′, leaves only P and N:
-    #   E[g g] = q₁₂ P + N [q₁₁q₂₂ − q₁₂² + q₁₂² (1/α + 1/β)]
-    #          = √(αβ) {sin ω P + [cos²ω (1 − 1/α − 1/β) + 1/(αβ)] / (2π cos ω)}.
-    # E[g′g′] is its derivative in q₁₂ (Price's theorem):
+    #   E[g g] = q₁₂ P + N B,   B = q₁₁q₂₂ − q₁₂² + q₁₂² (1/α + 1/β),
+    # and E[g′g′] is its derivative in q₁₂ (Price's theorem):
     #   E[g′g′] = P + tan ω [1/α + 1/β + 1/(αβ cos²ω)] / 2π.
     alpha, beta = 1 + q11, 1 + q22
     root, sine, cosine = _sine_and_cosine(alpha, q12, beta)
     inverses = 1 / alpha + 1 / beta
-    excess = 1 / (root * cosine)  # 1 / (√(αβ) cos ω), at most 1
     both_positive = 0.25 + torch.atan2(sine, cosine) / (2 * math.pi)
-    values = root * (
-        sine * both_positive + (cosine * (1 - inverses) + excess / root) / (2 * math.pi)
+    # B / (αβ), written in each case with two terms that are not negative
+    bracket = torch.where(
+        inverses < 1,
+        cosine.square() * (1 - inverses) + 1 / alpha / beta,
+        (q11 / alpha) * (q22 / beta) + sine.square() * (inverses - 1),
     )
-    slopes = both_positive + sine / cosine * (inverses + excess.square()) / (2 * math.pi)
+    values = root * (sine * both_positive + bracket / (2 * math.pi * cosine))
+    excess = (1 / (root * cosine)).square()
+    slopes = both_positive + sine / cosine * (inverses + excess) / (2 * math.pi)
     return values, slopes
 
 

@@ -41,6 +41,7 @@ from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
 from ._activations import PiecewiseLinear
+from ._rows import require_finite, scaled_inputs
 
 # Of two rows whose p is below this fraction of the rows' spread, the matrix product has lost too
 # many digits: such pairs are recomputed from x − x′.
@@ -101,13 +102,8 @@ class AngularRecursion:
 
     def rows(self, X: Tensor, like: AngularRows | None = None) -> AngularRows:
         """Prepare rows ``X`` of shape (n, d), for products with rows prepared ``like`` these."""
-        inputs = X * (self.weight_std / math.sqrt(X.shape[1]))
-        variance = inputs.square().sum(dim=1) + self.bias_std**2
-        variances = [variance]
-        for _ in range(self.depth):
-            variance = self.growth * variance + self.bias_std**2
-            variances.append(variance)
-        stds = torch.stack(variances).sqrt_()
+        inputs, variances = self._variances(X)
+        stds = variances.sqrt_()
         divisors = torch.where(stds > 0, stds, 1)  # a zero row without bias is scaled by 0 anyway
         f = math.sqrt(self.growth) * stds[:-1] / divisors[1:]
         turn = torch.atan2(self.bias_std / divisors[1:], f)
@@ -136,16 +132,24 @@ class AngularRecursion:
             inputs, left, right, spread, stds, f, turn_left, turn_right, origin, ranges
         )
 
-    def diagonal(self, rows: AngularRows) -> Tensor:
-        """Return K(x, x) for each row."""
+    def diagonal(self, X: Tensor) -> Tensor:
+        """Return K(x, x) for each row of ``X``."""
         # Θ_{l+1}(x, x) = q_{l+1}(x, x) + w Θ_l(x, x)
-        variances = rows.stds.square()
+        _, variances = self._variances(X)
         if self.kind == "nngp":
             return variances[-1]
         ntk = variances[0]
         for variance in variances[1:]:
             ntk = variance + self.growth * ntk
         return ntk
+
+    def _variances(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, variance = scaled_inputs(X, self.weight_std, self.bias_std)
+        variances = [variance]
+        for _ in range(self.depth):
+            variance = self.growth * variance + self.bias_std**2
+            variances.append(variance)
+        return inputs, require_finite(torch.stack(variances))
 
     def tile(
         self, x: AngularRows, y: AngularRows, out: Tensor, work: list[Tensor], *, same: bool
@@ -216,12 +220,12 @@ class AngularRecursion:
         step = max(1, _PAIR_ELEMENTS // x.inputs.shape[1])
         for start in range(0, len(i), step):
             i_part, j_part = i[start : start + step], j[start : start + step]
-            out[i_part, j_part] = self._pairwise(
-                x.inputs[i_part], y.inputs[j_part], x.stds[:, i_part], y.stds[:, j_part]
-            )
+            a, b = x.stds[:, i_part], y.stds[:, j_part]
+            p, T = self._pair_layers(x.inputs[i_part], y.inputs[j_part], a, b)
+            out[i_part, j_part] = a[-1] * b[-1] * (T if self.kind == "ntk" else 1 - 2 * p)
 
-    def _pairwise(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Return K(x_k, y_k) for pairs of close rows; every difference is of equal digits."""
+    def _pair_layers(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return p and T of the last layer for pairs of close rows, without any cancellation."""
         p, gap = self._pair_chords(x, y, a[0], b[0])
         kink = self.activation.kink
         T = 1 - 2 * p
@@ -241,12 +245,16 @@ class AngularRecursion:
             T = 1 - 2 * p + F * T * B
             # b′ − a′ = w (b − a)(b + a)/(b′ + a′)
             gap = self.growth * gap * (a[layer] + b[layer]) / _nonzero(a[layer + 1] + b[layer + 1])
-        return a[-1] * b[-1] * (T if self.kind == "ntk" else 1 - 2 * p)
+        return p, T
 
     def _pair_chords(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Return p and b − a of the first layer for pairs of close rows."""
+        """Return p and −|b − a| of the first layer for pairs of close rows."""
         # u − u′ = (x − y + y (b − a)/b) / a, and σ_b (b − a)/(ab) in the last coordinate, where
-        # b − a = (y − x)·(y + x)/(a + b) is free of cancellation
+        # b − a = (y − x)·(y + x)/(a + b) is free of cancellation. Rounding is relative to the
+        # larger row, so that one has to be x.
+        ordered = a >= b
+        x, y = torch.where(ordered[:, None], x, y), torch.where(ordered[:, None], y, x)
+        a, b = torch.maximum(a, b), torch.minimum(a, b)
         difference = x - y
         gap = -(difference * (x + y)).sum(dim=1) / _nonzero(a + b)
         chord = (difference + y * (gap / _nonzero(b))[:, None]) / _nonzero(a)[:, None]

@@ -12,13 +12,13 @@ q₁₂        covariance of two rows, the NNGP kernel                 ``q12`` (
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ._activations import Smooth
+from ._rows import require_finite, scaled_inputs
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,22 @@ class CovarianceRecursion:
 
     def rows(self, X: Tensor, like: CovarianceRows | None = None) -> CovarianceRows:
         """Prepare rows ``X`` of shape (n, d); ``like`` is not needed here."""
-        inputs = X * (self.weight_std / math.sqrt(X.shape[1]))
-        variance = inputs.square().sum(dim=1) + self.bias_std**2
+        inputs, variances = self._variances(X)
+        return CovarianceRows(inputs, variances)
+
+    def diagonal(self, X: Tensor) -> Tensor:
+        """Return K(x, x) for each row of ``X``."""
+        _, variances = self._variances(X)
+        return self._propagate(variances[0], variances, variances)
+
+    def _variances(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, variance = scaled_inputs(X, self.weight_std, self.bias_std)
         variances = [variance]
         for _ in range(self.depth):
             average, _ = self.activation.dual(variance, variance, variance)
             variance = self.weight_std**2 * average + self.bias_std**2
             variances.append(variance)
-        return CovarianceRows(inputs, torch.stack(variances))
-
-    def diagonal(self, rows: CovarianceRows) -> Tensor:
-        """Return K(x, x) for each row."""
-        return self._propagate(rows.variances[0], rows.variances, rows.variances)
+        return inputs, require_finite(torch.stack(variances))
 
     def tile(
         self, x: CovarianceRows, y: CovarianceRows, out: Tensor, work: list[Tensor], *, same: bool

@@ -81,7 +81,7 @@ class InfiniteKernel:
 
     def diag(self, X: Tensor) -> Tensor:
         """Return K(x, x) for each row of ``X``, shape (n,), in O(n d)."""
-        return self._recursion.diagonal(self._recursion.rows(X))
+        return self._recursion.diagonal(X)
 
     def gradient(self, X: Tensor) -> Tensor:
         """Return the derivatives of K(X, X) in log σ_w and log σ_b, shape (n, n, 2)."""

@@ -70,8 +70,8 @@ class NTK(Kernel):
     >>> X = np.array([[0.0, 0.0], [1.0, 1.0]])
     >>> kernel = NTK(depth=1)
     >>> kernel(X).round(4)
-    array([[2.    , 2.3...],
-           [2.3..., 3.    ]])
+    array([[2.    , 1.9092],
+           [1.9092, 3.    ]])
     >>> kernel.diag(X)
     array([2., 3.])
 

@@ -23,8 +23,8 @@ class Recursion(Protocol):
     def rows(self, X: Tensor, like: Any = None) -> Any:
         """Prepare rows of shape (n, d); both sides of a block need the same ``like``."""
 
-    def diagonal(self, rows: Any) -> Tensor:
-        """Return K(x, x) for each row."""
+    def diagonal(self, X: Tensor) -> Tensor:
+        """Return K(x, x) for each row of ``X``."""
 
     def tile(self, x: Any, y: Any, out: Tensor, work: list[Tensor], *, same: bool) -> None:
         """Write K(x, y) into ``out``; the diagonal is left open if x and y are the same rows."""
@@ -45,6 +45,8 @@ def tile_size(device: torch.device) -> int:
 
 def fill_block(recursion: Recursion, X: Tensor, Y: Tensor, out: Tensor) -> Tensor:
     """Write K(X, Y) into ``out`` of shape (n, m), tile by tile."""
+    if out.numel() == 0:
+        return out
     with full_precision():
         y_rows = recursion.rows(Y)
         x_rows = recursion.rows(X, like=y_rows)
@@ -59,9 +61,11 @@ def fill_block(recursion: Recursion, X: Tensor, Y: Tensor, out: Tensor) -> Tenso
 
 def fill_gram(recursion: Recursion, X: Tensor, out: Tensor, *, symmetrize: bool) -> Tensor:
     """Write K(X, X) into ``out`` of shape (n, n): its upper triangle, mirrored if asked."""
+    if out.numel() == 0:
+        return out
     with full_precision():
         rows = recursion.rows(X)
-        diagonal = recursion.diagonal(rows)
+        diagonal = recursion.diagonal(X)
         size = tile_size(X.device)
         work = _workspace(recursion, out, size)
         for i in range(0, len(X), size):
@@ -118,8 +122,8 @@ def matmat(kernel: KernelFunction, X: Tensor, Y: Tensor, V: Tensor) -> Tensor:
     """
     result = V.new_zeros(len(X), V.shape[1])
     entries = _STREAM_BYTES // V.element_size()
-    columns = min(len(Y), entries // 64)
-    rows = max(1, entries // max(1, columns))
+    columns = max(1, min(len(Y), entries // 64))
+    rows = max(1, entries // columns)
     with full_precision():
         for i in range(0, len(X), rows):
             for j in range(0, len(Y), columns):

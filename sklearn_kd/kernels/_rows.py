@@ -1,0 +1,31 @@
+"""What all kernel recursions do with rows first: scale them, and refuse those out of range."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def scaled_inputs(X: Tensor, weight_std: float, bias_std: float) -> tuple[Tensor, Tensor]:
+    """Return σ_w x / √d, shape (n, d), and the variances q₁₁ = σ_w² |x|² / d + σ_b², shape (n,)."""
+    inputs = X * (weight_std / math.sqrt(X.shape[1]))
+    return inputs, inputs.square().sum(dim=1) + bias_std**2
+
+
+def require_finite(variances: Tensor) -> Tensor:
+    """Return ``variances`` of shape (L + 1, n) if they are finite.
+
+    Raises
+    ------
+    ValueError
+        If a row holds NaN or infinity, or values whose squares overflow.
+    """
+    bad = torch.nonzero(~torch.isfinite(variances).all(dim=0)).ravel()
+    if len(bad):
+        raise ValueError(
+            f"The kernel of rows {bad[:10].tolist()} is not finite in {variances.dtype}: they hold "
+            "NaN, infinity or values too large to be squared. Remove or rescale these rows."
+        )
+    return variances

@@ -1,0 +1,49 @@
+"""Float32 products stay in full precision, and the user's setting comes back."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+LEGACY = """
+    torch.set_float32_matmul_precision("medium")
+    state = lambda: (
+        torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+    )
+"""
+PER_BACKEND = """
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    state = lambda: (
+        torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    )
+"""
+
+
+@pytest.mark.parametrize("setting", [LEGACY, PER_BACKEND], ids=["legacy", "per-backend"])
+def test_setting_is_switched_off_and_restored(setting):
+    # in a process of its own: the setting is global
+    script = """
+    import warnings
+    warnings.simplefilter("error")
+    import torch
+    from sklearn_kd.kernels._infinite import InfiniteKernel
+    from sklearn_kd.kernels._precision import full_precision
+    X = torch.rand(300, 200)
+    expected = InfiniteKernel().gram(X)
+    product = X @ X.T
+    SETTING
+    before = state()
+    with full_precision():
+        assert torch.equal(X @ X.T, product)
+    assert state() == before
+    assert torch.equal(InfiniteKernel().gram(X), expected)
+    try:
+        with full_precision():
+            raise KeyError
+    except KeyError:
+        assert state() == before
+    """
+    script = textwrap.dedent(script).replace("SETTING", textwrap.dedent(setting))
+    subprocess.run([sys.executable, "-c", script], check=True)
