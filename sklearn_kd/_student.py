@@ -255,7 +255,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
                 device=str(distinct.X.device),
                 dtype=str(distinct.X.dtype).removeprefix("torch."),
             )
-            self._row_weights = distinct.weights.cpu().numpy()
+            self._row_weights = like(distinct.weights, rows.array)
             self._frame = frame
         return self
 

@@ -183,7 +183,7 @@ class NTKTeacher(TangentKernelClassifier):
 
             self.classes_ = rows.classes
             self.staged_dual_coef_ = like(stages, rows.array)
-            self.dual_coef_ = self.staged_dual_coef_[-1]
+            self.dual_coef_ = like(stages[-1], rows.array)
             self.X_fit_ = like(distinct.X, rows.array)
             self.fit_report_ = Bunch(
                 n_rows=len(rows.labels),

@@ -1,5 +1,7 @@
 """scikit-learn's own estimator checks."""
 
+import os
+
 import pytest
 import torch
 from sklearn import config_context
@@ -24,6 +26,7 @@ def test_sklearn_compatibility(estimator, check):
     check(estimator)
 
 
+@pytest.mark.skipif("SCIPY_ARRAY_API" not in os.environ, reason="scipy's array API is off")
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize(
     "estimator", [NTKTeacher(), LinearizedKDStudent()], ids=["teacher", "student"]
