@@ -235,3 +235,78 @@ def infinite_kernel(x, y, *, depth, activation, weight_std, bias_std, kind="ntk"
         q12 = w * values + b
         ntk = q12 + w * ntk * slopes
     return ntk if kind == "ntk" else q12
+
+
+# Distillation targets
+
+
+def sigmoid_difference(a, b):
+    """σ(b) - σ(a) in mpmath, without cancellation."""
+    return mpmath.sinh((b - a) / 2) / (2 * mpmath.cosh(a / 2) * mpmath.cosh(b / 2))
+
+
+def effective_logit(z_t, y, soft_ratio, temperature):
+    """Root of Eq. 3 by bisection, to 1e-31."""
+    with mpmath.workdps(60):
+        z_t, y, rho, T = (mpmath.mpmathify(v) for v in (z_t, y, soft_ratio, temperature))
+        label = 20000 * (2 * y - 1) if y in (0, 1) else mpmath.log(y / (1 - y))
+
+        def gradient(z):
+            soft = sigmoid_difference(z_t / T, z / T)
+            return rho / T * soft + (1 - rho) * sigmoid_difference(label, z)
+
+        low, high = min(z_t, label), max(z_t, label)
+        for _ in range(120):
+            z = (low + high) / 2
+            low, high = (z, high) if gradient(z) < 0 else (low, z)
+        return z
+
+
+def multiclass_effective_logits(z_t, y, soft_ratio, temperature, start):
+    """Root of the K-class form of Eq. 3 with Σ z = 0, polished to 50 digits from ``start``."""
+    with mpmath.workdps(150):
+        rho, T = mpmath.mpf(soft_ratio), mpmath.mpf(temperature)
+
+        def softmax(z):
+            e = [mpmath.exp(v) for v in z]
+            return [v / mpmath.fsum(e) for v in e]
+
+        p = softmax([mpmath.mpf(v) / T for v in z_t])
+        y = [mpmath.mpf(v) for v in y]
+        y = [v / mpmath.fsum(y) for v in y]
+
+        def gradient(*z):
+            z = [*z, -mpmath.fsum(z)]
+            soft, hard = softmax([v / T for v in z]), softmax(z)
+            every = [rho / T * (s - a) + (1 - rho) * (h - b)
+                     for s, a, h, b in zip(soft, p, hard, y, strict=True)]  # fmt: skip
+            # Relative to the terms of each class, so that rare classes count.
+            return [g / (rho / T * a + (1 - rho) * b)
+                    for g, a, b in zip(every[:-1], p, y, strict=False)]  # fmt: skip
+
+        z = list(mpmath.findroot(gradient, [mpmath.mpf(v) for v in start[:-1]], tol=1e-80))
+        return [*z, -mpmath.fsum(z)]
+
+
+def squared_soft_ratio(soft_ratio, temperature):
+    """Soft ratio ρT² / (ρT² + 1 - ρ) in mpmath."""
+    with mpmath.workdps(60):
+        rho, T = mpmath.mpf(soft_ratio), mpmath.mpf(temperature)
+        return rho * T**2 / (rho * T**2 + 1 - rho)
+
+
+def correction_logit(z_t, y, temperature):
+    """T² (y - σ(z_t)) / [σ(z_t/T) (1 - σ(z_t/T))] in mpmath."""
+    with mpmath.workdps(400):
+        z_t, y, T = (mpmath.mpf(v) for v in (z_t, y, temperature))
+        p = 1 / (1 + mpmath.exp(-z_t / T))
+        return T**2 * (y - 1 / (1 + mpmath.exp(-z_t))) / (p * (1 - p))
+
+
+def mean_soft_label_logit(z_t, weights, temperature):
+    """T logit of the weighted mean of σ(z_t/T), in mpmath."""
+    with mpmath.workdps(50 + int(max(abs(z_t)) / temperature)):
+        T, w = mpmath.mpf(temperature), [mpmath.mpf(v) for v in weights]
+        p = [1 / (1 + mpmath.exp(-mpmath.mpf(v) / T)) for v in z_t]
+        mean = mpmath.fsum(a * b for a, b in zip(w, p, strict=True)) / mpmath.fsum(w)
+        return T * mpmath.log(mean / (1 - mean))

@@ -230,8 +230,11 @@ def _bracketed_newton(
         low, high = torch.where(value < 0, v, low), torch.where(value > 0, v, high)
         move = -value / slope
         new = v + move * dv_dz
-        done = (new - v).abs() <= _STEP_TOLERANCE * v.abs().clamp(min=1)
-        done |= move.abs() <= _ROUNDING * (x.abs() + d)
+        size = (new - v).abs() / v.abs().clamp(min=1)
+        # The second test is for |x| so large that rounding of the value keeps v from settling.
+        done = (size <= _STEP_TOLERANCE) | (
+            (size <= 1e-3) & (move.abs() <= _ROUNDING * (x.abs() + d))
+        )
         # A step that leaves the bracket, or follows one that did not halve the value: halve the
         # bracket. While one of its ends is open only the first can happen, by rounding.
         is_open = torch.isinf(high - low)
@@ -296,7 +299,7 @@ def _first_guess(x: Tensor, limit: Tensor | None, big_t: Tensor, target: Tensor)
 def _polish_near_zero(
     z: Tensor, x: Tensor, y: Tensor, rho: Tensor, big_t: Tensor, scaling: str
 ) -> Tensor:
-    """One Newton step on Eq. 3 in a form that keeps the relative accuracy of a root near zero.
+    """One step on Eq. 3 in a form that keeps the relative accuracy of a root near zero.
 
     soft tanh(z/2T) + hard T tanh(z/2) = soft tanh(x/2T) + hard T (2y - 1)
     """
@@ -310,10 +313,10 @@ def _polish_near_zero(
     saturated = (y == 1) & (x < -2 * big_t)
     excess = 2 * soft * torch.sigmoid(x / big_t) - soft_excess(rho, big_t, scaling)
     right = torch.where(saturated, excess, right)
-    t_soft, t_hard = torch.tanh(w / (2 * big_t)), torch.tanh(w / 2)
-    value = soft * t_soft + hard * big_t * t_hard - right
-    slope = soft * (1 - t_soft**2) / (2 * big_t) + hard * big_t * (1 - t_hard**2) / 2
-    return z.index_copy(0, near, w - value / slope)
+    # The left side is odd in z: the chord through the origin keeps every digit of z.
+    w = torch.where(w == 0, _TINY, w)
+    left = soft * torch.tanh(w / (2 * big_t)) + hard * big_t * torch.tanh(w / 2)
+    return z.index_copy(0, near, right / (left / w))
 
 
 def soft_excess(rho: Tensor, big_t: Tensor, scaling: str) -> Tensor:
@@ -411,9 +414,13 @@ def _multiclass_block(z_t: Tensor, y: Tensor, soft: Tensor, hard: Tensor, big_t:
         psi = top * (1 - rate) + torch.log(hard_sum / soft_sum) + a - behind.sum(1, keepdim=True)
         da = -psi / (1 + (row * w).sum(1, keepdim=True))
         # A moves, and its bracket shrinks, once z(A) is known well enough to trust Ψ's sign.
-        known = behind.abs().sum(1, keepdim=True) <= (0.1 * psi.abs()).clamp(min=1e-8)
+        known = (behind.abs().sum(1, keepdim=True) <= 0.1 * psi.abs()) & (phi.abs() <= 0.1).all(
+            1, keepdim=True
+        )
+        known |= (phi.abs() <= _STEP_TOLERANCE * log_q.abs().clamp(min=1)).all(1, keepdim=True)
         low, high = torch.where(known & (psi < 0), a, low), torch.where(known & (psi > 0), a, high)
         settled = da.abs() <= _STEP_TOLERANCE * a.abs().clamp(min=1)
+        settled |= psi.abs() <= _ROUNDING * (1 + a.abs() + (top * (1 - rate)).abs())
         # A step that leaves the bracket, or follows one that did not halve Ψ: halve the bracket.
         good = (a + da > low) & (a + da < high) & (psi.abs() <= 0.5 * last)
         last = torch.where(known, psi.abs(), last)

@@ -70,7 +70,7 @@ def correction_logits(teacher_logits: Tensor, y: Tensor, *, temperature: Tensor)
     ------
     ValueError
         As :func:`effective_logits`; also where the correction exceeds the largest float64,
-        which takes a wrong teacher with :math:`|z_t|/T` above 700.
+        which takes a saturated teacher: :math:`|z_t|/T` above 700.
 
     Examples
     --------
@@ -93,8 +93,8 @@ def correction_logits(teacher_logits: Tensor, y: Tensor, *, temperature: Tensor)
         torch.isfinite(correction),
         "correction_logits",
         correction,
-        "overflow float64",
-        "the teacher is wrong and saturated there; raise temperature.",
+        "overflow float64; must be finite",
+        "the teacher is too saturated there; raise temperature.",
     )
     return correction
 
