@@ -113,7 +113,8 @@ class TangentKernelClassifier(ClassifierMixin, BaseEstimator):
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(
-                f"y holds only one class, {classes.tolist()}; {type(self).__name__} needs at least two."
+                f"y holds only one class, {classes.tolist()}; {type(self).__name__} needs two or "
+                "more."
             )
         if sample_weight is not None:
             sample_weight = check_sample_weight(
@@ -133,13 +134,13 @@ class TangentKernelClassifier(ClassifierMixin, BaseEstimator):
     def _kernel_function(self) -> KernelFunction:
         return as_kernel_function(self.kernel_)
 
-    def _require_memory(self, n_rows: int, n_features: int, n_classes: int) -> None:
+    def _require_memory(self, X: Tensor, n_classes: int) -> None:
         """Raise `MemoryBudgetError` before anything slow or large if the kernel will not fit."""
-        device = resolve_device(self.device)
+        n_rows, n_features = X.shape
         require(
-            frame_bytes(n_rows, n_features, n_classes, resolve_dtype(self.dtype)),
+            frame_bytes(n_rows, n_features, n_classes, X.dtype),
             self.memory_limit,
-            device,
+            X.device,
             what=f"{type(self).__name__}.fit on n={n_rows} distinct rows",
             remedy=MEMORY_REMEDY,
         )

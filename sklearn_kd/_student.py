@@ -209,10 +209,10 @@ class LinearizedKDStudent(TangentKernelClassifier):
             The fitted student.
         """
         with restored_on_error(self):
-            vars(self).pop("_frame", None)  # frees the n² factor of an earlier fit
+            self.__dict__.pop("_frame", None)  # frees the n² factor of an earlier fit
             rows = self._check_rows(X, y, sample_weight)
             distinct = distinct_rows(rows)
-            self._require_memory(*distinct.X.shape, len(rows.classes))
+            self._require_memory(distinct.X, len(rows.classes))
 
             # 1. The teacher's logits z_t on the training rows.
             self.teacher_, z_t = self._teach(X, rows, teacher_logits)
@@ -273,10 +273,10 @@ class LinearizedKDStudent(TangentKernelClassifier):
                     f"{type(self.teacher).__name__}; set teacher=None, or wrap a fitted teacher "
                     "in FrozenEstimator to keep it for scoring."
                 )
-            z_t = canonical_logits(
+            given = canonical_logits(
                 teacher_logits, len(rows.labels), len(rows.classes), name="teacher_logits"
             )
-            return self.teacher, Logits(z_t, 0)
+            return self.teacher, Logits(given, n_clipped=0)
         if is_fitted:
             return self.teacher, logits_of(self.teacher, X, rows.classes)
         teacher = self._default_teacher() if self.teacher is None else clone(self.teacher)

@@ -171,7 +171,7 @@ class NTKTeacher(TangentKernelClassifier):
         with restored_on_error(self):
             rows = self._check_rows(X, y, sample_weight)
             distinct = distinct_rows(rows)
-            self._require_memory(*distinct.X.shape, len(rows.classes))
+            self._require_memory(distinct.X, len(rows.classes))
             self.kernel_ = self._kernel_to_use()
 
             if stopping_times is not None:

@@ -86,7 +86,7 @@ class TangentFrame:
         self.kernel = kernel
         self.X = X
         self.alpha = alpha
-        self.weights = weights
+        self.weights = X.new_ones(n) if weights is None else weights
         self._adopt(factor_in_place(self._assembler()))
 
     def _adopt(self, factor: Factor) -> None:
@@ -99,13 +99,10 @@ class TangentFrame:
 
         def assemble() -> Tensor:
             self.kernel.gram(self.X, out=storage, symmetrize=False)
-            storage.diagonal().add_(self._ridge(self.weights))
+            storage.diagonal().add_(self.alpha / self.weights)
             return storage
 
         return assemble
-
-    def _ridge(self, weights: Tensor | None) -> Tensor | float:
-        return self.alpha if weights is None else self.alpha / weights
 
     def _warn_if_ill_conditioned(self) -> None:
         epsilon = torch.finfo(self.X.dtype).eps
@@ -151,8 +148,7 @@ class TangentFrame:
             Δz, and a = `solve` (Δz).
         """
         # aᵀ Θ a = aᵀ Δz − aᵀ (α W⁻¹ + jitter) a; without a ridge just aᵀ Δz = ‖q‖².
-        ridge = torch.as_tensor(self._ridge(self.weights), dtype=targets.dtype) + self.jitter
-        ridge = ridge.to(targets.device).reshape(-1, *[1] * (targets.ndim - 1))
+        ridge = (self.alpha / self.weights + self.jitter).reshape(-1, *[1] * (targets.ndim - 1))
         squared = (coefficients * (targets - ridge * coefficients)).sum()
         return squared.clamp_min(0).sqrt().item()
 
@@ -286,14 +282,13 @@ class TangentFrame:
             If the new rows add no direction, such as copies of rows already there.
         """
         n, m = self.n_rows, len(X)
-        if (weights is None) != (self.weights is None):
-            raise ValueError("weights must be given for the appended rows iff the frame has some.")
+        weights = X.new_ones(m) if weights is None else weights
         storage = self.X.new_zeros((n + m, n + m)).T
         storage[:n, :n] = self.lower
         cross = self.kernel.block(self.X, X)
         u = torch.linalg.solve_triangular(self.lower, cross, upper=False).T
         schur = self.kernel.gram(X)
-        schur.diagonal().add_(self._ridge(weights)).add_(self.jitter)
+        schur.diagonal().add_(self.alpha / weights + self.jitter)
         schur -= u @ u.T
         corner, info = torch.linalg.cholesky_ex(schur)
         if info.item() > 0:
@@ -306,6 +301,6 @@ class TangentFrame:
         grown = object.__new__(type(self))
         grown.kernel, grown.alpha = self.kernel, self.alpha
         grown.X = torch.cat([self.X, X])
-        grown.weights = None if self.weights is None else torch.cat([self.weights, weights])
+        grown.weights = torch.cat([self.weights, weights])
         grown._adopt(Factor(storage, self.jitter))
         return grown
