@@ -7,14 +7,15 @@ f = Θ(·, X) a along
 
 (symbols as in `_function_space`). The flow is stiff, since eigenvalues of K spread over many
 orders of magnitude and t reaches 1e5 and more, and K is too large to factor at every step. The
-exponential Rosenbrock method exprb43 (Hochbruck, Ostermann and Schweitzer, SIAM J. Numer. Anal.
-47, 2009; order 4 with an embedded order 3) solves the linearised flow exactly and needs K only in
-products: phi functions of the Jacobian J = -W K act through short Lanczos recurrences. The
-squared loss is linear, hence exact in one step wherever the recurrence converges.
+exponential Rosenbrock method exprb53s3 (Luan and Ostermann, J. Comput. Appl. Math. 255, 2014;
+order 5 with an embedded order 3) solves the linearised flow exactly and needs K only in products:
+phi functions of the Jacobian J = -W K act through short Lanczos recurrences. The squared loss is
+linear, hence exact in one step wherever the recurrence converges.
 
-Products with K up to t = 1e5 (n = 1000 handwritten digits, ReLU network of depth 3), error in the
-logits: 0.6e3 (binary) and 1.4e3 (10 classes) for 2e-5; the stabilised explicit method RKC2 took
-2.7e3 and 2.4e3 for an error ten times as large.
+Measured on 1000 MNIST digits (ReLU network of depth 3) up to t = 1e4: logits within 5e-6 (two
+classes) and 3e-5 (ten) of a reference after 362 and 790 products with K. The stabilised explicit
+method RKC2 takes 2650 and 3376 products for 4e-5; of the same family, exprb43 takes about 15 %
+more than exprb53s3 at equal error.
 """
 
 from __future__ import annotations
@@ -146,10 +147,10 @@ class _KrylovSpace:
         image = self.images[len(self.diagonal) - 1]
         return step * abs(self.coefficients(order, step)[-1]) * image.abs().max().item()
 
-    def resolve(self, orders: tuple[int, ...], step: float, accuracy: float) -> bool:
-        """Extend until each ``h phi_k(h J) v`` is as accurate as asked; tell whether it is."""
+    def resolve(self, order: int, step: float, accuracy: float) -> bool:
+        """Extend until ``h phi_order(h J) v`` is as accurate as asked; tell whether it is."""
         while not self.exhausted:
-            if self.diagonal and all(self.last_term(k, step) <= accuracy for k in orders):
+            if self.diagonal and self.last_term(order, step) <= accuracy:
                 return True
             if self.is_full:
                 return False
@@ -203,8 +204,8 @@ def gradient_flow(
     loss : {"log_loss", "squared_error"}, default="log_loss"
     tol : float, default=3e-4
         Bound, per step, on the third-order estimate of the error in the logits f, as a multiple of
-        1 + \|f\|. The result is of fourth order: at the default its error after all steps was
-        about 3e-5 where compared with a reference.
+        1 + \|f\|. The result is of fifth order: at the default its error after all steps was at
+        most 4e-5 where compared with a reference.
 
     Returns
     -------
@@ -272,9 +273,9 @@ def gradient_flow(
                 remaining = stopping_time - t
                 # Two equal steps rather than a full one and a sliver.
                 trial = remaining if remaining <= step else min(step, remaining / 2)
-                while not flow.resolve((1,), trial, 0.1 * tol):
+                while not flow.resolve(1, trial, 0.03 * tol):
                     trial *= 0.7
-                proposal, error = _exprb43(flow, state, targets, row_weights, loss, trial, tol)
+                proposal, error = _exprb53(flow, state, targets, row_weights, loss, trial, tol)
                 factor = min(5.0, max(0.1, 0.8 * max(error, 1e-9) ** -0.25))
                 if error <= 1:
                     break
@@ -296,7 +297,7 @@ def gradient_flow(
     return torch.stack(coefs), FlowInfo(product.count, n_steps, n_rejected)
 
 
-def _exprb43(
+def _exprb53(
     flow: _KrylovSpace,
     state: Tensor,  # (2, n) or (2, n, C)
     targets: Tensor,
@@ -307,29 +308,31 @@ def _exprb43(
 ) -> tuple[Tensor, float]:
     """Return the state after a step h and its error estimate in units of the tolerance."""
 
-    # u_2 = u + h/2 phi_1(hJ/2) F,   u_3 = u + h phi_1(hJ) F + h phi_1(hJ) D_2,
+    # u_2 = u + h/2 phi_1(hJ/2) F,
+    # u_3 = u + c h phi_1(c hJ) F + h (27/25 phi_3(hJ/2) + 729/125 phi_3(c hJ)) D_2,   c = 9/10,
     # D_i = F(u_i) - F(u) - J (u_i - u),
-    # u+  = u + h phi_1(hJ) F + h (16 phi_3 - 48 phi_4) D_2 + h (-2 phi_3 + 12 phi_4) D_3,
-    # the phi_4 terms being the error of the embedded method. With E = D_3 - 4 D_2, which vanishes
-    # for a quadratic F and so needs few products:
-    # u+  = u + h phi_1(hJ) F + 8 h phi_3 D_2 - 2 h phi_3 E + 12 h phi_4 E.
+    # u+ = u + h phi_1 F + h (18 phi_3 - 60 phi_4) D_2 + h (-250/81 phi_3 + 500/27 phi_4) D_3
+    #    = u + h phi_1 F + 8 h phi_3 D_2 + h (-250/81 phi_3 + 500/27 phi_4) E,  phi_k at hJ,
+    # E = D_3 - (2 c)^2 D_2. The last term is the error of the embedded third-order method; E
+    # vanishes for a quadratic F, so it needs few products.
     def remainder(stage: Tensor) -> Tensor:
         moved = stage[1] - state[1]
         change = residual(stage[1], targets, loss) - residual(state[1], targets, loss)
         return row_weights * change + flow.root.curvature(moved)
 
-    accuracy = 0.1 * tol
+    accuracy = 0.03 * tol
     D_2 = remainder(state + h / 2 * flow.phi(1, h / 2))
-    linear = state + h * flow.phi(1, h)
     second = _KrylovSpace(flow.product, flow.root, D_2)
-    if not second.resolve((1, 3), h, accuracy):
+    if not second.resolve(3, h, accuracy):
         return state, 16.0
-    E = remainder(linear + h * second.phi(1, h)) - 4 * D_2
+    c = 9 / 10
+    bend = 27 / 25 * second.phi(3, h / 2) + 729 / 125 * second.phi(3, c * h)
+    E = remainder(state + c * h * flow.phi(1, c * h) + h * bend) - (2 * c) ** 2 * D_2
     third = _KrylovSpace(flow.product, flow.root, E)
-    if not third.resolve((3, 4), h, accuracy):
+    if not third.resolve(3, h, accuracy):
         return state, 16.0
-    correction = 12 * h * third.phi(4, h)
-    proposal = linear + h * (8 * second.phi(3, h) - 2 * third.phi(3, h)) + correction
+    correction = h * (500 / 27 * third.phi(4, h) - 250 / 81 * third.phi(3, h))
+    proposal = state + h * (flow.phi(1, h) + 8 * second.phi(3, h)) + correction
     scale = tol * (1 + torch.maximum(state[1].abs(), proposal[1].abs()))
     error = (correction[1].abs() / scale).max().item()
     return proposal, error if math.isfinite(error) else math.inf
