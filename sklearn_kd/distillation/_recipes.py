@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from sklearn_kd._array import on_arrays
-from sklearn_kd.distillation._effective_logits import (
+from sklearn_kd.distillation._arguments import (
     check_binary_labels,
     check_broadcast,
     check_finite,
@@ -31,8 +31,8 @@ from sklearn_kd.distillation._effective_logits import (
     loss_weights,
     require,
     simplex_rows,
-    soft_excess,
 )
+from sklearn_kd.distillation._binary_root import soft_excess
 
 REDUCTIONS = ("batchmean", "mean")
 

@@ -1,0 +1,82 @@
+"""Root of the softmax form of Eq. 3, for K classes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sklearn_kd.distillation._binary_root import (
+    MAX_STEPS,
+    ROUNDING,
+    STEP_TOLERANCE,
+    TINY,
+    softplus,
+)
+
+
+def softmax_roots(z_t: Tensor, y: Tensor, soft: Tensor, hard: Tensor, big_t: Tensor) -> Tensor:
+    """Root of the K-class form of Eq. 3 for rows (n, K); weights and T are (n, 1).
+
+    Given the log-normaliser A = log Σ exp(z/T), in the gauge log Σ exp(z) = 0, each class has
+    its own increasing equation
+
+        φ_k = log[(soft/T) exp(z_k/T - A) + hard exp(z_k)]
+              - log[(soft/T) softmax(z_t/T)_k + hard y_k] = 0,
+
+    and A is where Ψ = log Σ exp(z) - log Σ exp(z/T) + A = 0, which increases in A along the
+    solutions z(A). A lies between 0 and (1 - 1/T) log K. Newton's method runs on (z, A)
+    jointly: the matrix is an arrow, so a step costs O(K).
+    """
+    rate = 1 / big_t
+    log_odds = torch.log(soft / (hard.clamp(min=TINY) * big_t))
+    log_q = torch.logaddexp(log_odds + torch.log_softmax(z_t * rate, dim=1), torch.log(y))
+    edge = (1 - rate) * math.log(z_t.shape[1])
+    low, high = edge.clamp(max=0), edge.clamp(min=0)
+    # At T = 1 the root is log_q up to its normaliser.
+    z = torch.log_softmax(log_q, dim=1)
+    a = torch.logsumexp(z * rate, dim=1, keepdim=True)
+    last = torch.full_like(a, math.inf)  # |Ψ| when A last moved
+    out = torch.empty_like(z)
+    todo = torch.arange(len(z), device=z.device)
+    for _ in range(MAX_STEPS):
+        tilt = log_odds - a + z * (rate - 1)
+        phi = z + softplus(tilt) - log_q
+        w = torch.sigmoid(tilt)  # share of the soft term
+        slope = w * rate + (1 - w)
+        top = z.amax(1, keepdim=True)
+        hard_terms, soft_terms = torch.exp(z - top), torch.exp((z - top) * rate)
+        hard_sum, soft_sum = hard_terms.sum(1, keepdim=True), soft_terms.sum(1, keepdim=True)
+        row = (hard_terms / hard_sum - soft_terms * (rate / soft_sum)) / slope
+        behind = row * phi
+        psi = top * (1 - rate) + torch.log(hard_sum / soft_sum) + a - behind.sum(1, keepdim=True)
+        da = -psi / (1 + (row * w).sum(1, keepdim=True))
+        # A moves, and its bracket shrinks, once z(A) is known well enough to trust Ψ's sign.
+        known = (behind.abs().sum(1, keepdim=True) <= 0.1 * psi.abs()) & (phi.abs() <= 0.1).all(
+            1, keepdim=True
+        )
+        known |= (phi.abs() <= STEP_TOLERANCE * log_q.abs().clamp(min=1)).all(1, keepdim=True)
+        low, high = torch.where(known & (psi < 0), a, low), torch.where(known & (psi > 0), a, high)
+        settled = da.abs() <= STEP_TOLERANCE * a.abs().clamp(min=1)
+        settled |= psi.abs() <= ROUNDING * (1 + a.abs() + (top * (1 - rate)).abs())
+        # A step that leaves the bracket, or follows one that did not halve Ψ: halve the bracket.
+        good = (a + da > low) & (a + da < high) & (psi.abs() <= 0.5 * last)
+        last = torch.where(known, psi.abs(), last)
+        da = torch.where(settled | good, da, (low + high) / 2 - a).where(known, 0.0)
+        a = a + da
+        # Each term of φ_k alone bounds z_k from above, which stops overshooting.
+        bound = torch.minimum((log_q - log_odds + a) / rate, log_q)
+        new_z = torch.minimum(z + (w * da - phi) / slope, bound)
+        dz, z = new_z - z, new_z
+        out[todo] = z
+        still = (dz.abs() > STEP_TOLERANCE * z.abs().clamp(min=1)).any(1, keepdim=True)
+        left = (still | ~settled | ~known).nonzero()[:, 0]
+        if not left.numel():
+            return out - out.mean(dim=1, keepdim=True)
+        todo, z, a, log_q, log_odds = todo[left], z[left], a[left], log_q[left], log_odds[left]
+        rate, low, high, last = rate[left], low[left], high[left], last[left]
+    raise ArithmeticError(
+        f"effective_logits did not converge for {len(z)} rows at temperature "
+        f"{1 / rate[0].item():.17g}; please report this as a bug."
+    )
