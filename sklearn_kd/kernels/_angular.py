@@ -41,27 +41,28 @@ from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
 from ._activations import PiecewiseLinear
-from ._rows import require_finite, scaled_inputs
+from ._rows import input_variances, require_finite
 
 # Of two rows whose p is below this fraction of the rows' spread, the matrix product has lost too
 # many digits: such pairs are recomputed from x − x′.
 _CLOSE = {torch.float64: 1e-4, torch.float32: 1e-2}
 _PAIR_ELEMENTS = 2**20  # entries of x − x′ held at a time
-_SERIES_LIMIT = 0.52  # largest p that the series serve
+_SERIES_LIMIT = 0.52  # largest p that the series serve, a little above that of θ = π/2
+_SERIES_BUCKET = -1
+_TINY = {torch.float64: 1e-100, torch.float32: 1e-30}  # stands for p = 0, where 1/√p is not
 
 
 @dataclass(frozen=True)
 class AngularRows:
     """Rows ready for products, with what each layer needs of them."""
 
-    inputs: Tensor  # (n, d), σ_w x / √d
-    left: Tensor  # (n, d + 3), left[i] · right[j] = p
-    right: Tensor  # (n, d + 3)
-    spread: Tensor  # (n,), |u − mean u|²/4
-    stds: Tensor  # (L + 1, n)
+    inputs: Tensor  # (n, d)
+    right: Tensor  # (n, d + 3), left[i] · right[j] = p
+    variances: Tensor  # (L + 1, n), a²
+    stds: Tensor  # (L + 1, n), a
     f: Tensor  # (L, n)
-    turn_left: Tensor  # (L, n, 4), turn_left[l, i] · turn_right[l, j] = e
-    turn_right: Tensor  # (L, n, 4)
+    sine: Tensor  # (L, n), sin(ψ/2) with ψ relative to its mean
+    cosine: Tensor  # (L, n), cos(ψ/2)
     origin: tuple[Tensor, Tensor]  # mean u (d + 1,) and mean ψ (L,), shared by both sides
     ranges: list[tuple[float, float, float]]  # per layer: least and largest ψ, largest f
 
@@ -71,16 +72,29 @@ class AngularRows:
     def __getitem__(self, rows: slice) -> AngularRows:
         return AngularRows(
             self.inputs[rows],
-            self.left[rows],
             self.right[rows],
-            self.spread[rows],
+            self.variances[:, rows],
             self.stds[:, rows],
             self.f[:, rows],
-            self.turn_left[:, rows],
-            self.turn_right[:, rows],
+            self.sine[:, rows],
+            self.cosine[:, rows],
             self.origin,
             self.ranges,
         )
+
+    @property
+    def spread(self) -> Tensor:
+        """|u − mean u|²/4, shape (n,)."""
+        return self.right[:, -1]
+
+    @functools.cached_property
+    def left(self) -> Tensor:
+        """The left factor of p, shape (n, d + 3)."""
+        # p = |z|²/4 + |z′|²/4 − z·z′/2 with z = u − mean u and right = (z, 1, |z|²/4)
+        left = self.right * -0.5
+        left[:, -2] = self.spread
+        left[:, -1] = 1
+        return left
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,7 @@ class AngularRecursion:
     bias_std: float
     kind: str
 
-    buffers = 5  # arrays of a tile's size that `tile` works in
+    buffers = 6  # arrays of a tile's size that `tile` works in
 
     @property
     def growth(self) -> float:
@@ -102,40 +116,43 @@ class AngularRecursion:
 
     def rows(self, X: Tensor, like: AngularRows | None = None) -> AngularRows:
         """Prepare rows ``X`` of shape (n, d), for products with rows prepared ``like`` these."""
-        inputs, variances = self._variances(X)
-        stds = variances.sqrt_()
-        divisors = torch.where(stds > 0, stds, 1)  # a zero row without bias is scaled by 0 anyway
+        variances = self.variances(X)
+        stds = variances.sqrt()
+        divisors = _nonzero(stds)  # a zero row without bias is scaled by 0 in the end
         f = math.sqrt(self.growth) * stds[:-1] / divisors[1:]
         turn = torch.atan2(self.bias_std / divisors[1:], f)
 
-        unit = torch.cat([inputs, torch.full_like(inputs[:, :1], self.bias_std)], dim=1)
-        unit /= divisors[0][:, None]
-        origin = (unit.mean(dim=0), turn.mean(dim=1)) if like is None else like.origin
+        n, d = X.shape
+        scale = self.weight_std / math.sqrt(d) / divisors[0]
+        last = self.bias_std / divisors[0]
+        if like is None:
+            mean = torch.cat([torch.mv(X.T, scale), last.sum(dim=0, keepdim=True)]) / n
+            origin = mean, turn.mean(dim=1)
+        else:
+            origin = like.origin
+        right = X.new_empty(n, d + 3)
+        torch.addcmul(-origin[0][:-1], X, scale[:, None], out=right[:, :d])
+        right[:, d] = last - origin[0][-1]
+        right[:, d + 1] = 1
+        right[:, d + 2] = torch.linalg.vector_norm(right[:, : d + 1], dim=1).square() / 4
 
-        # |u − u′|²/4 with both sides relative to the mean, which cancels in it.
-        unit -= origin[0]
-        spread = unit.square().sum(dim=1) / 4
-        ones = torch.ones_like(spread)
-        left = torch.cat([-unit / 2, spread[:, None], ones[:, None]], dim=1)
-        right = torch.cat([unit, ones[:, None], spread[:, None]], dim=1)
-
-        # sin²((ψ − ψ′)/2) = (v + v′ − v v′ − s s′)/2 with v = 1 − cos ψ and s = sin ψ, again
-        # relative to the mean. The added rounding unit keeps the sum from falling below 0.
         turn = turn - origin[1][:, None]
-        v, s = 2 * torch.sin(turn / 2).square(), torch.sin(turn)
-        ones = torch.ones_like(v)
-        floor = 8 * torch.finfo(X.dtype).eps * v.amax(dim=1, keepdim=True)
-        turn_left = torch.stack([v + floor, ones, -v, -s], dim=2) / 2
-        turn_right = torch.stack([ones, v, v, s], dim=2)
+        sine, cosine = torch.sin(turn / 2), torch.cos(turn / 2)
         ranges = torch.stack([turn.amin(dim=1), turn.amax(dim=1), f.amax(dim=1)], dim=1).tolist()
-        return AngularRows(
-            inputs, left, right, spread, stds, f, turn_left, turn_right, origin, ranges
-        )
+        return AngularRows(X, right, variances, stds, f, sine, cosine, origin, ranges)
 
-    def diagonal(self, X: Tensor) -> Tensor:
-        """Return K(x, x) for each row of ``X``."""
+    def variances(self, X: Tensor) -> Tensor:
+        """Return q₁₁ of the rows of ``X`` in every layer, shape (L + 1, n)."""
+        variance = input_variances(X, self.weight_std, self.bias_std)
+        variances = [variance]
+        for _ in range(self.depth):
+            variance = self.growth * variance + self.bias_std**2
+            variances.append(variance)
+        return require_finite(torch.stack(variances))
+
+    def diagonal(self, variances: Tensor) -> Tensor:
+        """Return K(x, x) for rows with these variances, shape (n,)."""
         # Θ_{l+1}(x, x) = q_{l+1}(x, x) + w Θ_l(x, x)
-        _, variances = self._variances(X)
         if self.kind == "nngp":
             return variances[-1]
         ntk = variances[0]
@@ -143,75 +160,60 @@ class AngularRecursion:
             ntk = variance + self.growth * ntk
         return ntk
 
-    def _variances(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        inputs, variance = scaled_inputs(X, self.weight_std, self.bias_std)
-        variances = [variance]
-        for _ in range(self.depth):
-            variance = self.growth * variance + self.bias_std**2
-            variances.append(variance)
-        return inputs, require_finite(torch.stack(variances))
-
     def tile(
         self, x: AngularRows, y: AngularRows, out: Tensor, work: list[Tensor], *, same: bool
     ) -> None:
         """Write K(x, y) into ``out`` (n, m); ``same`` says that x and y are the same rows."""
-        p, T, F, A, B = (buffer[: out.numel()].view(out.shape) for buffer in work)
+        p, T, F, A, B, h = (buffer[: out.numel()].view(out.shape) for buffer in work)
+        one = torch.ones((), dtype=p.dtype, device=p.device)
         torch.mm(x.left, y.right.T, out=p)
         close = _CLOSE[p.dtype]
         threshold = close * float(x.spread.amax() + y.spread.amax())
         if same:
-            p.fill_diagonal_(threshold)
+            p.fill_diagonal_(max(threshold, close**2))
         p_least, p_max = (float(extreme) for extreme in torch.aminmax(p))
+        least = close**2 if p_max > _SERIES_LIMIT else 0.0  # that the closed forms serve
         pairs = None
-        if p_least < threshold:
-            pairs = torch.nonzero(p < close * (x.spread[:, None] + y.spread), as_tuple=True)
-        p.clamp_(0, 1)
+        if p_least < max(threshold, least):
+            lost = (close * (x.spread[:, None] + y.spread)).clamp_min_(least)
+            pairs = torch.nonzero(p < lost, as_tuple=True)
+        p.clamp_(_TINY[p.dtype], 1)
         p_max = min(max(p_max, 0.0), 1.0)
 
-        torch.add(torch.ones((), dtype=p.dtype, device=p.device), p, alpha=-2, out=T)
+        torch.add(one, p, alpha=-2, out=T)
         for layer in range(self.depth):
-            p_max = self._advance(x, y, layer, p, p_max, T, F, A, B)
+            _factors(p, p_max, self.activation.kink, A, B, h)
+            p_max = self._bound(x.ranges[layer], y.ranges[layer], p_max)
+            if self.bias_std:
+                torch.mul(x.f[layer][:, None], y.f[layer], out=F)
+                A.mul_(F)
+                # √e = sin(ψ/2) cos(ψ′/2) − cos(ψ/2) sin(ψ′/2)
+                torch.mul(x.sine[layer][:, None], y.cosine[layer], out=h)
+                h.addcmul_(x.cosine[layer][:, None], y.sine[layer], value=-1)
+                torch.addcmul(A, h, h, out=p)
+            else:
+                p, A = A, p
+            if self.kind == "ntk":
+                T.mul_(B)
+                torch.add(one, p, alpha=-2, out=B)
+                if self.bias_std:
+                    torch.addcmul(B, T, F, out=T)
+                else:
+                    T.add_(B)
         if self.kind == "nngp":
-            torch.add(torch.ones((), dtype=p.dtype, device=p.device), p, alpha=-2, out=T)
-        torch.mul(T, x.stds[-1][:, None], out=T)
+            torch.add(one, p, alpha=-2, out=T)
+        T.mul_(x.stds[-1][:, None])
         torch.mul(T, y.stds[-1], out=out)
         if pairs is not None:
             self._fill_close_pairs(x, y, out, *pairs)
 
-    def _advance(
-        self,
-        x: AngularRows,
-        y: AngularRows,
-        layer: int,
-        p: Tensor,
-        p_max: float,
-        T: Tensor,
-        F: Tensor,
-        A: Tensor,
-        B: Tensor,
+    def _bound(
+        self, x: tuple[float, float, float], y: tuple[float, float, float], p_max: float
     ) -> float:
-        """Take p and T one layer further, in place; return a bound on the new p."""
-        kink = self.activation.kink
-        one = torch.ones((), dtype=p.dtype, device=p.device)
-        if layer == 0:
-            _angular_factors(p, kink, A, B)
-        else:
-            _series_factors(p, p_max, kink, A, B)
-        # now A = p (1 − (λ/π) h Q) and B = 1 − (2λ/π) h P
-        T *= B
-        if self.bias_std:
-            torch.mul(x.f[layer][:, None], y.f[layer], out=F)
-            torch.mm(x.turn_left[layer], y.turn_right[layer].T, out=p)
-            p.addcmul_(A, F)
-            torch.add(one, p, alpha=-2, out=B)
-            torch.addcmul(B, T, F, out=T)
-        else:
-            p.copy_(A)
-            T += one
-            T.sub_(p, alpha=2)
-        (x_low, x_high, x_f), (y_low, y_high, y_f) = x.ranges[layer], y.ranges[layer]
+        """Return a bound on the next layer's p, for two ranges of ψ and f and a bound on p."""
+        (x_low, x_high, x_f), (y_low, y_high, y_f) = x, y
         turn = max(x_high, y_high) - min(x_low, y_low)
-        return x_f * y_f * _shrunk(p_max, kink) + math.sin(min(turn, math.pi) / 2) ** 2
+        return x_f * y_f * _shrunk(p_max, self.activation.kink) + math.sin(turn / 2) ** 2
 
     def _fill_close_pairs(
         self, x: AngularRows, y: AngularRows, out: Tensor, i: Tensor, j: Tensor
@@ -229,9 +231,9 @@ class AngularRecursion:
         p, gap = self._pair_chords(x, y, a[0], b[0])
         kink = self.activation.kink
         T = 1 - 2 * p
-        A, B = torch.empty_like(p), torch.empty_like(p)
+        A, B, h = torch.empty_like(p), torch.empty_like(p), torch.empty_like(p)
         for layer in range(self.depth):
-            _series_factors(p, float(p.amax()), kink, A, B)
+            _factors(p.clamp_min_(_TINY[p.dtype]), float(p.amax()), kink, A, B, h)
             scale = _nonzero(a[layer + 1] * b[layer + 1])
             product = self.growth * a[layer] * b[layer]
             F = product / scale
@@ -249,11 +251,15 @@ class AngularRecursion:
 
     def _pair_chords(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return p and −|b − a| of the first layer for pairs of close rows."""
-        # u − u′ = (x − y + y (b − a)/b) / a, and σ_b (b − a)/(ab) in the last coordinate, where
-        # b − a = (y − x)·(y + x)/(a + b) is free of cancellation. Rounding is relative to the
-        # larger row, so that one has to be x.
+        # With x and y in units of √d / σ_w, u − u′ = (x − y + y (b − a)/b) / a, and
+        # σ_b (b − a)/(ab) in the last coordinate, where b − a = (y − x)·(y + x)/(a + b) is free
+        # of cancellation. Rounding is relative to the larger row, so that one has to be x.
+        unit = self.weight_std / math.sqrt(x.shape[1])
         ordered = a >= b
-        x, y = torch.where(ordered[:, None], x, y), torch.where(ordered[:, None], y, x)
+        x, y = (
+            torch.where(ordered[:, None], first, second) * unit
+            for first, second in ((x, y), (y, x))
+        )
         a, b = torch.maximum(a, b), torch.minimum(a, b)
         difference = x - y
         gap = -(difference * (x + y)).sum(dim=1) / _nonzero(a + b)
@@ -263,38 +269,46 @@ class AngularRecursion:
 
     def gradient(self, x: AngularRows, y: AngularRows) -> Tensor:
         """Return the derivatives of K(x, y) in log σ_w and log σ_b, shape (2, n, m)."""
-        p = torch.mm(x.left, y.right.T)
-        close = _CLOSE[p.dtype]
-        i, j = torch.nonzero(p < close * (x.spread[:, None] + y.spread), as_tuple=True)
+        p = torch.mm(x.left, y.right.T).clamp_(0, 1)
+        lost = (_CLOSE[p.dtype] * (x.spread[:, None] + y.spread)).clamp_min_(_CLOSE[p.dtype] ** 2)
+        i, j = torch.nonzero(p < lost, as_tuple=True)
         p[i, j] = self._pair_chords(x.inputs[i], y.inputs[j], x.stds[0, i], y.stds[0, j])[0]
-        p.clamp_(0, 1)
 
-        kink, variance_b = self.activation.kink, self.bias_std**2
+        kink, w, b2 = self.activation.kink, self.growth, self.bias_std**2
+        # Derivatives of log w and log σ_b²; a leading axis of two runs over the parameters.
+        d_w, d_b2 = p.new_tensor([[2, 0], [0, 2]])[..., None, None]
         a, b = _nonzero(x.stds)[:, :, None], _nonzero(y.stds)[:, None, :]
-        # log-derivatives in σ_w and σ_b: of w, σ_b², a and b; scaling both leaves angles as are
-        d_growth, d_bias = torch.tensor([[2.0, 0.0], [0.0, 2.0]], dtype=p.dtype)[..., None, None]
-        d_a = (d_growth * (1 - variance_b / a[0] ** 2) + d_bias * variance_b / a[0] ** 2) / 2
-        d_b = (d_growth * (1 - variance_b / b[0] ** 2) + d_bias * variance_b / b[0] ** 2) / 2
-        d_p = (1 / a[0] - 1 / b[0]) ** 2 - 2 * p * (1 / a[0] ** 2 + 1 / b[0] ** 2)
-        d_p = torch.stack([-d_p, d_p]) * (variance_b / 2)
+        share_a, share_b = b2 / a[0].square(), b2 / b[0].square()
+        d_a = (d_w * (1 - share_a) + d_b2 * share_a) / 2  # of log a
+        d_b = (d_w * (1 - share_b) + d_b2 * share_b) / 2
+        # scaling both parameters leaves the first angle as it is
+        d_p = (b2 / 2) * ((1 / a[0] - 1 / b[0]).square() - 2 * p * (a[0] ** -2 + b[0] ** -2))
+        d_p = torch.stack([-d_p, d_p])
         T, d_T = 1 - 2 * p, -2 * d_p
-        A, B = torch.empty_like(p), torch.empty_like(p)
+        A, B, h = torch.empty_like(p), torch.empty_like(p), torch.empty_like(p)
         for layer in range(self.depth):
-            _angular_factors(p, kink, A, B)
+            # dB = −(2λ/π) dφ with dp = 2 √(p (1 − p)) dφ; where p = 0 for good, dp = 0
             slope = 2 * torch.sqrt(p * (1 - p))
-            d_B = d_p / _nonzero(slope) * (slope > 0) * (-2 * kink / math.pi)
-            F = self.growth * a[layer] * b[layer] / (a[layer + 1] * b[layer + 1])
-            G = variance_b / (a[layer + 1] * b[layer + 1])
-            fa2 = self.growth * a[layer] ** 2 / a[layer + 1] ** 2
-            fb2 = self.growth * b[layer] ** 2 / b[layer + 1] ** 2
-            d_F = d_growth + d_a + d_b
-            d_a = (fa2 * (d_growth + 2 * d_a) + (1 - fa2) * d_bias) / 2
-            d_b = (fb2 * (d_growth + 2 * d_b) + (1 - fb2) * d_bias) / 2
-            d_F = F * (d_F - d_a - d_b)
-            d_G = G * (d_bias - d_a - d_b)
-            # p ← F A + (1 − F − G)/2, with dA/dp = B (Price's theorem)
-            d_p = d_F * A + F * B * d_p - (d_F + d_G) / 2
-            p = (F * A + (1 - F - G) / 2).clamp_(0, 1)
+            d_B = torch.where(slope > 0, d_p / _nonzero(slope), 0) * (-2 * kink / math.pi)
+            _factors(p.clamp(min=_TINY[p.dtype]), float(p.amax()), kink, A, B, h)
+            product, scale = w * a[layer] * b[layer], a[layer + 1] * b[layer + 1]
+            d_product = d_w + d_a + d_b
+            gap = a[layer] - b[layer]
+            d_gap = a[layer] * d_a - b[layer] * d_b
+            share_a, share_b = b2 / a[layer + 1].square(), b2 / b[layer + 1].square()
+            d_a = ((1 - share_a) * (d_w + 2 * d_a) + share_a * d_b2) / 2
+            d_b = ((1 - share_b) * (d_w + 2 * d_b) + share_b * d_b2) / 2
+            F = product / scale
+            d_F = F * (d_product - d_a - d_b)
+            # e = w σ_b² (a − b)² / (2 a′b′ (a′b′ + w a b + σ_b²)), so that equal rows have e = 0
+            total = scale + product + b2
+            d_total = scale * (d_a + d_b) + product * d_product + b2 * d_b2
+            factor = w * b2 / (2 * scale * total)
+            e = factor * gap.square()
+            d_e = factor * 2 * gap * d_gap + e * (d_w + d_b2 - d_a - d_b - d_total / total)
+            # p ← F A + e, and dA/dp = B (Price's theorem)
+            d_p = d_F * A + F * B * d_p + d_e
+            p = F * A + e
             d_T = -2 * d_p + (d_F * B + F * d_B) * T + F * B * d_T
             T = 1 - 2 * p + F * B * T
         if self.kind == "nngp":
@@ -314,60 +328,69 @@ def _shrunk(p: float, kink: float) -> float:
     return max(p + kink / math.pi * (phi * (1 - 2 * p) - h * math.sqrt(1 - p)), 0.0)
 
 
-def _angular_factors(p: Tensor, kink: float, A: Tensor, B: Tensor) -> None:
-    """Set A = p (1 − (λ/π) h Q(p)) and B = 1 − (2λ/π) h P(p) for p in [0, 1]."""
-    # A = p + (λ/π)(φ (1 − 2p) − √(p (1 − p))),  B = 1 − (2λ/π) φ
-    torch.addcmul(p, p, p, value=-1, out=A)
-    torch.pow(A, 0.5, out=A)
-    torch.pow(p, 0.5, out=B)
-    torch.asin(B, out=B)
-    torch.sub(B, A, out=A)
-    A.addcmul_(p, B, value=-2)
-    torch.add(p, A, alpha=kink / math.pi, out=A)
-    B.mul_(-2 * kink / math.pi).add_(1)
-
-
-def _series_factors(p: Tensor, p_max: float, kink: float, A: Tensor, B: Tensor) -> None:
-    """Set A and B as `_angular_factors` does, for 0 <= p <= p_max <= 0.52, by power series."""
-    # The bound is rounded up to a power of √2, so that few polynomials serve all tiles.
-    bucket = math.ceil(2 * math.log2(max(p_max, 1e-12))) if p_max < _SERIES_LIMIT else 0
-    p_series, q_series = _half_angle_series(bucket, p.dtype, str(p.device))
-    h = torch.pow(p, 0.5)
-    _horner(q_series, p, A)
-    A.mul_(h).mul_(-kink / math.pi).add_(1).mul_(p)
-    _horner(p_series, p, B)
-    B.mul_(h).mul_(-2 * kink / math.pi).add_(1)
+def _factors(p: Tensor, p_max: float, kink: float, A: Tensor, B: Tensor, h: Tensor) -> None:
+    """Set A = p (1 − (λ/π) h Q(p)), B = 1 − (2λ/π) h P(p) and h = √p for 0 < p <= p_max <= 1."""
+    one = torch.ones((), dtype=p.dtype, device=p.device)
+    if p_max > _SERIES_LIMIT:
+        # A = p + (λ/π)(φ (1 − 2p) − r),  B = 1 − (2λ/π) φ,  r = √(p (1 − p)),  tan φ = p/r
+        torch.addcmul(p, p, p, value=-1, out=A).clamp_min_(_TINY[p.dtype])
+        torch.rsqrt(A, out=h)
+        A.mul_(h)
+        torch.atan2(p, A, out=B)
+        torch.sub(B, A, out=A)
+        A.addcmul_(p, B, value=-2)
+        torch.add(p, A, alpha=kink / math.pi, out=A)
+        torch.add(one, B, alpha=-2 * kink / math.pi, out=B)
+        return
+    # Series, with the constants in their coefficients. The bound is rounded up to a power of √2,
+    # so that few polynomials serve all tiles. √p = p/√p is faster than the square root.
+    bucket = min(math.ceil(2 * math.log2(max(p_max, 1e-12))), _SERIES_BUCKET)
+    b_series, a_series = _series(bucket, kink, p.dtype, str(p.device))
+    torch.rsqrt(p, out=h)
+    h.mul_(p)
+    _horner(a_series, p, A)
+    torch.addcmul(one, A, h, out=A)
+    A.mul_(p)
+    _horner(b_series, p, B)
+    torch.addcmul(one, B, h, out=B)
 
 
 def _horner(coefficients: list[Tensor], p: Tensor, out: Tensor) -> None:
     """Evaluate a polynomial in p, highest coefficient first."""
-    out.copy_(coefficients[0].expand(p.shape))
-    for coefficient in coefficients[1:]:
+    first, *others = coefficients
+    if not others:
+        out.copy_(first.expand(p.shape))
+        return
+    torch.add(others[0], p, alpha=float(first), out=out)
+    for coefficient in others[1:]:
         torch.addcmul(coefficient, out, p, out=out)
 
 
 @functools.cache
-def _half_angle_series(
-    bucket: int, dtype: torch.dtype, device: str
+def _series(
+    bucket: int, kink: float, dtype: torch.dtype, device: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return polynomials for P and Q on [0, 2^(bucket/2)], as short as ``dtype`` allows."""
+    """Return polynomials for −(2λ/π) P and −(λ/π) Q, as short as ``dtype`` allows.
+
+    They are valid for p up to 2^(bucket/2), at most 0.52; highest coefficients come first.
+    """
     # P = Σ c_k p^k with c_k = (2k)! / (4^k k!² (2k + 1)), the series of arcsin;
     # d(p h Q)/dp = 2 h P gives Q = Σ 4 c_k p^k / (2k + 3).
-    p_max = _SERIES_LIMIT if bucket == 0 else 2 ** (bucket / 2)
+    p_max = min(2 ** (bucket / 2), _SERIES_LIMIT)
     k = np.arange(80.0)
     central = np.cumprod(np.append(1.0, 1 - 0.5 / k[1:]))  # (2k)! / (4^k k!²)
     c = central / (2 * k + 1)
-    series: list[list[Tensor]] = []
-    for taylor in (c, 4 * c / (2 * k + 3)):
-        # In units of p_max, then economised: the Chebyshev coefficients below rounding go.
+    series = []
+    for taylor in (-2 * kink / math.pi * c, -4 * kink / math.pi * c / (2 * k + 3)):
+        # In units of p_max, then economised: Chebyshev coefficients below rounding go.
         scaled = Polynomial(taylor * p_max**k, domain=[0, 1], window=[0, 1])
         chebyshev = scaled.convert(domain=[0, 1], kind=Chebyshev, window=[-1, 1])
-        degree = int(np.flatnonzero(np.abs(chebyshev.coef) > torch.finfo(dtype).eps / 4)[-1])
+        size = np.abs(chebyshev.coef) * math.sqrt(p_max)
+        needed = np.flatnonzero(size > torch.finfo(dtype).eps / 4)
+        degree = int(needed[-1]) if len(needed) else 0
         short = chebyshev.truncate(degree + 1).convert(
             domain=[0, 1], kind=Polynomial, window=[0, 1]
         )
         coefficients = np.asarray(short.coef, dtype=float) / p_max ** k[: degree + 1]
-        series.append(
-            [torch.tensor(value, dtype=dtype, device=device) for value in coefficients[::-1]]
-        )
+        series.append([torch.tensor(c, dtype=dtype, device=device) for c in coefficients[::-1]])
     return series[0], series[1]

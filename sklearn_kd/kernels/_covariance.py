@@ -12,13 +12,14 @@ q₁₂        covariance of two rows, the NNGP kernel                 ``q12`` (
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ._activations import Smooth
-from ._rows import require_finite, scaled_inputs
+from ._rows import input_variances, require_finite
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,22 @@ class CovarianceRecursion:
 
     def rows(self, X: Tensor, like: CovarianceRows | None = None) -> CovarianceRows:
         """Prepare rows ``X`` of shape (n, d); ``like`` is not needed here."""
-        inputs, variances = self._variances(X)
-        return CovarianceRows(inputs, variances)
+        inputs = X * (self.weight_std / math.sqrt(X.shape[1]))
+        return CovarianceRows(inputs, self.variances(X))
 
-    def diagonal(self, X: Tensor) -> Tensor:
-        """Return K(x, x) for each row of ``X``."""
-        _, variances = self._variances(X)
-        return self._propagate(variances[0], variances, variances)
-
-    def _variances(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        inputs, variance = scaled_inputs(X, self.weight_std, self.bias_std)
+    def variances(self, X: Tensor) -> Tensor:
+        """Return q₁₁ of the rows of ``X`` in every layer, shape (L + 1, n)."""
+        variance = input_variances(X, self.weight_std, self.bias_std)
         variances = [variance]
         for _ in range(self.depth):
             average, _ = self.activation.dual(variance, variance, variance)
             variance = self.weight_std**2 * average + self.bias_std**2
             variances.append(variance)
-        return inputs, require_finite(torch.stack(variances))
+        return require_finite(torch.stack(variances))
+
+    def diagonal(self, variances: Tensor) -> Tensor:
+        """Return K(x, x) for rows with these variances, shape (n,)."""
+        return self._propagate(variances[0], variances, variances)
 
     def tile(
         self, x: CovarianceRows, y: CovarianceRows, out: Tensor, work: list[Tensor], *, same: bool

@@ -81,7 +81,8 @@ class InfiniteKernel:
 
     def diag(self, X: Tensor) -> Tensor:
         """Return K(x, x) for each row of ``X``, shape (n,), in O(n d)."""
-        return self._recursion.diagonal(X)
+        recursion = self._recursion
+        return recursion.diagonal(recursion.variances(X))
 
     def gradient(self, X: Tensor) -> Tensor:
         """Return the derivatives of K(X, X) in log σ_w and log σ_b, shape (n, n, 2)."""

@@ -1,4 +1,4 @@
-"""What all kernel recursions do with rows first: scale them, and refuse those out of range."""
+"""What all kernel recursions do with rows first: their variances, within range."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 
-def scaled_inputs(X: Tensor, weight_std: float, bias_std: float) -> tuple[Tensor, Tensor]:
-    """Return σ_w x / √d, shape (n, d), and the variances q₁₁ = σ_w² |x|² / d + σ_b², shape (n,)."""
-    inputs = X * (weight_std / math.sqrt(X.shape[1]))
-    return inputs, inputs.square().sum(dim=1) + bias_std**2
+def input_variances(X: Tensor, weight_std: float, bias_std: float) -> Tensor:
+    """Return q₁₁ = σ_w² |x|² / d + σ_b², shape (n,), for ``X`` of shape (n, d)."""
+    norms = torch.linalg.vector_norm(X, dim=1)
+    return (norms * (weight_std / math.sqrt(X.shape[1]))).square() + bias_std**2
 
 
 def require_finite(variances: Tensor) -> Tensor:

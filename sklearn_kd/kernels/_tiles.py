@@ -23,8 +23,11 @@ class Recursion(Protocol):
     def rows(self, X: Tensor, like: Any = None) -> Any:
         """Prepare rows of shape (n, d); both sides of a block need the same ``like``."""
 
-    def diagonal(self, X: Tensor) -> Tensor:
-        """Return K(x, x) for each row of ``X``."""
+    def variances(self, X: Tensor) -> Tensor:
+        """Return the variances of the pre-activations of rows, shape (L + 1, n)."""
+
+    def diagonal(self, variances: Tensor) -> Tensor:
+        """Return K(x, x) for rows with these variances, shape (n,)."""
 
     def tile(self, x: Any, y: Any, out: Tensor, work: list[Tensor], *, same: bool) -> None:
         """Write K(x, y) into ``out``; the diagonal is left open if x and y are the same rows."""
@@ -65,7 +68,7 @@ def fill_gram(recursion: Recursion, X: Tensor, out: Tensor, *, symmetrize: bool)
         return out
     with full_precision():
         rows = recursion.rows(X)
-        diagonal = recursion.diagonal(X)
+        diagonal = recursion.diagonal(rows.variances)
         size = tile_size(X.device)
         work = _workspace(recursion, out, size)
         for i in range(0, len(X), size):
