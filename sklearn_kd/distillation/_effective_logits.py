@@ -103,6 +103,8 @@ def effective_logits(
         If ``soft_ratio`` is not in (0, 1] (without soft labels hard labels have no finite
         minimiser), ``temperature`` is not positive and finite, logits are not finite, labels
         are not valid, or shapes do not broadcast.
+    ArithmeticError
+        If the root of a row was not found; it is never returned unconverged.
 
     Notes
     -----
@@ -132,6 +134,7 @@ def effective_logits(
            [ 0.1094,  0.5591, -0.6685]])
     """
     check_temperature_scaling(temperature_scaling)
+    teacher_logits = torch.as_tensor(teacher_logits, dtype=torch.float64)
     rho, big_t = (double(v, teacher_logits) for v in (soft_ratio, temperature))
     y = double(y, teacher_logits)
     check_soft_ratio(rho)
@@ -190,10 +193,11 @@ def multiclass_effective_logits(
         z = torch.stack((-z / 2, z / 2), dim=1)
     else:
         z = torch.empty_like(z_t)
+        solved = torch.where(rho == 1, 0.5, rho)  # any value: those rows are not used
         n_rows = max(1, _BLOCK // shape[-1])
         for start in range(0, len(z), n_rows):
             rows = slice(start, start + n_rows)
-            weights = loss_weights(rho[rows, None], big_t[rows, None], temperature_scaling)
+            weights = loss_weights(solved[rows, None], big_t[rows, None], temperature_scaling)
             z[rows] = softmax_roots(z_t[rows], y[rows], *weights, big_t[rows, None])
     z = torch.where(rho[:, None] == 1, z_t, z)
     return z.reshape(shape).to(teacher_logits.dtype)

@@ -78,6 +78,7 @@ def correction_logits(teacher_logits: Tensor, y: Tensor, *, temperature: Tensor)
     >>> correction_logits([-2.0, 2.0], [1, 1], temperature=2.0).round(4)
     array([17.9195,  2.4251])
     """
+    teacher_logits = torch.as_tensor(teacher_logits, dtype=torch.float64)
     big_t, y = (double(v, teacher_logits) for v in (temperature, y))
     check_temperature(big_t)
     check_finite(teacher_logits, "teacher_logits")

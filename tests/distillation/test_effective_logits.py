@@ -295,6 +295,7 @@ def test_binary_arguments_broadcast():
         one = effective_logits(z_t[i], y[i], soft_ratio=rho[j], temperature=T[k])
         assert grid[i, j, k] == one
     assert np.isscalar(one)
+    assert effective_logits(2, 1, soft_ratio=1, temperature=1) == 2.0
     assert effective_logits([], [], soft_ratio=0.5, temperature=1.0).shape == (0,)
 
 
