@@ -134,11 +134,11 @@ class TangentKernelClassifier(ClassifierMixin, BaseEstimator):
     def _kernel_function(self) -> KernelFunction:
         return as_kernel_function(self.kernel_)
 
-    def _require_memory(self, X: Tensor, n_classes: int) -> None:
+    def _require_memory(self, X: Tensor, n_classes: int, *, extra: int = 0) -> None:
         """Raise `MemoryBudgetError` before anything slow or large if the kernel will not fit."""
         n_rows, n_features = X.shape
         require(
-            frame_bytes(n_rows, n_features, n_classes, X.dtype),
+            frame_bytes(n_rows, n_features, n_classes, X.dtype) + extra,
             self.memory_limit,
             X.device,
             what=f"{type(self).__name__}.fit on n={n_rows} distinct rows",

@@ -31,8 +31,13 @@ from sklearn_kd._base import (
     restored_on_error,
 )
 from sklearn_kd._sklearn import Interval, StrOptions, fit_context
-from sklearn_kd.distillation._gradient_flow import gradient_flow, squared_error_targets
+from sklearn_kd.distillation._gradient_flow import (
+    KRYLOV_COPIES,
+    gradient_flow,
+    squared_error_targets,
+)
 from sklearn_kd.distillation._ridge_minimum import ridge_minimum
+from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg import TangentFrame
 
 
@@ -171,7 +176,7 @@ class NTKTeacher(TangentKernelClassifier):
         with restored_on_error(self):
             rows = self._check_rows(X, y, sample_weight)
             distinct = distinct_rows(rows)
-            self._require_memory(distinct.X, len(rows.classes))
+            self._require_memory(distinct.X, len(rows.classes), extra=self._krylov_bytes(distinct))
             self.kernel_ = self._kernel_to_use()
 
             if stopping_times is not None:
@@ -213,22 +218,32 @@ class NTKTeacher(TangentKernelClassifier):
             )
         return times.tolist()
 
+    def _krylov_bytes(self, rows: DistinctRows) -> int:
+        """Return the bytes that the gradient flow needs beside the kernel matrix."""
+        if self.stopping_time is None:
+            return 0
+        return KRYLOV_COPIES * rows.hard_labels.numel() * rows.X.dtype.itemsize
+
     def _train(self, rows: DistinctRows, stopping_times: list[float]) -> tuple[Tensor, dict]:
         """Gradient flow of the mean loss from f = 0, with a(t) at every stopping time."""
-        stages, info = gradient_flow(
-            self._kernel_function().gram(rows.X),
-            rows.hard_labels,
-            rows.weights / rows.weights.sum(),
-            loss=self.loss,
-            stopping_times=stopping_times,
-        )
+        kernel_matrix = self._kernel_function().gram(rows.X)
+        with full_precision():
+            stages, info = gradient_flow(
+                kernel_matrix,
+                rows.hard_labels,
+                rows.weights / rows.weights.sum(),
+                loss=self.loss,
+                stopping_times=stopping_times,
+            )
         return stages, {"n_kernel_products": info.n_products, "converged": True}
 
     def _minimize(self, rows: DistinctRows) -> tuple[Tensor, dict]:
         """Minimum of Σ w ℓ + ½ alpha aᵀ Θ a for the log loss."""
-        coefficients, info = ridge_minimum(
-            self._kernel_function().gram(rows.X), rows.hard_labels, rows.weights, alpha=self.alpha
-        )
+        kernel_matrix = self._kernel_function().gram(rows.X)
+        with full_precision():
+            coefficients, info = ridge_minimum(
+                kernel_matrix, rows.hard_labels, rows.weights, alpha=self.alpha
+            )
         if not info.converged:
             warnings.warn(
                 f"The teacher stopped at a relative residual of {info.residual:.2g} before "

@@ -134,7 +134,9 @@ def stationary_logits(soft, hard, soft_ratio, temperature):
 
         return scipy.optimize.root(slope, np.log(s) - np.log(s).mean(), tol=1e-14).x
 
-    return np.array([(binary if soft.ndim == 1 else many)(*row) for row in zip(soft, hard)])
+    return np.array(
+        [(binary if soft.ndim == 1 else many)(*row) for row in zip(soft, hard, strict=True)]
+    )
 
 
 def soft_labels(teacher_logits, temperature):

@@ -34,6 +34,8 @@ from sklearn_kd.exceptions import NotPSDError
 __all__ = ["FlowInfo", "gradient_flow", "squared_error_targets"]
 
 MAX_KRYLOV_DIMENSION = 100
+# Three Krylov spaces at a time, each with a basis and its images under K, in copies of the labels.
+KRYLOV_COPIES = 6 * MAX_KRYLOV_DIMENSION
 
 
 class FlowInfo(NamedTuple):

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sklearn_kd.exceptions import IllConditionedWarning, NotPSDError
 from sklearn_kd.kernels._function import KernelFunction
+from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg._cholesky import Factor, factor_in_place, reciprocal_condition
 from sklearn_kd.linalg._memory import MEMORY_REMEDY, WORKSPACE_BYTES, frame_bytes, require
 
@@ -66,6 +67,7 @@ class TangentFrame:
         If a jitter was needed, or ``rcond`` is below the dtype's resolution.
     """
 
+    @full_precision()
     def __init__(
         self,
         kernel: KernelFunction,
@@ -122,6 +124,7 @@ class TangentFrame:
         """Number of training rows, n."""
         return len(self.X)
 
+    @full_precision()
     def coordinates(self, targets: Tensor) -> Tensor:
         """Return q = L⁻¹ Δz: the weight change of the student in the frame.
 
@@ -132,6 +135,7 @@ class TangentFrame:
             targets.shape
         )
 
+    @full_precision()
     def solve(self, targets: Tensor) -> Tensor:
         """Return the dual coefficients (Θ_n + α W⁻¹)⁻¹ Δz (Eq. 4)."""
         columns = self.coordinates(targets).reshape(self.n_rows, -1)
@@ -152,6 +156,7 @@ class TangentFrame:
         squared = (coefficients * (targets - ridge * coefficients)).sum()
         return squared.clamp_min(0).sqrt().item()
 
+    @full_precision()
     def features(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Return φ(x) in the frame: u = L⁻¹ Θ(X_fit, x), and v(x) = Θ(x, x) − ‖u‖².
 
@@ -186,6 +191,7 @@ class TangentFrame:
         squares = self.coordinates(targets).reshape(self.n_rows, -1).square().sum(dim=1)
         return squares.cumsum(0).sqrt()
 
+    @full_precision()
     def prefix_predictions(
         self, X: Tensor, targets: Tensor, sizes: Sequence[int] | None = None
     ) -> Tensor:
@@ -222,6 +228,7 @@ class TangentFrame:
         q = self.coordinates(targets)
         return q * self.lower.diagonal().reshape(-1, *[1] * (q.ndim - 1))
 
+    @full_precision()
     def loo(self, targets: Tensor) -> Tensor:
         """Return each row's prediction by the student trained on all the other rows.
 
@@ -247,6 +254,7 @@ class TangentFrame:
             out[start : start + width] = inverse.square().sum(dim=0)
         return out
 
+    @full_precision()
     def kfold(self, targets: Tensor, folds: Tensor) -> Tensor:
         """Return each row's prediction by the student trained on the rows of the other folds.
 
@@ -270,6 +278,7 @@ class TangentFrame:
             out[held_out] -= torch.cholesky_solve(a[held_out], block)
         return out.reshape(targets.shape)
 
+    @full_precision()
     def append(self, X: Tensor, weights: Tensor | None = None) -> Self:
         """Return the frame of the training rows followed by ``X``; this one stays as it is.
 
