@@ -1,10 +1,13 @@
 """Blocked evaluation."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
 from sklearn_kd.kernels import _tiles
+from sklearn_kd.kernels._angular import AngularRecursion
 from sklearn_kd.kernels._infinite import InfiniteKernel
 from sklearn_kd.kernels._tiles import matmat
 
@@ -69,6 +72,38 @@ def test_streamed_product(monkeypatch, budget, n_columns):
     X, Y, V = rows(23), rows(31, seed=1), rows(31, n_columns, seed=2)
     kernel = InfiniteKernel(2)
     torch.testing.assert_close(matmat(kernel, X, Y, V), kernel.block(X, Y) @ V)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_number_of_threads_changes_neither_results_nor_itself():
+    X, Y = rows(50), rows(30, seed=1)
+    kernel = InfiniteKernel(3)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append((kernel.gram(X), kernel.block(X, Y), kernel.gradient(X)))
+            assert torch.get_num_threads() == threads
+            with ThreadPoolExecutor(1) as pool:  # and a thread to come sees the same number
+                assert pool.submit(torch.get_num_threads).result() == threads
+    finally:
+        torch.set_num_threads(before)
+    for one, several in zip(*results, strict=True):
+        assert torch.equal(one, several)
+
+
+def test_an_error_in_one_tile_is_raised(monkeypatch):
+    monkeypatch.setattr(_tiles, "tile_size", lambda device: 8)
+
+    def tile(*args, **kwargs):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(AngularRecursion, "tile", tile)
+    before = torch.get_num_threads()
+    with pytest.raises(MemoryError, match="no room"):
+        InfiniteKernel(1).gram(rows(50))
+    assert torch.get_num_threads() == before
 
 
 def test_empty_blocks():
