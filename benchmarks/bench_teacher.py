@@ -1,0 +1,73 @@
+"""Training an NTKTeacher to ten stopping times, beside the kernel products it consists of.
+
+Prints a table and writes JSON. The ratio is the time of the fit over that of its products with
+the kernel matrix, timed in the same run: what the integrator costs on top. Run nothing beside it.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import make_blobs
+
+from sklearn_kd import NTKTeacher
+from sklearn_kd.kernels import NTK
+
+TIMES = np.geomspace(1, 1e5, 10)
+
+
+def load(path, n_rows):
+    """Return rows scaled to [0, 1] and ten classes: images from an .npz file, or blobs."""
+    if path is None:
+        X, y = make_blobs(n_rows, 784, centers=10, cluster_std=20.0, random_state=0)
+        return (X - X.min()) / (X.max() - X.min()), y
+    with np.load(path) as file:
+        X, y = file["X_train"][:n_rows], file["y_train"][:n_rows]
+    return X.reshape(len(X), -1) / 255.0, y
+
+
+def clock(function):
+    start = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=5_000)
+    parser.add_argument("--data", type=Path, help=".npz with X_train (images 0-255) and y_train")
+    parser.add_argument("--json", type=Path, default=Path("bench_teacher.json"))
+    arguments = parser.parse_args()
+    X, y = load(arguments.data, arguments.rows)
+    rows = torch.as_tensor(X)
+    matrix, kernel_seconds = clock(lambda: NTK().to_torch().gram(rows))
+
+    print(
+        f"n = {len(X)}, d = {X.shape[1]}, float64, {torch.get_num_threads()} threads, "
+        f"ten stopping times to {TIMES[-1]:g}; kernel alone {kernel_seconds:.2f} s"
+    )
+    print(f"{'':>32} {'fit s':>8} {'products':>9} {'their s':>8} {'fit / (kernel + products)':>26}")
+    results = {}
+    problems = {"binary": (y % 2, 1), "10 classes": (y, 10)}
+    for name, (labels, width) in problems.items():
+        vector = torch.randn(len(X), width, dtype=torch.float64)
+        product = statistics.median(clock(lambda v=vector: matrix @ v)[1] for _ in range(20))
+        for loss in ("log_loss", "squared_error"):
+            teacher = NTKTeacher(loss=loss, stopping_time=TIMES)
+            _, seconds = clock(lambda t=teacher, z=labels: t.fit(X, z))
+            count = teacher.fit_report_.n_kernel_products
+            ratio = seconds / (kernel_seconds + count * product)
+            print(
+                f"{f'{name}, {loss}':>32} {seconds:8.1f} {count:9d} {count * product:8.1f} "
+                f"{ratio:26.2f}"
+            )
+            results[f"{name}, {loss}"] = {"seconds": seconds, "products": count, "ratio": ratio}
+    arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
