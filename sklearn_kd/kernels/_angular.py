@@ -177,8 +177,9 @@ class AngularRecursion:
         if p_least < max(threshold, least):
             lost = (close * (x.spread[:, None] + y.spread)).clamp_min_(least)
             pairs = torch.nonzero(p < lost, as_tuple=True)
-        p.clamp_(_TINY[p.dtype], 1)
-        p_max = min(max(p_max, 0.0), 1.0)
+        if p_least < _TINY[p.dtype] or p_max > 1:
+            p.clamp_(_TINY[p.dtype], 1)
+            p_max = min(max(p_max, 0.0), 1.0)
 
         torch.add(one, p, alpha=-2, out=T)
         for layer in range(self.depth):
@@ -254,15 +255,12 @@ class AngularRecursion:
         # With x and y in units of √d / σ_w, u − u′ = (x − y + y (b − a)/b) / a, and
         # σ_b (b − a)/(ab) in the last coordinate, where b − a = (y − x)·(y + x)/(a + b) is free
         # of cancellation. Rounding is relative to the larger row, so that one has to be x.
-        unit = self.weight_std / math.sqrt(x.shape[1])
         ordered = a >= b
-        x, y = (
-            torch.where(ordered[:, None], first, second) * unit
-            for first, second in ((x, y), (y, x))
-        )
+        x, y = torch.where(ordered[:, None], x, y), torch.where(ordered[:, None], y, x)
         a, b = torch.maximum(a, b), torch.minimum(a, b)
-        difference = x - y
-        gap = -(difference * (x + y)).sum(dim=1) / _nonzero(a + b)
+        unit = self.weight_std / math.sqrt(x.shape[1])
+        difference, total, y = (x - y) * unit, (x + y) * unit, y * unit  # no rounding in x − y
+        gap = -(difference * total).sum(dim=1) / _nonzero(a + b)
         chord = (difference + y * (gap / _nonzero(b))[:, None]) / _nonzero(a)[:, None]
         last = self.bias_std * gap / _nonzero(a * b)
         return (chord.square().sum(dim=1) + last.square()) / 4, gap

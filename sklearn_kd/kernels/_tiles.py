@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,17 +40,14 @@ class Recursion(Protocol):
         """Return the derivatives of K(x, y) in log σ_w and log σ_b, shape (2, n, m)."""
 
 
-_CPU_TILE = 256  # a tile's buffers then share one core's cache
-_CPU_TILE_MANY = 512  # on many cores, so that Python keeps all of them busy
+_CPU_TILE = 512  # small enough for a core's caches, large enough to hide Python's overhead
 _CUDA_TILE = 4096
 _STREAM_BYTES = 2**26  # of kernel entries held at a time by `matmat`
 
 
 def tile_size(device: torch.device) -> int:
     """Return the side of the square tiles used on ``device``."""
-    if device.type != "cpu":
-        return _CUDA_TILE
-    return _CPU_TILE if torch.get_num_threads() <= 4 else _CPU_TILE_MANY
+    return _CPU_TILE if device.type == "cpu" else _CUDA_TILE
 
 
 def fill_block(recursion: Recursion, X: Tensor, Y: Tensor, out: Tensor) -> Tensor:
@@ -79,20 +76,29 @@ def fill_gram(recursion: Recursion, X: Tensor, out: Tensor, *, symmetrize: bool)
     size = tile_size(X.device)
     with full_precision():
         rows = recursion.rows(X)
-        parts = _split(rows, size)
-        diagonal = recursion.diagonal(rows.variances).split(size)
+        # The tiles on the diagonal are halved, as half of such a tile is not asked for. They come
+        # last: the small ones even out the work of the cores.
+        half = size // 2
+        parts = {side: _split(rows, side) for side in (size, half)}
+        n_tiles, n_halves = len(parts[size]), len(parts[half])
+        tiles = [(size, i, j) for i in range(n_tiles) for j in range(i + 1, n_tiles)]
+        tiles += [
+            (half, i, j) for i in range(n_halves) for j in range(i, min(i | 1, n_halves - 1) + 1)
+        ]
+        diagonal = recursion.diagonal(rows.variances).split(half)
         workspace = _Workspace(recursion, out, size)
 
-        def fill(i: int, j: int) -> None:
-            target = out[i * size : (i + 1) * size, j * size : (j + 1) * size]
+        def fill(side: int, i: int, j: int) -> None:
+            x, y = parts[side][i], parts[side][j]
+            target = out[i * side : (i + 1) * side, j * side : (j + 1) * side]
             if i < j:
-                recursion.tile(parts[i], parts[j], target, workspace.buffers, same=False)
+                recursion.tile(x, y, target, workspace.buffers, same=False)
                 if symmetrize:
-                    out[j * size : (j + 1) * size, i * size : (i + 1) * size] = target.T
+                    out[j * side : (j + 1) * side, i * side : (i + 1) * side] = target.T
                 return
-            # the tile on the diagonal: keep what lies below it unless asked to mirror
+            # on the diagonal: keep what lies below it unless asked to mirror
             corner = torch.empty_like(target)
-            recursion.tile(parts[i], parts[i], corner, workspace.buffers, same=True)
+            recursion.tile(x, x, corner, workspace.buffers, same=True)
             corner.diagonal().copy_(diagonal[i])
             corner.triu_()
             if symmetrize:
@@ -100,8 +106,7 @@ def fill_gram(recursion: Recursion, X: Tensor, out: Tensor, *, symmetrize: bool)
             else:
                 target.tril_(-1).add_(corner)
 
-        pairs = itertools.combinations_with_replacement(range(len(parts)), 2)
-        _in_parallel(fill, list(pairs), out)
+        _in_parallel(fill, tiles, out)
     return out
 
 
@@ -132,11 +137,10 @@ class _Workspace(threading.local):
         self.buffers = [out.new_empty(area) for _ in range(recursion.buffers)]
 
 
-def _in_parallel(fill: Callable[..., None], tiles: list[tuple[int, ...]], out: Tensor) -> None:
+def _in_parallel(fill: Callable[..., None], tiles: Sequence[tuple[int, ...]], out: Tensor) -> None:
     """Call ``fill(*tile)`` for every tile; on a CPU each core works on a tile of its own."""
     # Splitting every operation on a tile over the cores would have them wait for each other
-    # thousands of times: slower by a tenth on an idle machine, and by a factor of a hundred
-    # beside any other busy process.
+    # thousands of times: a little slower on an idle machine, and many times beside a busy process.
     threads = torch.get_num_threads() if out.device.type == "cpu" else 1
     if threads == 1 or len(tiles) == 1:
         for tile in tiles:

@@ -117,7 +117,7 @@ def test_angle_recursion_of_close_rows_is_accurate_to_rounding(activation):
         pairs = [(x[0], x[0]), (x[0], y[0]), (y[0], y[0])]
         xx, xy, yy = (oracles.infinite_kernel(u, v, **settings, kind="nngp") for u, v in pairs)
         expected = (1 - xy / mpmath.sqrt(xx * yy)) / 2
-        assert float(abs(mpmath.mpf(float(p)) / expected - 1)) < 1e-9
+        assert float(abs(mpmath.mpf(float(p)) / expected - 1)) < 1e-14
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
