@@ -1,5 +1,5 @@
 """Kernels Θ(x, x′)."""
 
-from ._ntk import NTK
+from sklearn_kd.kernels._ntk import NTK
 
 __all__ = ["NTK"]

@@ -40,8 +40,8 @@ import torch
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
-from ._activations import PiecewiseLinear
-from ._rows import input_variances, require_finite
+from sklearn_kd.kernels._activations import PiecewiseLinear
+from sklearn_kd.kernels._rows import input_variances, require_finite
 
 # Of two rows whose p is below this fraction of the rows' spread, the matrix product has lost too
 # many digits: such pairs are recomputed from x − x′.

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._activations import Smooth
-from ._rows import input_variances, require_finite
+from sklearn_kd.kernels._activations import Smooth
+from sklearn_kd.kernels._rows import input_variances, require_finite
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._array import to_numpy, to_tensor
-from ._infinite import InfiniteKernel
+from sklearn_kd._array import to_numpy, to_tensor
+from sklearn_kd.kernels._infinite import InfiniteKernel
 
 _ROW_BLOCK = 512
 

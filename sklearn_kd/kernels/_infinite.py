@@ -8,10 +8,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from ._activations import ACTIVATIONS, PiecewiseLinear
-from ._angular import AngularRecursion
-from ._covariance import CovarianceRecursion
-from ._tiles import Recursion, fill_block, fill_gradient, fill_gram
+from sklearn_kd.kernels._activations import ACTIVATIONS, PiecewiseLinear
+from sklearn_kd.kernels._angular import AngularRecursion
+from sklearn_kd.kernels._covariance import CovarianceRecursion
+from sklearn_kd.kernels._tiles import Recursion, fill_block, fill_gradient, fill_gram
 
 
 @dataclass(frozen=True)

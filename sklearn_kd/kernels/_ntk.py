@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
 
-from .._array import to_numpy, to_tensor
-from ._activations import ACTIVATIONS
-from ._infinite import InfiniteKernel
+from sklearn_kd._array import to_numpy, to_tensor
+from sklearn_kd.kernels._activations import ACTIVATIONS
+from sklearn_kd.kernels._infinite import InfiniteKernel
 
 _KINDS = ("ntk", "nngp")
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from ._precision import full_precision
+from sklearn_kd.kernels._precision import full_precision
 
 if TYPE_CHECKING:
-    from ._function import KernelFunction
+    from sklearn_kd.kernels._function import KernelFunction
 
 
 class Recursion(Protocol):
