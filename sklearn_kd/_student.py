@@ -13,6 +13,7 @@ z_eff    ``effective_logits_``    (n,) or (n, K)
 
 from __future__ import annotations
 
+import warnings
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -46,6 +47,7 @@ from sklearn_kd.distillation._effective_logits import (
     merge_soft_labels,
     multiclass_effective_logits,
 )
+from sklearn_kd.exceptions import SaturatedTeacherWarning
 from sklearn_kd.linalg import TangentFrame
 
 
@@ -126,6 +128,13 @@ class LinearizedKDStudent(TangentKernelClassifier):
     NotPSDError
         If the kernel matrix is not positive definite, beyond rounding.
 
+    Warns
+    -----
+    SaturatedTeacherWarning
+        If the teacher's probabilities of exactly 0 were clipped.
+    IllConditionedWarning
+        If rounding decides part of the answer.
+
     Notes
     -----
     Rows that repeat exactly are merged, exactly: the loss is linear in the labels, so the
@@ -140,13 +149,12 @@ class LinearizedKDStudent(TangentKernelClassifier):
     Examples
     --------
     >>> from sklearn.datasets import load_breast_cancer
-    >>> from sklearn.ensemble import RandomForestClassifier
+    >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn.preprocessing import StandardScaler
     >>> from sklearn_kd import LinearizedKDStudent
     >>> X, y = load_breast_cancer(return_X_y=True)
     >>> X = StandardScaler().fit_transform(X)
-    >>> teacher = RandomForestClassifier(n_estimators=50, random_state=0)
-    >>> student = LinearizedKDStudent(teacher, soft_ratio=0.7, temperature=2.0)
+    >>> student = LinearizedKDStudent(LogisticRegression(), soft_ratio=0.7, temperature=2.0)
     >>> student.fit(X[:400], y[:400]).score(X[400:], y[400:]) > 0.95
     True
     """
@@ -216,6 +224,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
 
             # 1. The teacher's logits z_t on the training rows.
             self.teacher_, z_t = self._teach(X, rows, teacher_logits)
+            self._warn_if_saturated(z_t)
 
             # 2. The logits at which the distillation loss is stationary, z_eff (Eq. 3).
             z_eff = self._effective_logits(
@@ -284,6 +293,17 @@ class LinearizedKDStudent(TangentKernelClassifier):
             teacher, X, rows.labels, rows.classes, cv=self.cv, sample_weight=rows.sample_weight
         )
         return fit_teacher(teacher, X, rows.classes[rows.labels], rows.sample_weight), z_t
+
+    def _warn_if_saturated(self, z_t: Logits) -> None:
+        if z_t.n_clipped > 0:
+            warnings.warn(
+                f"teacher={type(self.teacher).__name__} gives some class a probability of 0 on "
+                f"{z_t.n_clipped} of {len(z_t.values)} rows. Its log-odds were clipped at the "
+                "resolution of the dtype and are far larger than what it knows; calibrate it "
+                "first, such as by CalibratedClassifierCV.",
+                SaturatedTeacherWarning,
+                stacklevel=3,
+            )
 
     def _default_teacher(self) -> NTKTeacher:
         return NTKTeacher(

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
-__all__ = ["IllConditionedWarning", "MemoryBudgetError", "NotPSDError"]
+__all__ = ["IllConditionedWarning", "MemoryBudgetError", "NotPSDError", "SaturatedTeacherWarning"]
 
 
 class NotPSDError(np.linalg.LinAlgError):
@@ -20,3 +20,7 @@ class MemoryBudgetError(MemoryError):
 
 class IllConditionedWarning(LinAlgWarning):
     """The kernel matrix is so ill-conditioned that rounding decides part of the answer."""
+
+
+class SaturatedTeacherWarning(UserWarning):
+    """The teacher gives some classes a probability of exactly 0, whose log-odds are infinite."""

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC, NuSVR
 
 from sklearn_kd import LinearizedKDStudent, NTKTeacher
-from sklearn_kd.exceptions import MemoryBudgetError, NotPSDError
+from sklearn_kd.exceptions import MemoryBudgetError, NotPSDError, SaturatedTeacherWarning
 from sklearn_kd.kernels import NTK
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -192,7 +192,9 @@ def test_saturated_forest_as_teacher(load):
     X, y = load(return_X_y=True)
     X = StandardScaler().fit_transform(X)[:500]
     forest = RandomForestClassifier(50, random_state=0).fit(X, y[:500])
-    student = LinearizedKDStudent(FrozenEstimator(forest), soft_ratio=0.5).fit(X[:300], y[:300])
+    student = LinearizedKDStudent(FrozenEstimator(forest), soft_ratio=0.5)
+    with pytest.warns(SaturatedTeacherWarning, match=r"probability of 0 on \d+ of 300 rows"):
+        student.fit(X[:300], y[:300])
     probabilities = forest.predict_proba(X[:300])
     assert student.fit_report_.n_clipped_teacher_rows == (probabilities == 0).any(axis=1).sum() > 0
     logs = np.log(np.maximum(probabilities, np.finfo(float).eps))

@@ -52,7 +52,7 @@ def search_grid(X, y):
         refit="accuracy",
     )
     if sys.stdout.isatty():
-        search.set_callbacks(ProgressBar())
+        search.set_callbacks(ProgressBar(max_propagation_depth=0))
     search.fit(X_distil, y_distil)
     return search, teacher, X_test, y_test
 

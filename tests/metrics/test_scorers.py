@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sklearn import config_context
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.frozen import FrozenEstimator
@@ -43,7 +44,8 @@ def data(request):
 @pytest.fixture(scope="module")
 def teacher(data):
     X, y = data
-    return RandomForestClassifier(20, max_depth=3, random_state=0).fit(X[:60], y[:60])
+    forest = RandomForestClassifier(20, max_depth=3, random_state=0)
+    return CalibratedClassifierCV(forest, ensemble=False).fit(X[:60], y[:60])
 
 
 @pytest.fixture(scope="module")
