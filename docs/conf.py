@@ -16,6 +16,9 @@ extensions = [
 ]
 autosummary_generate = True
 numpydoc_show_class_members = False
+# Labels of scikit-learn's own documentation in the docstrings of inherited methods.
+suppress_warnings = ["ref.ref"]
+numpydoc_xref_param_type = False
 default_role = "literal"
 exclude_patterns = ["_build", "examples"]
 html_theme = "alabaster"

@@ -118,7 +118,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
         ``rcond``, ``device`` and ``dtype``.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Feature names, where ``X`` has string names.
 
     Raises

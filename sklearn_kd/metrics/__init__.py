@@ -2,8 +2,17 @@
 
 from sklearn_kd._array import on_arrays
 from sklearn_kd.metrics import _risk
-from sklearn_kd.metrics._scorers import neg_data_inefficiency_scorer, neg_transfer_risk_scorer
+from sklearn_kd.metrics._scorers import (
+    DistillationScorer,
+    neg_data_inefficiency_scorer,
+    neg_transfer_risk_scorer,
+)
 
-__all__ = ["neg_data_inefficiency_scorer", "neg_transfer_risk_scorer", "transfer_risk"]
+__all__ = [
+    "DistillationScorer",
+    "neg_data_inefficiency_scorer",
+    "neg_transfer_risk_scorer",
+    "transfer_risk",
+]
 
 transfer_risk = on_arrays(_risk.transfer_risk)
