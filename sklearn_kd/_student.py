@@ -216,8 +216,8 @@ class LinearizedKDStudent(TangentKernelClassifier):
         self : LinearizedKDStudent
             The fitted student.
         """
+        self.__dict__.pop("_frame", None)  # frees the n² factor of an earlier fit
         with restored_on_error(self):
-            self.__dict__.pop("_frame", None)  # frees the n² factor of an earlier fit
             rows = self._check_rows(X, y, sample_weight)
             distinct = distinct_rows(rows)
             self._require_memory(distinct.X, len(rows.classes))

@@ -99,6 +99,9 @@ class NTKTeacher(TangentKernelClassifier):
         If the kernel matrix must be factored ("squared_error", converged) and is not positive
         definite, beyond rounding.
 
+    FloatingPointError
+        If the kernel is so large that the stopping time cannot be reached; scale the inputs.
+
     Warns
     -----
     ConvergenceWarning

@@ -34,6 +34,7 @@ from sklearn_kd.exceptions import NotPSDError
 __all__ = ["FlowInfo", "gradient_flow", "squared_error_targets"]
 
 MAX_KRYLOV_DIMENSION = 100
+MAX_STEPS = 2000  # a few hundred take any kernel of order one to time 1e7
 # Three Krylov spaces at a time, each with a basis and its images under K, in copies of the labels.
 KRYLOV_COPIES = 6 * MAX_KRYLOV_DIMENSION
 
@@ -224,7 +225,7 @@ def gradient_flow(
     NotPSDError
         If the kernel matrix shows a negative eigenvalue.
     FloatingPointError
-        If the step size collapses.
+        If the step size collapses, or 2000 steps do not lead to the last stopping time.
 
     Notes
     -----
@@ -283,6 +284,8 @@ def gradient_flow(
                     break
                 n_rejected += 1
                 step = trial * factor
+                if n_steps + n_rejected > MAX_STEPS:
+                    raise FloatingPointError(_too_long(t, stopping_time, n_steps, speed))
                 if t + step == t:
                     raise FloatingPointError(
                         f"gradient flow: the step size collapsed to {step:.3g} at time {t:.3g}; "
@@ -292,11 +295,21 @@ def gradient_flow(
             if labels.ndim == 2:  # the sum-zero gauge, which rounding leaves
                 state = state - state.mean(dim=2, keepdim=True)
             n_steps += 1
+            if n_steps + n_rejected > MAX_STEPS:
+                raise FloatingPointError(_too_long(t, stopping_time, n_steps, speed))
             t = stopping_time if trial == remaining else t + trial
             step = max(step, trial * factor) if factor > 1 else trial * factor
         state[1] = product(state[0])  # drops the rounding that the steps have gathered
         coefs.append(state[0].clone())
     return torch.stack(coefs), FlowInfo(product.count, n_steps, n_rejected)
+
+
+def _too_long(t: float, stopping_time: float, n_steps: int, speed: float) -> str:
+    return (
+        f"gradient flow: after {n_steps} steps the time is {t:.3g}, far from "
+        f"stopping_time={stopping_time:.3g}: logits start out at {speed:.3g} per unit of time. "
+        "Use a smaller stopping_time, or scale the inputs so that kernel values are of order one."
+    )
 
 
 def _exprb53(

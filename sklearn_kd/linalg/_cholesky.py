@@ -62,7 +62,10 @@ def factor_in_place(assemble: Callable[[], Tensor]) -> Factor:
 
 
 def reciprocal_condition(lower: Tensor) -> float:
-    """Estimate 1 / cond₁(A) = 1 / (‖A‖₁ ‖A⁻¹‖₁) from A = L Lᵀ, in O(n²)."""
+    """Estimate 1 / cond₁(A) = 1 / (‖A‖₁ ‖A⁻¹‖₁) from A = L Lᵀ, in O(n²).
+
+    0 where either norm leaves the range of the dtype: A is singular to working precision.
+    """
 
     def multiply(x: Tensor) -> Tensor:
         return lower @ (lower.T @ x)
@@ -72,7 +75,8 @@ def reciprocal_condition(lower: Tensor) -> float:
         return torch.linalg.solve_triangular(lower.T, half, upper=True)[:, 0]
 
     start = lower.new_full((len(lower),), 1 / len(lower))
-    return 1 / (one_norm_estimate(multiply, start) * one_norm_estimate(solve, start))
+    condition = one_norm_estimate(multiply, start) * one_norm_estimate(solve, start)
+    return 1 / condition if condition > 0 else 0.0
 
 
 def one_norm_estimate(apply: Callable[[Tensor], Tensor], x: Tensor) -> float:

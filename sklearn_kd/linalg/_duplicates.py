@@ -54,7 +54,16 @@ class MergedRows(NamedTuple):
 
 
 def merge_rows(X: Tensor) -> MergedRows:
-    """Group the exactly equal rows of ``X`` (n, d), in order of first appearance."""
+    """Group the exactly equal rows of ``X`` (n, d), in order of first appearance.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_kd.linalg import merge_rows
+    >>> merged = merge_rows(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
+    >>> merged.first, merged.group
+    (tensor([0, 1]), tensor([0, 1, 0]))
+    """
     # + 0.0 turns -0.0 into 0.0: the two are equal but differ in their bytes.
     rows = np.ascontiguousarray((X + 0.0).cpu().numpy())
     seen: dict[bytes, int] = {}

@@ -65,6 +65,23 @@ class TangentFrame:
     -----
     IllConditionedWarning
         If a jitter was needed, or ``rcond`` is below the dtype's resolution.
+
+    Examples
+    --------
+    Three rows, and what the students trained on the first one, two and three of them say:
+
+    >>> import torch
+    >>> from sklearn_kd.kernels import NTK
+    >>> from sklearn_kd.linalg import TangentFrame
+    >>> X = torch.tensor([[0.0], [1.0], [2.0]]).double()
+    >>> frame = TangentFrame(NTK(depth=1).to_torch(), X)
+    >>> targets = torch.tensor([0.0, 1.0, 2.0]).double()
+    >>> frame.prefix_predictions(X[1:], targets)
+    tensor([[0.0000, 0.0000],
+            [1.0000, 1.6775],
+            [1.0000, 2.0000]], dtype=torch.float64)
+    >>> frame.loo(targets)
+    tensor([0.3067, 0.9712, 1.6775], dtype=torch.float64)
     """
 
     @full_precision()

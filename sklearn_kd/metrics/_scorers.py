@@ -23,6 +23,19 @@ class DistillationScorer(BaseScorer):
 
     The teacher's logits on ``X`` come from ``estimator.teacher_``, or from the metadata
     ``teacher_logits`` where the student was fitted on logits and has no teacher.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.frozen import FrozenEstimator
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn_kd import LinearizedKDStudent
+    >>> from sklearn_kd.metrics import neg_transfer_risk_scorer
+    >>> X, y = load_iris(return_X_y=True)
+    >>> teacher = LogisticRegression().fit(X[::3], y[::3])
+    >>> student = LinearizedKDStudent(FrozenEstimator(teacher)).fit(X[1::3], y[1::3])
+    >>> neg_transfer_risk_scorer(student, X[2::3], y[2::3])
+    -0.06
     """
 
     def __init__(self, name, score_func):

@@ -250,3 +250,11 @@ def test_squared_error_targets():
     assert two.tolist() == [[0.5, -0.5], [-0.25, 0.25]]
     one = squared_error_targets(torch.tensor([0.0, 0.75]))
     torch.testing.assert_close(two[:, 1] - two[:, 0], one)
+
+
+def test_too_many_steps_are_an_error_not_a_hang(monkeypatch):
+    monkeypatch.setattr("sklearn_kd.distillation._gradient_flow.MAX_STEPS", 5)
+    K = torch.tensor([[2.0, 1.0, 0.5], [1.0, 3.0, 1.0], [0.5, 1.0, 2.0]]).double()
+    labels = torch.tensor([0.0, 1.0, 0.0]).double()
+    with pytest.raises(FloatingPointError, match=r"after [56] steps .* scale the inputs"):
+        gradient_flow(K, labels, torch.full_like(labels, 1 / 3), stopping_times=[1e5])

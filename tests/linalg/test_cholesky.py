@@ -92,3 +92,7 @@ def test_smallest_eigenvalue_of_a_large_matrix():
     eigenvalues = np.r_[-0.5, np.linspace(0.1, 10, 1199)]
     estimate = smallest_eigenvalue(spectrum_matrix(eigenvalues))
     assert -0.5 - 1e-9 <= estimate < -0.4
+
+
+def test_condition_of_a_matrix_that_underflows_is_the_worst():
+    assert reciprocal_condition(torch.tensor([[1e-162]], dtype=torch.float64)) == 0
