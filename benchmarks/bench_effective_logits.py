@@ -6,23 +6,13 @@ cheapest thing one could do to every logit. Run nothing beside it.
 
 import argparse
 import json
-import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from _common import median_seconds
 
 from sklearn_kd.distillation import effective_logits
-
-
-def median_seconds(function, repeats=5):
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def main():

@@ -10,34 +10,18 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
+from _common import clock, gaussian_problem
 
 from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.kernels import NTK
 
 
-def problem(n_rows, n_features):
-    """Return Gaussian rows, the labels of a random linear rule, and noisy logits of it."""
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((n_rows, n_features))
-    logits = X @ rng.standard_normal(n_features) / np.sqrt(n_features) * 3
-    return X, (logits > 0).astype(int), logits + rng.standard_normal(n_rows)
-
-
-def clock(function, *arguments, **keywords):
-    """Return the seconds that one call takes."""
-    start = time.perf_counter()
-    function(*arguments, **keywords)
-    return time.perf_counter() - start
-
-
 def measure_times(n_rows, n_features, repeats):
-    X, y, logits = problem(n_rows, n_features)
+    X, y, logits = gaussian_problem(n_rows, n_features)
     kernel, rows = NTK().to_torch(), torch.as_tensor(X)
     storage = torch.empty(n_rows, n_rows, dtype=torch.float64)
     times = {"kernel": [], "cholesky": [], "fit": []}
@@ -51,7 +35,7 @@ def measure_times(n_rows, n_features, repeats):
 
 def measure_peak(n_rows, n_features):
     """Print the peak resident bytes of a fit above those before it; runs in a fresh process."""
-    X, y, logits = problem(n_rows, n_features)
+    X, y, logits = gaussian_problem(n_rows, n_features)
     LinearizedKDStudent().fit(X[:50], y[:50], teacher_logits=logits[:50])  # loads every library
     base = psutil.Process().memory_info().rss
     LinearizedKDStudent().fit(X, y, teacher_logits=logits)

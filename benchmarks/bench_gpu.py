@@ -12,21 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from _common import gaussian_problem
 
 from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg import TangentFrame
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-
-
-def problem(n_rows, n_features):
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((n_rows, n_features))
-    logits = X @ rng.standard_normal(n_features) / np.sqrt(n_features) * 3
-    return X, (logits > 0).astype(int), logits + rng.standard_normal(n_rows)
 
 
 def clock(function, repeats=5):
@@ -43,8 +36,8 @@ def clock(function, repeats=5):
 
 def check_against_cpu(n_rows, n_features):
     """Return the largest relative difference between GPU and CPU (float64) per quantity."""
-    X, y, logits = problem(n_rows, n_features)
-    X_new = problem(500, n_features)[0] * 1.1
+    X, y, logits = gaussian_problem(n_rows, n_features)
+    X_new = gaussian_problem(500, n_features)[0] * 1.1
     differences = {}
 
     def compare(name, gpu, cpu):
@@ -74,7 +67,7 @@ def check_against_cpu(n_rows, n_features):
 
 
 def measure_rates(n_rows, n_features, dtype):
-    X, y, logits = problem(n_rows, n_features)
+    X, y, logits = gaussian_problem(n_rows, n_features)
     rows = torch.as_tensor(X, dtype=dtype, device="cuda")
     kernel = NTK().to_torch()
     storage = torch.empty(n_rows, n_rows, dtype=dtype, device="cuda")

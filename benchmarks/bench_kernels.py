@@ -18,15 +18,14 @@ faster of the two counts. Results are compared before times are believed. Run no
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from _common import median_seconds
 
 from sklearn_kd.kernels import NTK
 from sklearn_kd.kernels._tiles import tile_size
@@ -95,13 +94,9 @@ def rows_to_time(path, n_rows, n_features):
 
 
 def median_time(function, repeats):
+    """Return the median seconds of ``repeats`` calls after one to warm up."""
     function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return median_seconds(function, repeats)
 
 
 def half_product(X):

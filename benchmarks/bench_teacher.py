@@ -6,12 +6,11 @@ the kernel matrix, timed in the same run: what the integrator costs on top. Run 
 
 import argparse
 import json
-import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from _common import clock, median_seconds
 from sklearn.datasets import make_blobs
 
 from sklearn_kd import NTKTeacher
@@ -30,12 +29,6 @@ def load(path, n_rows):
     return X.reshape(len(X), -1) / 255.0, y
 
 
-def clock(function):
-    start = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - start
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=5_000)
@@ -44,7 +37,8 @@ def main():
     arguments = parser.parse_args()
     X, y = load(arguments.data, arguments.rows)
     rows = torch.as_tensor(X)
-    matrix, kernel_seconds = clock(lambda: NTK().to_torch().gram(rows))
+    kernel, matrix = NTK().to_torch(), torch.empty(len(X), len(X), dtype=torch.float64)
+    kernel_seconds = clock(kernel.gram, rows, out=matrix)
 
     print(
         f"n = {len(X)}, d = {X.shape[1]}, float64, {torch.get_num_threads()} threads, "
@@ -55,10 +49,10 @@ def main():
     problems = {"binary": (y % 2, 1), "10 classes": (y, 10)}
     for name, (labels, width) in problems.items():
         vector = torch.randn(len(X), width, dtype=torch.float64)
-        product = statistics.median(clock(lambda v=vector: matrix @ v)[1] for _ in range(20))
+        product = median_seconds(lambda v=vector: matrix @ v, repeats=20)
         for loss in ("log_loss", "squared_error"):
             teacher = NTKTeacher(loss=loss, stopping_time=TIMES)
-            _, seconds = clock(lambda t=teacher, z=labels: t.fit(X, z))
+            seconds = clock(teacher.fit, X, labels)
             count = teacher.fit_report_.n_kernel_products
             ratio = seconds / (kernel_seconds + count * product)
             print(

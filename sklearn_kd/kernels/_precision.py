@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+# torch's setting belongs to the whole process, so overlapping uses in several threads have to
+# agree on who saves and who restores it: the first one in and the last one out.
+_lock = threading.Lock()
+_users = 0
+_undo: list[Callable[[], None]] = []
 
 
 @contextmanager
@@ -22,20 +29,33 @@ def full_precision() -> Iterator[None]:
     >>> with full_precision():
     ...     product = torch.ones(2, 2) @ torch.ones(2, 2)
     """
+    global _users
+    with _lock:
+        if _users == 0:
+            _undo.append(_switch_to_full())
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _undo.pop()()
+
+
+def _switch_to_full() -> Callable[[], None]:
+    """Set full precision and return what undoes it."""
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return
+        return lambda: torch.set_float32_matmul_precision(before)
     switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
     settings = [switch.fp32_precision for switch in switches]
     for switch in switches:
         switch.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for switch, setting in zip(switches, settings, strict=True):
             switch.fp32_precision = setting
+
+    return restore

@@ -47,3 +47,20 @@ def test_setting_is_switched_off_and_restored(setting):
     """
     script = textwrap.dedent(script).replace("SETTING", textwrap.dedent(setting))
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_overlapping_threads_restore_the_setting():
+    # in a process of its own: the setting is global
+    script = """
+    import torch
+    from sklearn_kd.kernels._precision import full_precision
+    torch.set_float32_matmul_precision("high")
+    # Enter, enter, leave, leave in the order in which two threads may.
+    first, second = full_precision(), full_precision()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "high"
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
