@@ -241,6 +241,28 @@ def test_pickle_drops_the_factor_and_predicts_the_same(cancer):
     np.testing.assert_array_equal(loaded.frame_.lower, frame.lower)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_student_fitted_on_a_gpu_loads_where_there_is_none(cancer):
+    X, y = cancer
+    student = LinearizedKDStudent(LogisticRegression()).fit(X, y)
+    expected = student.decision_function(X)
+    # What a fit on a GPU leaves behind: numpy state, and the device it was asked for.
+    loaded = pickle.loads(pickle.dumps(student.set_params(device="cuda")))
+    with pytest.raises(ValueError, match=r"device='cuda' is not available here .* device='cpu'"):
+        loaded.decision_function(X)
+    np.testing.assert_array_equal(loaded.set_params(device="auto").decision_function(X), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_gpu_agrees_with_cpu_and_its_pickle_loads_there(data):
+    X, y, z_t = data
+    cpu = LinearizedKDStudent(device="cpu").fit(X, y, z_t)
+    gpu = LinearizedKDStudent(device="cuda").fit(X, y, z_t)
+    np.testing.assert_allclose(gpu.decision_function(X), cpu.decision_function(X), **CLOSE)
+    loaded = pickle.loads(pickle.dumps(gpu)).set_params(device="cpu")
+    np.testing.assert_allclose(loaded.decision_function(X), cpu.decision_function(X), **CLOSE)
+
+
 def test_clone_is_unfitted_with_equal_parameters(cancer):
     X, y = cancer
     student = LinearizedKDStudent(FrozenEstimator(LogisticRegression().fit(X, y)), alpha=0.1)
