@@ -114,8 +114,8 @@ class LinearizedKDStudent(TangentKernelClassifier):
         Estimated reciprocal condition number of the kernel matrix.
     fit_report_ : Bunch
         ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
-        ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped), ``jitter``,
-        ``rcond``, ``device`` and ``dtype``.
+        ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped), ``alpha``,
+        ``jitter``, ``rcond``, ``device`` and ``dtype``.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -240,7 +240,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
 
             # 3. The tangent frame, Θ_n + α W⁻¹ = L Lᵀ.
             self.kernel_ = self._kernel_to_use()
-            frame = self._build_frame(distinct.X, distinct.weights)
+            frame = self._build_frame(distinct.X, distinct.weights, self.alpha)
 
             # 4. The converged student, a = Θ_n⁻¹ Δz with Δz = z_eff − z₀ and z₀ = 0 (Eq. 4).
             dual_coef = frame.solve(z_eff)
@@ -259,6 +259,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
                 n_merged_rows=distinct.merged.n_merged,
                 n_zero_weight_rows=len(rows.labels) - len(distinct.kept),
                 n_clipped_teacher_rows=z_t.n_clipped,
+                alpha=frame.alpha,
                 jitter=frame.jitter,
                 rcond=frame.rcond,
                 device=str(distinct.X.device),
@@ -323,11 +324,11 @@ class LinearizedKDStudent(TangentKernelClassifier):
             self.temperature_scaling,
         )
 
-    def _build_frame(self, X: Tensor, weights: Tensor) -> TangentFrame:
+    def _build_frame(self, X: Tensor, weights: Tensor, alpha: float) -> TangentFrame:
         return TangentFrame(
             self._kernel_function(),
             X,
-            alpha=self.alpha,
+            alpha=alpha,
             weights=weights,
             memory_limit=self.memory_limit,
         )
@@ -338,7 +339,9 @@ class LinearizedKDStudent(TangentKernelClassifier):
         check_is_fitted(self)
         if not hasattr(self, "_frame"):
             self._frame = self._build_frame(
-                self._to_working(self.X_fit_), self._to_working(self._row_weights)
+                self._to_working(self.X_fit_),
+                self._to_working(self._row_weights),
+                self.fit_report_.alpha,
             )
         return self._frame
 

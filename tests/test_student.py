@@ -272,12 +272,13 @@ def test_clone_is_unfitted_with_equal_parameters(cancer):
     assert copy.get_params()["alpha"] == 0.1
 
 
-def test_predictions_use_the_kernel_of_the_fit(data):
+def test_predictions_and_frame_are_those_of_the_fit(data):
     X, y, z_t = data
-    student = LinearizedKDStudent(kernel=NTK(depth=1)).fit(X, y, z_t)
-    before = student.decision_function(X)
-    student.set_params(kernel=NTK(depth=5))
-    np.testing.assert_array_equal(student.decision_function(X), before)
+    student = LinearizedKDStudent(kernel=NTK(depth=1), alpha=0.1).fit(X, y, z_t)
+    logits, lower = student.decision_function(X), student.frame_.lower
+    changed = pickle.loads(pickle.dumps(student)).set_params(kernel=NTK(depth=5), alpha=2.0)
+    np.testing.assert_array_equal(changed.decision_function(X), logits)
+    np.testing.assert_array_equal(changed.frame_.lower, lower)
 
 
 def test_input_dtype_does_not_lower_the_working_precision(data):
