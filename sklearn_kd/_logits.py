@@ -21,11 +21,9 @@ from sklearn_kd._sklearn import safe_indexing
 
 
 class Logits(NamedTuple):
-    """Logits (n,) or (n, K) as a float64 CPU tensor, and in how many rows a probability of 0 or
-    1 was clipped to make them finite.
-    """  # noqa: D205
+    """A teacher's logits, and in how many rows a probability of 0 was clipped for them."""
 
-    values: Tensor
+    values: Tensor  # (n,) or (n, K), float64 on the CPU
     n_clipped: int
 
 

@@ -1,7 +1,6 @@
 """LinearizedKDStudent: the closed form, its inputs, its teachers, its errors."""
 
 import pickle
-import time
 
 import numpy as np
 import oracles
@@ -379,10 +378,8 @@ def test_bad_input_is_a_clear_error_and_leaves_no_half_fitted_state(case, fitted
         student.fit(X2, Y2, Z2)
     student.set_params(**parameters)
     before = vars(student).copy()
-    start = time.perf_counter()
     with pytest.raises(error, match=message):
         student.fit(*arguments)
-    assert time.perf_counter() - start < 5
     before.pop("_frame", None)
     after = vars(student)
     assert after.keys() - {"_frame"} == before.keys()
