@@ -145,20 +145,30 @@ class TangentFrame:
     def coordinates(self, targets: Tensor) -> Tensor:
         """Return q = L⁻¹ Δz: the weight change of the student in the frame.
 
-        ``q[:m]`` is the weight change of the student trained on the first m rows.
+        ``q[:m]`` is the weight change of the student trained on the first m rows. Raises
+        `ValueError` if ‖q‖² overflows, as it does for kernel values near the smallest numbers.
         """
         columns = targets.reshape(self.n_rows, -1)
-        return torch.linalg.solve_triangular(self.lower, columns, upper=False).reshape(
-            targets.shape
-        )
+        q = torch.linalg.solve_triangular(self.lower, columns, upper=False)
+        self._require_finite(q.square().sum())
+        return q.reshape(targets.shape)
 
     @full_precision()
     def solve(self, targets: Tensor) -> Tensor:
         """Return the dual coefficients (Θ_n + α W⁻¹)⁻¹ Δz (Eq. 4)."""
-        columns = self.coordinates(targets).reshape(self.n_rows, -1)
-        return torch.linalg.solve_triangular(self.lower.T, columns, upper=True).reshape(
-            targets.shape
-        )
+        q = self.coordinates(targets).reshape(self.n_rows, -1)
+        coefficients = torch.linalg.solve_triangular(self.lower.T, q, upper=True)
+        self._require_finite(coefficients)
+        return coefficients.reshape(targets.shape)
+
+    def _require_finite(self, values: Tensor) -> None:
+        if not values.isfinite().all():
+            largest = self.lower.diagonal().max().item() ** 2
+            raise ValueError(
+                f"Solving with the kernel matrix leaves the range of {self.X.dtype}: its pivots "
+                f"are at most {largest:.3g}, against targets of order one. Scale the inputs so "
+                "that kernel values are of order one."
+            )
 
     def weight_change_norm(self, targets: Tensor, coefficients: Tensor) -> float:
         """Return ‖Δ_ŵ‖₂ = √(aᵀ Θ_n a), squares summed over the classes.

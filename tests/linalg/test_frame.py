@@ -218,3 +218,11 @@ def test_ill_conditioned_matrix_warns(kernel):
     X = torch.as_tensor([[0.0], [1.0], [1.0 + 1e-13]])
     with pytest.warns(IllConditionedWarning, match="numerically singular"):
         TangentFrame(as_kernel_function(lambda A, B: np.exp(-((A - B.T) ** 2))), X)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_kd.exceptions.IllConditionedWarning")
+def test_kernel_values_too_small_to_divide_by_are_an_error():
+    tiny = as_kernel_function(lambda A, B: 1e-310 * (A == B.T))
+    X, targets = torch.arange(3.0).double()[:, None], torch.tensor([1.0, -2.0, 3.0]).double()
+    with pytest.raises(ValueError, match=r"leaves the range of torch.float64.* Scale the inputs"):
+        TangentFrame(tiny, X).solve(targets)
