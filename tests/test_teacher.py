@@ -155,3 +155,12 @@ def test_bad_input(settings, error, message):
     with pytest.raises(error, match=message):
         teacher.fit(X, y)
     assert vars(teacher) == vars(NTKTeacher(**settings)) | {"kernel": teacher.kernel}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e5])
+def test_kernel_of_rank_two_is_trained_through(scale):
+    # One feature, no biases: the ReLU kernel is homogeneous, so all rows span two directions.
+    rng = np.random.default_rng(5)
+    X, y = rng.normal(size=(60, 1)) * scale, rng.integers(0, 2, size=60)
+    teacher = NTKTeacher(NTK(depth=10, bias_std=0.0), stopping_time=[1.0, 1e3, 1e5]).fit(X, y)
+    assert np.isfinite(teacher.decision_function(X)).all()

@@ -132,7 +132,8 @@ class _KrylovSpace:
             raise FloatingPointError("gradient flow: a product with kernel_matrix is not finite.")
         eps = torch.finfo(following.dtype).eps
         self.ritz, self.rotation = eigh_tridiagonal(self.diagonal, self.off_diagonal[:-1])
-        if self.ritz[0] < -10 * len(self.state[0]) * eps * self.ritz[-1]:
+        # Kernels of low rank have zero eigenvalues, which rounding of K makes negative.
+        if self.ritz[0] < -math.sqrt(eps) * self.ritz[-1]:
             raise NotPSDError(
                 "kernel_matrix is not positive semi-definite: the curvature Mᵀ K M has eigenvalues "
                 f"{self.ritz[0]:.3g} and {self.ritz[-1]:.3g}. Use a positive semi-definite kernel."
