@@ -78,6 +78,18 @@ def distinct_rows(rows: TrainingRows) -> DistinctRows:
     )
 
 
+def rows_report(rows: TrainingRows, distinct: DistinctRows) -> dict[str, Any]:
+    """Return what every fit reports: how many rows became what, and where it was computed."""
+    return {
+        "n_rows": len(rows.labels),
+        "n_distinct_rows": len(distinct.X),
+        "n_merged_rows": distinct.merged.n_merged,
+        "n_zero_weight_rows": len(rows.labels) - len(distinct.kept),
+        "device": str(distinct.X.device),
+        "dtype": str(distinct.X.dtype).removeprefix("torch."),
+    }
+
+
 @contextlib.contextmanager
 def restored_on_error(estimator: Any) -> Iterator[None]:
     """Leave ``estimator`` exactly as it was if the block raises: no half-fitted state."""

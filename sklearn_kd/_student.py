@@ -32,6 +32,7 @@ from sklearn_kd._base import (
     TrainingRows,
     distinct_rows,
     restored_on_error,
+    rows_report,
 )
 from sklearn_kd._logits import (
     Logits,
@@ -254,16 +255,11 @@ class LinearizedKDStudent(TangentKernelClassifier):
             self.jitter_ = frame.jitter
             self.rcond_ = frame.rcond
             self.fit_report_ = Bunch(
-                n_rows=len(rows.labels),
-                n_distinct_rows=len(distinct.X),
-                n_merged_rows=distinct.merged.n_merged,
-                n_zero_weight_rows=len(rows.labels) - len(distinct.kept),
+                **rows_report(rows, distinct),
                 n_clipped_teacher_rows=z_t.n_clipped,
                 alpha=frame.alpha,
                 jitter=frame.jitter,
                 rcond=frame.rcond,
-                device=str(distinct.X.device),
-                dtype=str(distinct.X.dtype).removeprefix("torch."),
             )
             self._row_weights = like(distinct.weights, rows.array)
             self._frame = frame

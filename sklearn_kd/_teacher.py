@@ -29,6 +29,7 @@ from sklearn_kd._base import (
     TangentKernelClassifier,
     distinct_rows,
     restored_on_error,
+    rows_report,
 )
 from sklearn_kd._sklearn import Interval, StrOptions, fit_context
 from sklearn_kd.distillation._gradient_flow import (
@@ -193,15 +194,7 @@ class NTKTeacher(TangentKernelClassifier):
             self.staged_dual_coef_ = like(stages, rows.array)
             self.dual_coef_ = like(stages[-1], rows.array)
             self.X_fit_ = like(distinct.X, rows.array)
-            self.fit_report_ = Bunch(
-                n_rows=len(rows.labels),
-                n_distinct_rows=len(distinct.X),
-                n_merged_rows=distinct.merged.n_merged,
-                n_zero_weight_rows=len(rows.labels) - len(distinct.kept),
-                **report,
-                device=str(distinct.X.device),
-                dtype=str(distinct.X.dtype).removeprefix("torch."),
-            )
+            self.fit_report_ = Bunch(**rows_report(rows, distinct), **report)
         return self
 
     def _check_stopping_time(self) -> list[float] | None:

@@ -49,6 +49,7 @@ def _switch_to_full() -> Callable[[], None]:
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         return lambda: torch.set_float32_matmul_precision(before)
+    # torch's type stubs do not list the backend's matmul switch.
     switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
     settings = [switch.fp32_precision for switch in switches]
     for switch in switches:
