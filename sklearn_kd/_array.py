@@ -7,12 +7,13 @@ module turns what a user hands over into such tensors and results into what the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from numbers import Integral
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import Bunch
 from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -68,28 +69,46 @@ def like(tensor: Tensor, reference: Any) -> Any:
     return reference.__array_namespace__().asarray(to_numpy(tensor), device=reference.device)
 
 
-def on_arrays(function: Callable[..., Tensor]) -> Callable[..., Any]:
+def is_array_like(value: Any) -> bool:
+    """Whether ``value`` is data: an array, a nested list or a float; not a count or an option."""
+    if isinstance(value, (str, Integral, np.bool_)):
+        return False
+    return isinstance(value, (Real, Sequence)) or any(
+        hasattr(value, name) for name in ("__array__", "__dlpack__")
+    )
+
+
+def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let a function of tensors accept array-likes too, and answer in kind.
 
-    Positional and keyword arguments other than strings, integers and ``None`` become float64
-    tensors on the first argument's device. The result is a tensor where the first argument was
-    one, and otherwise a numpy array or scalar; rounded once to float32 where that was float32.
+    Array-like arguments become float64 tensors on the device of the first of them; all others
+    (strings, integers, ``None``, a frame, a generator) pass through. Tensors in the result, also
+    inside a tuple or a dict, which comes back as a `Bunch`, stay tensors where the first
+    array-like argument was one, and otherwise become numpy arrays or scalars; floating ones are
+    rounded once to float32 where that was float32.
     """
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        first = args[0] if args else next(iter(kwargs.values()))
+        first = next(filter(is_array_like, (*args, *kwargs.values())), None)
         is_tensor = isinstance(first, Tensor)
-        device = first.device if is_tensor else torch.device("cpu")
+        is_single = str(getattr(first, "dtype", "")).endswith("float32")
+        device = first.device if isinstance(first, Tensor) else torch.device("cpu")
 
         def convert(value: Any) -> Any:
-            if value is None or isinstance(value, (str, Integral)):
-                return value
-            return to_tensor(value, device=device)
+            return to_tensor(value, device=device) if is_array_like(value) else value
 
-        result = function(*map(convert, args), **{k: convert(v) for k, v in kwargs.items()})
-        if str(getattr(first, "dtype", "")).endswith("float32"):
-            result = result.to(torch.float32)
-        return result if is_tensor else to_numpy(result)[()]
+        def answer(result: Any) -> Any:
+            if isinstance(result, dict):
+                return Bunch(**{name: answer(value) for name, value in result.items()})
+            if isinstance(result, tuple):
+                return tuple(map(answer, result))
+            if not isinstance(result, Tensor):
+                return result
+            if is_single and result.is_floating_point():
+                result = result.to(torch.float32)
+            return result.to(device) if is_tensor else to_numpy(result)[()]
+
+        return answer(function(*map(convert, args), **{k: convert(v) for k, v in kwargs.items()}))
 
     return wrapper
