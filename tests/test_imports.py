@@ -23,6 +23,7 @@ ALLOWED = {
     "distillation": BASE,
     "linalg": BASE | {"kernels"},
     "metrics": BASE | {"_sklearn", "linalg", "distillation", "kernels"},
+    "datasets": set(),
     "_logits": BASE | {"_sklearn"},
     "_base": BASE | NUMERIC | {"_sklearn", "_logits"},
     "_teacher": BASE | NUMERIC | {"_sklearn", "_logits", "_base"},
