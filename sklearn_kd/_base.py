@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -58,6 +58,18 @@ class DistinctRows(NamedTuple):
     X: Tensor  # (n, d)
     hard_labels: Tensor  # (n,) share of class 1, or (n, K) class shares
     weights: Tensor  # (n,) total weight of the copies
+
+    def to_host(self) -> Self:
+        """Return a copy to keep: on the CPU, without the rows, which ``X_fit_`` holds."""
+        first, group = self.merged
+        return self._replace(
+            kept=self.kept.cpu(),
+            kept_weights=self.kept_weights.cpu(),
+            merged=MergedRows(first.cpu(), group.cpu()),
+            X=self.X.new_empty((0, self.X.shape[1]), device="cpu"),
+            hard_labels=self.hard_labels.cpu(),
+            weights=self.weights.cpu(),
+        )
 
 
 def distinct_rows(rows: TrainingRows) -> DistinctRows:

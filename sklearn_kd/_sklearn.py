@@ -4,7 +4,12 @@ from sklearn.base import _fit_context as fit_context
 from sklearn.metrics._scorer import _BaseScorer as BaseScorer
 from sklearn.utils._array_api import check_same_namespace, get_namespace, move_to
 from sklearn.utils._indexing import _safe_indexing as safe_indexing
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 
 __all__ = [
@@ -18,4 +23,5 @@ __all__ = [
     "get_namespace",
     "move_to",
     "safe_indexing",
+    "validate_parameter_constraints",
 ]

@@ -27,7 +27,8 @@ ALLOWED = {
     "_logits": BASE | {"_sklearn"},
     "_base": BASE | NUMERIC | {"_sklearn", "_logits"},
     "_teacher": BASE | NUMERIC | {"_sklearn", "_logits", "_base"},
-    "_student": BASE | NUMERIC | {"_sklearn", "_logits", "_base", "_teacher"},
+    "_prefix_path": BASE | NUMERIC | {"_sklearn"},
+    "_student": BASE | NUMERIC | {"_sklearn", "_logits", "_base", "_prefix_path", "_teacher"},
     "__init__": {"_teacher", "_student"},
 }
 

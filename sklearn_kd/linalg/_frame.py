@@ -218,7 +218,41 @@ class TangentFrame:
         squares = self.coordinates(targets).reshape(self.n_rows, -1).square().sum(dim=1)
         return squares.cumsum(0).sqrt()
 
-    @full_precision()
+    def prefix_steps(
+        self, X: Tensor, targets: Tensor, sizes: Sequence[int]
+    ) -> Iterator[tuple[int, slice, Tensor]]:
+        """Walk through f_m(x) − z₀(x) = u[:m] @ q[:m], one training-set size m after the other.
+
+        Parameters
+        ----------
+        X : Tensor of shape (m, d)
+        targets : Tensor of shape (n, ...)
+            Any number of right-hand sides.
+        sizes : increasing sequence of int
+            Training-set sizes in 1…n.
+
+        Yields
+        ------
+        position : int
+            Index into ``sizes``.
+        rows : slice
+            Block of rows of ``X``; every block passes through all sizes before the next one.
+        logits : Tensor of shape (n_block_rows, ...)
+            Overwritten at the next step.
+        """
+        q = self.coordinates(targets)
+        columns = q.reshape(self.n_rows, -1).T
+        for rows, u, _ in self.feature_blocks(X):
+            # One row per column of q: sums over the rows of X then run through memory in order.
+            logits = columns.new_zeros((len(columns), len(u)))
+            view = logits.reshape(*q.shape[1:], len(u)).movedim(-1, 0)
+            start = 0
+            for position, size in enumerate(sizes):
+                with full_precision():
+                    logits.addmm_(columns[:, start:size], u[:, start:size].T)
+                yield position, rows, view
+                start = size
+
     def prefix_predictions(
         self, X: Tensor, targets: Tensor, sizes: Sequence[int] | None = None
     ) -> Tensor:
@@ -227,25 +261,47 @@ class TangentFrame:
         Parameters
         ----------
         X : Tensor of shape (m, d)
-        targets : Tensor of shape (n,) or (n, K)
+        targets : Tensor of shape (n, ...)
         sizes : increasing sequence of int, default=None
             Training-set sizes; None means 1…n.
 
         Returns
         -------
-        Tensor of shape (n_sizes, m) or (n_sizes, m, K)
+        Tensor of shape (n_sizes, m, ...)
         """
         sizes = range(1, self.n_rows + 1) if sizes is None else sizes
-        q = self.coordinates(targets)
-        out = q.new_empty((len(sizes), len(X), *q.shape[1:]))
-        for rows, u, _ in self.feature_blocks(X):
-            logits = q.new_zeros((u.shape[0], *q.shape[1:]))
-            start = 0
-            for position, size in enumerate(sizes):
-                logits = logits + u[:, start:size] @ q[start:size]
-                out[position, rows] = logits
-                start = size
+        out = targets.new_empty((len(sizes), len(X), *targets.shape[1:]))
+        for position, rows, logits in self.prefix_steps(X, targets, sizes):
+            out[position, rows] = logits
         return out
+
+    @full_precision()
+    def prefix_ridge_shares(self, targets: Tensor) -> Tensor:
+        """Return Σ_{i<m} ridgeᵢ aᵢ² for m = 1…n, shape of ``targets``; a = (L_m L_mᵀ)⁻¹ Δz[:m].
+
+        It is the share of ‖q[:m]‖² that lies along the axes of the ridge: the weight change alone
+        has the squared norm ‖q[:m]‖² − share. 0 without ridge and jitter.
+        """
+        q = self.coordinates(targets)
+        columns = q.reshape(self.n_rows, -1)
+        ridge = self.alpha / self.weights + self.jitter
+        shares = torch.zeros_like(columns)
+        if not ridge.any():
+            return shares.reshape(q.shape)
+        # a_m = L_m⁻ᵀ q[:m] = Σ_{j<m} q[j] r_j with r_j the columns of L⁻ᵀ, which end at row j.
+        coefficients = torch.zeros_like(columns)
+        step = max(1, WORKSPACE_BYTES // (4 * self.n_rows * columns.dtype.itemsize))
+        for start in range(0, self.n_rows, step):
+            stop = min(start + step, self.n_rows)
+            unit = columns.new_zeros((stop, stop - start))
+            unit[start:].fill_diagonal_(1)
+            inverse = torch.linalg.solve_triangular(self.lower[:stop, :stop].T, unit, upper=True)
+            for column in range(columns.shape[1]):
+                path = (inverse * columns[start:stop, column]).cumsum(dim=1)
+                path += coefficients[:stop, column, None]
+                coefficients[:stop, column] = path[:, -1]
+                shares[start:stop, column] = ridge[:stop] @ path.square_()
+        return shares.reshape(q.shape)
 
     def one_step_errors(self, targets: Tensor) -> Tensor:
         """Return each row's error under the student trained on the rows before it.

@@ -2,10 +2,122 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from sklearn_kd.metrics._risk import weighted_mean
+
+
+def data_inefficiency(
+    norms: Tensor, sizes: Tensor | None = None, *, window: float | None = None
+) -> Tensor:
+    r"""Return the data inefficiency along a path of training-set sizes.
+
+    .. math:: \mathcal I(n) = n\,[\ln E\|\Delta_{n+1}\|_2 - \ln E\|\Delta_n\|_2]
+        \qquad (\text{Eq. 10}),
+
+    the elasticity of the weight change in the number of rows: small where the rows at hand
+    already determine the student. The expectation, over samples and initialisation, is inside
+    the logarithm.
+
+    Parameters
+    ----------
+    norms : array-like of shape (n,) or (n_runs, n)
+        ‖Δ_m‖₂ of the students trained on the first m = 1…n rows; one line per run (a permutation
+        of the rows, a draw of them, a draw of the initial network).
+    sizes : array-like of int of shape (n_sizes,), default=None
+        Training-set sizes in 1…n; None means all. At n itself, which has no next row,
+        Eq. 10 gives its value at n − 1.
+    window : float > 1, default=None
+        None: Eq. 10 as it stands, a single step, which is noisy. Otherwise its mean over a window
+        of this ratio on the logarithmic axis: the slope of ln E‖Δ_m‖ against ln m between
+        m/√window and m·√window, cut off at 1 and n.
+
+    Returns
+    -------
+    ndarray of shape (n_sizes,)
+        𝓘 at each size.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two sizes are there, a size or the window is out of range, or a norm that is
+        needed is 0: a student that has not moved has no data inefficiency.
+
+    Examples
+    --------
+    Norms that grow as n^0.3 have a data inefficiency of about 0.3:
+
+    >>> import numpy as np
+    >>> from sklearn_kd.metrics import data_inefficiency
+    >>> norms = np.arange(1, 1001) ** 0.3
+    >>> data_inefficiency(norms, [10, 100, 999]).round(4)
+    array([0.2859, 0.2985, 0.2998])
+    >>> data_inefficiency(norms, [10, 100, 999], window=2.0).round(4)
+    array([0.3, 0.3, 0.3])
+    """
+    mean, low, high = _mean_norm_and_steps(norms, sizes, window)
+    return _slope_per_step(mean, low, high, window)
+
+
+def data_inefficiency_std(
+    norms: Tensor, sizes: Tensor | None = None, *, window: float | None = None
+) -> Tensor:
+    """Return the spread of `data_inefficiency` over the runs, to first order.
+
+    𝓘 is a function of means over the runs; run r contributes d ln E‖Δ_m‖ = ‖Δ_m,r‖/E‖Δ_m‖ − 1 to
+    each logarithm. Divide by √n_runs for the standard error; 0 for a single run.
+    """
+    mean, low, high = _mean_norm_and_steps(norms, sizes, window)
+    norms = norms.reshape(-1, norms.shape[-1])
+    relative = norms[:, high - 1] / mean[high - 1] - norms[:, low - 1] / mean[low - 1]
+    return _step_factor(low, high, window).to(relative) * relative.std(dim=0, correction=0)
+
+
+def _mean_norm_and_steps(
+    norms: Tensor, sizes: Tensor | None, window: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return E‖Δ_m‖ (n,) and the sizes (n_sizes,) that the step at each size starts and ends at."""
+    n = norms.shape[-1]
+    if n < 2:
+        raise ValueError(f"norms holds {n} training-set size; a step needs two or more.")
+    if window is not None and not 1 < window < math.inf:
+        raise ValueError(f"window={window!r} must be a finite ratio above 1, or None for Eq. 10.")
+    at = torch.arange(1, n + 1) if sizes is None else sizes.to("cpu").round().long()
+    if (at < 1).any() or (at > n).any():
+        raise ValueError(
+            f"sizes must lie in 1…{n}, the sizes that norms holds; got {at.tolist()[:5]}…"
+        )
+    if window is None:
+        low = at.clamp_max(n - 1)
+        high = low + 1
+    else:
+        low = (at / math.sqrt(window)).round().long().clamp(1, n - 1)
+        high = torch.maximum((at * math.sqrt(window)).round().long().clamp_max(n), low + 1)
+    mean = norms.reshape(-1, n).mean(dim=0)
+    low, high = low.to(norms.device), high.to(norms.device)
+    if not (mean[low - 1] > 0).all():
+        size = int(low[(mean[low - 1] <= 0)].max())
+        raise ValueError(
+            f"The data inefficiency is undefined at {size} rows: the weight change is 0 there, "
+            f"since all effective logits are. Use larger sizes, and check teacher_logits."
+        )
+    return mean, low, high
+
+
+def _slope_per_step(mean: Tensor, low: Tensor, high: Tensor, window: float | None) -> Tensor:
+    start, stop = mean[low - 1], mean[high - 1]
+    # ln(stop/start) without cancellation in the quotient
+    return _step_factor(low, high, window).to(mean) * torch.log1p((stop - start) / start)
+
+
+def _step_factor(low: Tensor, high: Tensor, window: float | None) -> Tensor:
+    """Return what turns a difference of ln E‖Δ‖ into 𝓘: m (Eq. 10), or 1 / ln(high/low)."""
+    if window is None:
+        return low.double()
+    return 1 / torch.log(high.double() / low.double())
 
 
 def held_out_data_inefficiency(

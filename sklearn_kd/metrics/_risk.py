@@ -41,12 +41,19 @@ def transfer_risk(
             f"teacher_logits has shape {tuple(teacher_logits.shape)}, but student_logits has "
             f"shape {tuple(student_logits.shape)}; give the logits of the same rows and classes."
         )
-    if teacher_logits.ndim == 1:
-        # Signs, not the product: z_t z_s underflows for small logits.
-        disagree = teacher_logits.sign() * student_logits.sign() < 0
-    else:
-        disagree = teacher_logits.argmax(dim=1) != student_logits.argmax(dim=1)
+    disagree = disagreement(teacher_logits, student_logits, is_binary=teacher_logits.ndim == 1)
     return weighted_mean(disagree.to(teacher_logits.dtype), sample_weight)
+
+
+def disagreement(teacher_logits: Tensor, student_logits: Tensor, *, is_binary: bool) -> Tensor:
+    """Return where z_t z_s < 0, for more than two classes where the arg max differs.
+
+    The logits broadcast against each other; the classes are on the last axis.
+    """
+    if is_binary:
+        # The sign, not the product: z_t z_s underflows for small logits.
+        return student_logits * teacher_logits.sign() < 0
+    return teacher_logits.argmax(dim=-1) != student_logits.argmax(dim=-1)
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

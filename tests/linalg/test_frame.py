@@ -226,3 +226,20 @@ def test_kernel_values_too_small_to_divide_by_are_an_error():
     X, targets = torch.arange(3.0).double()[:, None], torch.tensor([1.0, -2.0, 3.0]).double()
     with pytest.raises(ValueError, match=r"leaves the range of torch.float64.* Scale the inputs"):
         TangentFrame(tiny, X).solve(targets)
+
+
+def test_ridge_shares(kernel, problem, frame, ridge):
+    X, targets, _ = problem
+    shares = frame.prefix_ridge_shares(targets)
+    gram = kernel.block(X, X) + torch.as_tensor(np.diag(ridge))
+    for m in (1, 2, 17, 40):
+        a = torch.linalg.solve(gram[:m, :m], targets[:m])
+        shape = (-1, *[1] * (targets.ndim - 1))
+        close(shares[m - 1], (torch.as_tensor(ridge[:m]).reshape(shape) * a.square()).sum(dim=0))
+
+
+def test_ridge_shares_in_blocks(monkeypatch, kernel, problem):
+    frame = TangentFrame(kernel, problem[0], alpha=0.3)
+    whole = frame.prefix_ridge_shares(problem[1])
+    monkeypatch.setattr("sklearn_kd.linalg._frame.WORKSPACE_BYTES", 4 * 40 * 8 * 7)
+    close(frame.prefix_ridge_shares(problem[1]), whole)

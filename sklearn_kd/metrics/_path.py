@@ -1,0 +1,80 @@
+"""What happens to a student as its training rows come in: one frame, every training-set size.
+
+Symbols (paper -> code -> shape), with n rows, S sizes, C candidates (ρ, T) and K classes (no K
+axis for two):
+
+==================  ==================  =====================
+Δz                  ``targets``         (n, C) or (n, C, K)
+q = L⁻¹ Δz          ``q``               as ``targets``
+‖Δ_ŵ,m‖             ``norms``           (n, C)
+z_t, z₀ on new x    ``teacher_logits``  (m,) or (m, K)
+                    ``initial_logits``
+==================  ==================  =====================
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.metrics._risk import disagreement
+
+
+class HeldOut(NamedTuple):
+    """Rows on which the student is compared with its teacher and with the truth."""
+
+    X: Tensor  # (m, d)
+    teacher_logits: Tensor  # (m,) or (m, K)
+    initial_logits: Tensor | None  # (m,) or (m, K); None is zero
+    labels: Tensor | None  # (m,) class indices
+
+
+class PrefixWeightChanges(NamedTuple):
+    """The student's weights at every training-set size."""
+
+    norms: Tensor  # (n, C) √(Δzᵀ (Θ_m + α W⁻¹)⁻¹ Δz), the norms of Eq. 10
+    weight_change_norms: Tensor  # (n, C) ‖Δ_ŵ,m‖; the same without a ridge
+    one_step_errors: Tensor  # as the targets
+
+
+class PrefixRisks(NamedTuple):
+    """How often the student differs, at each of the sizes."""
+
+    transfer_risk: Tensor  # (S, C) from its teacher
+    error: Tensor | None  # (S, C) from the labels
+
+
+def prefix_weight_changes(frame: TangentFrame, targets: Tensor) -> PrefixWeightChanges:
+    """Return norms ‖q[:m]‖ and errors on row m of the student of the m − 1 rows before it."""
+
+    def class_sum(values: Tensor) -> Tensor:
+        return values.reshape(*values.shape[:2], -1).sum(dim=2)
+
+    squares = class_sum(frame.coordinates(targets).square()).cumsum(dim=0)
+    shares = class_sum(frame.prefix_ridge_shares(targets))
+    return PrefixWeightChanges(
+        norms=squares.sqrt(),
+        weight_change_norms=(squares - shares).clamp_min(0).sqrt(),
+        one_step_errors=frame.one_step_errors(targets),
+    )
+
+
+def prefix_risks(
+    frame: TangentFrame, targets: Tensor, sizes: list[int], held_out: HeldOut
+) -> PrefixRisks:
+    """Return the transfer risk and the error of f_m = z₀ + u[:m] @ q[:m] at each size m."""
+    is_binary = targets.ndim == 2
+    counts = torch.zeros(2, len(sizes), targets.shape[1], dtype=torch.int64, device=targets.device)
+    for position, rows, change in frame.prefix_steps(held_out.X, targets, sizes):
+        z_0 = held_out.initial_logits
+        logits = change if z_0 is None else change + z_0[rows, None]
+        teacher = held_out.teacher_logits[rows, None]
+        counts[0, position] += disagreement(teacher, logits, is_binary=is_binary).sum(dim=0)
+        if held_out.labels is not None:
+            predicted = logits > 0 if is_binary else logits.argmax(dim=2)
+            counts[1, position] += (predicted != held_out.labels[rows, None]).sum(dim=0)
+    risk, error = counts.to(targets) / len(held_out.X)
+    return PrefixRisks(risk, None if held_out.labels is None else error)
