@@ -6,7 +6,6 @@ peak memory comes from a fresh process that does nothing but the fit. Run nothin
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from _common import clock, gaussian_problem
+from _common import clock, gaussian_problem, peak_bytes
 
 from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.kernels import NTK
@@ -39,8 +38,7 @@ def measure_peak(n_rows, n_features):
     LinearizedKDStudent().fit(X[:50], y[:50], teacher_logits=logits[:50])  # loads every library
     base = psutil.Process().memory_info().rss
     LinearizedKDStudent().fit(X, y, teacher_logits=logits)
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - base)
+    print(peak_bytes() - base)
 
 
 def main():

@@ -10,23 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _common import clock, median_seconds
-from sklearn.datasets import make_blobs
+from _common import clock, median_seconds, ten_classes
 
 from sklearn_kd import NTKTeacher
 from sklearn_kd.kernels import NTK
 
 TIMES = np.geomspace(1, 1e5, 10)
-
-
-def load(path, n_rows):
-    """Return rows scaled to [0, 1] and ten classes: images from an .npz file, or blobs."""
-    if path is None:
-        X, y = make_blobs(n_rows, 784, centers=10, cluster_std=20.0, random_state=0)
-        return (X - X.min()) / (X.max() - X.min()), y
-    with np.load(path) as file:
-        X, y = file["X_train"][:n_rows], file["y_train"][:n_rows]
-    return X.reshape(len(X), -1) / 255.0, y
 
 
 def main():
@@ -35,7 +24,7 @@ def main():
     parser.add_argument("--data", type=Path, help=".npz with X_train (images 0-255) and y_train")
     parser.add_argument("--json", type=Path, default=Path("bench_teacher.json"))
     arguments = parser.parse_args()
-    X, y = load(arguments.data, arguments.rows)
+    X, y = ten_classes(arguments.data, arguments.rows)
     rows = torch.as_tensor(X)
     kernel, matrix = NTK().to_torch(), torch.empty(len(X), len(X), dtype=torch.float64)
     kernel_seconds = clock(kernel.gram, rows, out=matrix)

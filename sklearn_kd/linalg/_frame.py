@@ -223,6 +223,8 @@ class TangentFrame:
     ) -> Iterator[tuple[int, slice, Tensor]]:
         """Walk through f_m(x) − z₀(x) = u[:m] @ q[:m], one training-set size m after the other.
 
+        Call it inside `full_precision`, which is too slow to enter at each step.
+
         Parameters
         ----------
         X : Tensor of shape (m, d)
@@ -248,11 +250,11 @@ class TangentFrame:
             view = logits.reshape(*q.shape[1:], len(u)).movedim(-1, 0)
             start = 0
             for position, size in enumerate(sizes):
-                with full_precision():
-                    logits.addmm_(columns[:, start:size], u[:, start:size].T)
+                logits.addmm_(columns[:, start:size], u[:, start:size].T)
                 yield position, rows, view
                 start = size
 
+    @full_precision()
     def prefix_predictions(
         self, X: Tensor, targets: Tensor, sizes: Sequence[int] | None = None
     ) -> Tensor:

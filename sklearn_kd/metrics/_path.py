@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.metrics._risk import disagreement
 
@@ -62,6 +63,7 @@ def prefix_weight_changes(frame: TangentFrame, targets: Tensor) -> PrefixWeightC
     )
 
 
+@full_precision()
 def prefix_risks(
     frame: TangentFrame, targets: Tensor, sizes: list[int], held_out: HeldOut
 ) -> PrefixRisks:
