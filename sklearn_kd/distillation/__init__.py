@@ -1,5 +1,6 @@
 """Targets of distillation: effective logits and what soft ratio and temperature do to them."""
 
+from sklearn_kd.distillation._diagnosis import diagnose_teacher
 from sklearn_kd.distillation._effective_logits import effective_logits
 from sklearn_kd.distillation._recipes import (
     correction_logits,
@@ -10,6 +11,7 @@ from sklearn_kd.distillation._recipes import (
 __all__ = [
     "correction_logits",
     "correction_margin",
+    "diagnose_teacher",
     "effective_logits",
     "equivalent_soft_ratio",
 ]
