@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Bunch
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklearn_kd._array import like
@@ -83,6 +84,8 @@ class NTKTeacher(TangentKernelClassifier):
         The distinct training rows of positive weight, in order of appearance.
     kernel_ : callable
         The kernel that was used.
+    weight_change_norm_ : float
+        ‖Δ_w‖₂, the distance the weights moved; squares are summed over the classes.
     fit_report_ : Bunch
         ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
         ``n_kernel_products`` (products with the kernel matrix), ``converged``, ``device`` and
@@ -261,6 +264,14 @@ class NTKTeacher(TangentKernelClassifier):
         )
         coefficients = frame.solve(squared_error_targets(rows.hard_labels))
         return coefficients[None], {"n_kernel_products": 0, "converged": True}
+
+    @property
+    def weight_change_norm_(self) -> float:
+        """‖Δ_w‖₂ = √(aᵀ Θ a); one pass over the kernel of the training rows."""
+        check_is_fitted(self)
+        logits = self._logits(self.X_fit_, self.dual_coef_)
+        squared = (self._to_working(self.dual_coef_) * logits).sum()
+        return squared.clamp_min(0).sqrt().item()
 
     def staged_decision_function(self, X: Any) -> Iterator[Any]:
         """Yield the logits at every stopping time of the one training run.

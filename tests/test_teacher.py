@@ -3,14 +3,16 @@
 import pickle
 
 import numpy as np
+import oracles
 import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_kd import NTKTeacher
+from sklearn_kd import LinearizedKDStudent, NTKTeacher
 from sklearn_kd.exceptions import MemoryBudgetError, NotPSDError
 from sklearn_kd.kernels import NTK
 
@@ -164,3 +166,17 @@ def test_kernel_of_rank_two_is_trained_through(scale):
     X, y = rng.normal(size=(60, 1)) * scale, rng.integers(0, 2, size=60)
     teacher = NTKTeacher(NTK(depth=10, bias_std=0.0), stopping_time=[1.0, 1e3, 1e5]).fit(X, y)
     assert np.isfinite(teacher.decision_function(X)).all()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_weight_change_norm(n_classes):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 3)), rng.integers(0, n_classes, size=40)
+    teacher = NTKTeacher(stopping_time=[10.0, 100.0]).fit(X, y)
+    a = teacher.dual_coef_
+    squared = np.sum(a * (oracles.relu_ntk(X) @ a))
+    assert teacher.weight_change_norm_ == pytest.approx(np.sqrt(squared), rel=1e-9)
+    # A pure-soft student of this teacher never moves further than the teacher did.
+    student = LinearizedKDStudent(FrozenEstimator(teacher), soft_ratio=1.0)
+    student.fit(rng.normal(size=(30, 3)), y[:30])
+    assert student.weight_change_norm_ < teacher.weight_change_norm_
