@@ -1,4 +1,4 @@
-"""The parts of `LinearizedKDStudent.prefix_path` that need no student: checks and packaging."""
+"""`LinearizedKDStudent.prefix_path`: the student at every training-set size, without a refit."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.model_selection import ParameterGrid
-from sklearn.utils import Bunch
+from sklearn.utils import Bunch, check_random_state
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from sklearn_kd._array import like
+from sklearn_kd._array import like, to_tensor
 from sklearn_kd._sklearn import Interval, StrOptions, validate_parameter_constraints
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg._prior import GaussianPrior, centred
 from sklearn_kd.metrics._inefficiency import data_inefficiency, data_inefficiency_std
-from sklearn_kd.metrics._path import PrefixRisks, PrefixWeightChanges
+from sklearn_kd.metrics._path import (
+    HeldOut,
+    PrefixRisks,
+    PrefixWeightChanges,
+    prefix_risks,
+    prefix_weight_changes,
+)
 
 CONSTRAINTS = {
     "n_permutations": [Interval(Integral, 1, None, closed="left"), None],
@@ -26,6 +33,157 @@ CONSTRAINTS = {
     "window": [Interval(Real, 1, None, closed="neither")],
     "random_state": ["random_state"],
 }
+
+
+class PrefixPathMixin:
+    """A student that can be followed through its training-set sizes."""
+
+    def prefix_path(
+        self: Any,
+        X: Any = None,
+        *,
+        teacher_logits: Any = None,
+        y: Any = None,
+        sizes: Any = None,
+        n_permutations: int | None = None,
+        param_grid: dict | list[dict] | None = None,
+        init: str = "zero",
+        window: float = 2.0,
+        random_state: Any = None,
+    ) -> Bunch:
+        """Follow the student through its training-set sizes, without a refit.
+
+        In the tangent frame the student trained on the first m rows is the first m coordinates of
+        one vector, so one factor gives every size; and since ρ and T change only right-hand sides,
+        it also gives every candidate of ``param_grid``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), default=None
+            Rows on which to measure the transfer risk.
+        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            The teacher's logits on ``X``. None: those of ``teacher_``.
+        y : array-like of shape (n_samples,), default=None
+            Labels of ``X``, to measure the error too.
+        sizes : increasing sequence of int, default=None
+            Training-set sizes, in 1…n with n the number of *distinct* training rows. None: all.
+        n_permutations : int, default=None
+            Number of random orders of the rows to go through, one factor each; Eq. 10 averages
+            over them. None: one pass in the order of ``X_fit_``.
+        param_grid : dict or list of dicts, default=None
+            Values of ``soft_ratio``, ``temperature`` and ``temperature_scaling``, as in
+            :class:`~sklearn.model_selection.GridSearchCV`. None: those of the student.
+        init : {"zero", "random"}, default="zero"
+            Initial network z₀. "random" draws one per permutation from the NNGP prior of the
+            kernel, an infinitely wide network at initialisation.
+        window : float > 1, default=2.0
+            Ratio of sizes over which the smoothed data inefficiency is averaged; see
+            :func:`~sklearn_kd.metrics.data_inefficiency`.
+        random_state : int, RandomState instance or None, default=None
+            Orders of the rows and initial networks.
+
+        Returns
+        -------
+        path : Bunch
+            Arrays over P permutations and S sizes; with ``param_grid`` all but ``sizes`` have a
+            leading axis of candidates.
+
+            sizes : ndarray of int of shape (S,)
+            params : list of dict
+                The candidates; only with ``param_grid``.
+            weight_change_norm : ndarray of shape (P, S)
+                ‖Δ_ŵ,m‖₂.
+            one_step_error : ndarray of shape (P, S) or (P, S, n_classes)
+                z_eff − f on row m, f the student trained on the m − 1 rows before it.
+            data_inefficiency : ndarray of shape (S,)
+                Eq. 10, the mean over permutations inside the logarithm. At n, which has no next
+                row, Eq. 10's value at n − 1.
+            data_inefficiency_std : ndarray of shape (S,)
+                Its spread over permutations, to first order; divide by √P for the standard error.
+            smoothed_data_inefficiency, smoothed_data_inefficiency_std : ndarray of shape (S,)
+                The same over ``window``; a single step is noisy.
+            transfer_risk : ndarray of shape (P, S)
+                Share of the rows ``X`` on which student and teacher disagree; only with ``X``.
+            error : ndarray of shape (P, S)
+                Share of the rows ``X`` on which the student's class is not ``y``; only with ``y``.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range, or ``init="random"`` meets a kernel without a known
+            prior.
+
+        Notes
+        -----
+        Rows that repeat are one row with the mean labels of all its copies, at every size. With a
+        ridge, Eq. 10 is taken of √(Δzᵀ (Θ_m + α W⁻¹)⁻¹ Δz), the norm that grows with every row;
+        ``weight_change_norm`` is that of the weights alone. Each permutation needs one n × n
+        matrix besides the student's own.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from sklearn.preprocessing import scale
+        >>> from sklearn_kd import LinearizedKDStudent
+        >>> X, y = load_breast_cancer(return_X_y=True)
+        >>> X = scale(X)
+        >>> student = LinearizedKDStudent(LogisticRegression()).fit(X[:400], y[:400])
+        >>> path = student.prefix_path(
+        ...     X[400:], sizes=[50, 100, 200, 400], n_permutations=5, random_state=0
+        ... )
+        >>> path.transfer_risk.mean(axis=0).round(3)
+        array([0.011, 0.005, 0.001, 0.   ])
+        """
+        check_is_fitted(self)
+        check_options(
+            n_permutations=n_permutations, init=init, window=window, random_state=random_state
+        )
+        sizes = checked_sizes(sizes, len(self.X_fit_))
+        recipes = checked_recipes(param_grid, self._recipe(), self._parameter_constraints)
+        rng = check_random_state(random_state)
+        rows, weights = map(self._to_working, (self.X_fit_, self._distinct.weights))
+
+        # 1. The effective logits of every candidate, (n, C) or (n, C, K) (Eq. 3).
+        z_t = to_tensor(self.teacher_logits_)
+        columns = [self._merged_effective_logits(z_t, self._distinct, r) for r in recipes]
+        z_eff = torch.stack(columns, dim=1).to(rows)
+
+        # 2. The rows on which to compare student, teacher and truth.
+        held_out = self._held_out_rows(X, teacher_logits, y)
+
+        # 3. For each order of the rows, and initial network z₀, one factor for everything.
+        initial = InitialNetworks(
+            init, self.kernel_, rows, held_out and held_out.X, self.memory_limit
+        )
+        runs = []
+        for order in row_orders(len(rows), n_permutations, rng):
+            z_0, z_0_new = initial.draw(z_eff.shape[2:], rng, rows)
+            targets = z_eff - z_0[:, None]
+            if order is None:
+                frame = self.frame_
+            else:
+                order = order.to(rows.device)
+                targets = targets[order]
+                frame = self._build_frame(rows[order], weights[order], self.fit_report_.alpha)
+            risks = None
+            if held_out is not None:
+                held_out = held_out._replace(initial_logits=z_0_new)
+                risks = prefix_risks(frame, targets, sizes, held_out)
+            runs.append(Run(prefix_weight_changes(frame, targets), risks))
+        return collected(runs, sizes, window, None if param_grid is None else recipes, self.X_fit_)
+
+    def _held_out_rows(self: Any, X: Any, teacher_logits: Any, y: Any) -> HeldOut | None:
+        if X is None:
+            if teacher_logits is not None or y is not None:
+                raise ValueError("teacher_logits and y are those of X; pass X too.")
+            return None
+        z_t = self._to_working(self.teacher_decision_function(X, teacher_logits))
+        checked = self._to_working(self._check_new_rows(X, "prefix_path"))
+        labels = None if y is None else self._class_indices(y).to(checked.device)
+        if labels is not None and len(labels) != len(checked):
+            raise ValueError(f"y has {len(labels)} labels, but X has {len(checked)} rows.")
+        return HeldOut(checked, z_t, None, labels)
 
 
 class Run(NamedTuple):
