@@ -312,3 +312,71 @@ def mean_soft_label_logit(z_t, weights, temperature):
         p = [1 / (1 + mpmath.exp(-mpmath.mpf(v) / T)) for v in z_t]
         mean = mpmath.fsum(a * b for a, b in zip(w, p, strict=True)) / mpmath.fsum(w)
         return T * mpmath.log(mean / (1 - mean))
+
+
+# Weight changes as explicit vectors
+
+
+class RandomFeatures:
+    """A finite feature map φ(x) ∈ R^p; called with two arrays of rows it is its kernel."""
+
+    def __init__(self, n_features, n_weights, rng):
+        self.directions = rng.normal(size=(n_features, n_weights))
+        self.phases = rng.uniform(0, 2 * np.pi, size=n_weights)
+
+    def map(self, X):
+        return np.cos(X @ self.directions + self.phases) + 0.3
+
+    def __call__(self, X, Y):
+        return self.map(X) @ self.map(Y).T
+
+
+def minimum_norm_weights(features, logits):
+    """The smallest weights W, (p,) or (p, K), with features @ W = logits."""
+    weights, _, rank, _ = np.linalg.lstsq(features, logits, rcond=None)
+    assert rank == len(features)
+    np.testing.assert_allclose(features @ weights, logits, atol=1e-9)
+    return weights
+
+
+def angle(a, b):
+    """Angle between two vectors, or matrices under the Frobenius product, in long doubles."""
+    a, b = (np.asarray(v, dtype=np.longdouble).ravel() for v in (a, b))
+    a, b = a / np.sqrt(a @ a), b / np.sqrt(b @ b)
+    return float(2 * np.arctan2(np.sqrt(((a - b) ** 2).sum()), np.sqrt(((a + b) ** 2).sum())))
+
+
+def cosine_to_ground_truth(K, student_targets, truth_targets):
+    """Eq. 11, the weight changes being Θ_n⁻¹ applied to the targets."""
+    student, truth = (np.linalg.solve(K, z) for z in (student_targets, truth_targets))
+    return (truth_targets * student).sum() / np.sqrt(
+        (truth_targets * truth).sum() * (student_targets * student).sum()
+    )
+
+
+def hard_label_effect(K, teacher_targets, correction, truth_targets, truth_norm=None):
+    """Eq. 12 as it stands."""
+
+    def inner(a, b):
+        return (a * np.linalg.solve(K, b)).sum()
+
+    if truth_norm is None:
+        truth_norm = np.sqrt(inner(truth_targets, truth_targets))
+    t_t = inner(teacher_targets, teacher_targets)
+    bracket = inner(truth_targets, correction) - inner(truth_targets, teacher_targets) / t_t * (
+        inner(teacher_targets, correction)
+    )
+    return bracket / (truth_norm * np.sqrt(t_t))
+
+
+def binomial_upper_bound(n_errors, n_rows, confidence_level):
+    """The risk at which n_errors or fewer have probability 1 − c, by bisection in mpmath."""
+    if n_errors == n_rows:
+        return 1.0
+    with mpmath.workdps(30):
+
+        def excess(risk):
+            seen = mpmath.betainc(n_errors + 1, n_rows - n_errors, 0, risk, regularized=True)
+            return seen - mpmath.mpf(confidence_level)
+
+        return float(mpmath.findroot(excess, (0, 1), solver="bisect", tol=1e-40, maxsteps=200))
