@@ -1,0 +1,15 @@
+"""Displays in the style of scikit-learn's: what the library computes, drawn."""
+
+from sklearn_kd.inspection._angle_distribution_display import AngleDistributionDisplay
+from sklearn_kd.inspection._data_inefficiency_display import DataInefficiencyDisplay
+from sklearn_kd.inspection._effective_logits_display import EffectiveLogitsDisplay
+from sklearn_kd.inspection._hard_label_effect_display import HardLabelEffectDisplay
+from sklearn_kd.inspection._transfer_risk_display import TransferRiskDisplay
+
+__all__ = [
+    "AngleDistributionDisplay",
+    "DataInefficiencyDisplay",
+    "EffectiveLogitsDisplay",
+    "HardLabelEffectDisplay",
+    "TransferRiskDisplay",
+]

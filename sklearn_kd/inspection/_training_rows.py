@@ -1,0 +1,31 @@
+"""A student's training rows as its frame sees them: exact copies merged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sklearn_kd._array import to_tensor
+from sklearn_kd.distillation._effective_logits import merge_soft_labels
+
+
+def merged_training_labels(student: Any) -> tuple[Tensor, Tensor]:
+    """Return the teacher's logits and the hard labels of a student's distinct training rows.
+
+    Returns
+    -------
+    teacher_logits : Tensor of shape (n,) or (n, K)
+        Logits whose soft labels are the means of those of the merged rows.
+    y : Tensor of shape (n,) or (n, K)
+        Share of class 1, or shares of the classes; 0 and 1 unless copies had other labels.
+    """
+    distinct = student._distinct
+    teacher_logits = merge_soft_labels(
+        to_tensor(student.teacher_logits_)[distinct.kept],
+        to_tensor(distinct.kept_weights),
+        distinct.merged.group,
+        len(distinct.weights),
+        student.temperature,
+    )
+    return teacher_logits, to_tensor(distinct.hard_labels)
