@@ -115,10 +115,11 @@ def hard_label_effect(
     -----
     The bootstrap resamples the axes of the frame, all inner products jointly. Axis i carries what
     row i adds to the rows before it (its innovation; Stoffer and Wall, 1991, resample those of a
-    time series likewise), so a replicate needs no new factorization. The interval shows how much
-    the value hangs on single rows. It does **not** cover the uncertainty of the labels as a
-    proxy, of a ``ground_truth_logits`` that is itself an estimate, or how the value changes with
-    the number of rows; and as the axes depend on one another its coverage is approximate.
+    time series likewise), so a replicate needs no new factorization. The interval speaks of the
+    value at this number of rows: in simulations a 95 % interval covered the mean over draws of
+    the n rows in 92 to 100 % of the draws (too often where the teacher is smooth). It does
+    **not** cover the limit of many rows, towards which the value keeps moving, nor the error of
+    labels as a proxy or of a ``ground_truth_logits`` that is itself an estimate.
 
     Examples
     --------

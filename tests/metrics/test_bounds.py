@@ -112,7 +112,7 @@ def test_theorem_1_holds_with_initial_logits_and_needs_the_sign_of_the_cosine():
         machine, initial = problem.machine(), problem.machine()
         centres = [machine[0], initial[0]]
         if rng.random() < 0.3:  # a network that starts on the other side
-            initial, centres = (machine[0], -0.8 * machine[1], 0.8 * machine[2]), [machine[0]]
+            initial, centres = (machine[0], -0.95 * machine[1], 0.95 * machine[2]), [machine[0]]
         n_rows = int(rng.integers(1, 1 + len(problem.train)))
         # All weights are in the span of this pool.
         pool = torch.cat((problem.train, *centres))
