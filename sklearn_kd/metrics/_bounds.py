@@ -144,8 +144,8 @@ def power_function_bound(
     the error at x is at most ‖w_* − ŵ_n‖ = √(‖w_*‖² − ‖ŵ_n‖²) times √v_n(x), the part of φ(x)
     outside that span (the *power function* of kernel interpolation). A logit larger than this
     cannot have changed its sign. With K classes the margin between the oracle's two largest logits
-    takes the place of |z_*(x)|, and :math:`\sqrt2` times the same root that of the bound, the
-    norms being summed over the classes.
+    takes the place of :math:`|z_*(x)|`, and :math:`\sqrt2` times the right-hand side that of the
+    right-hand side, the squares of the norms being summed over the classes.
 
     It is never above Theorem 1's bound (for z₀ = 0), as v_n(x) ≤ Θ(x, x).
 
