@@ -203,6 +203,15 @@ def weight_change_angles(
     array([1.0168, 0.7341, 0.5737, 0.3743, 0.    ])
     >>> float(angles.oracle_norm.round(4))
     2.1949
+
+    With an infinitely wide random network as z₀, a draw of its NNGP prior:
+
+    >>> from sklearn.gaussian_process import GaussianProcessRegressor
+    >>> prior = GaussianProcessRegressor(NTK(depth=1, kind="nngp"))
+    >>> z_0 = prior.sample_y(X, random_state=0)[:, 0]
+    >>> angles = weight_change_angles(frame, [2.0, 1.0, 0.0, -1.0, -2.0], z_0)
+    >>> bool((angles.centred != angles.to_oracle)[:-1].all())
+    True
     """
     # Δ_w* − Δ_wz = p, −Δ_wz = w₀, Δ_w* = q and Δ_ŵ,m = q[:m], followed by zeros.
     z_eff = logits_on_frame(frame, effective_logits, "effective_logits")
