@@ -113,14 +113,13 @@ def draw(student, teacher, effect):
 
     upper = figure.add_subplot(grid[0, 1])
     upper.plot(TIMES, effect[:, 0].T, color="C0", alpha=0.25, linewidth=0.8)
-    for values, color, label in zip(
-        effect.transpose(1, 0, 2), ["C0", "C1"], ["ground-truth logits", "labels ±1"], strict=True
-    ):
-        upper.errorbar(TIMES, *mean_and_error(values), color=color, marker="o", ms=4, label=label)
+    for values, color in zip(effect.transpose(1, 0, 2), ["C0", "C1"], strict=True):
+        upper.errorbar(TIMES, *mean_and_error(values), color=color, marker="o", ms=4)
+    upper.text(TIMES[-1], 500, "$z_g$ = labels ±1", color="C1", ha="right")
+    upper.text(TIMES[-1], -40, "$z_g$ = true logits (thin: single runs)", color="C0", ha="right")
     upper.axhline(0, color="0.4", linewidth=0.8)
     upper.set(title=f"Hard labels, T = {TEMPERATURES[0]:g}", ylabel="Eq. 12", xscale="log")
     upper.set_yscale("symlog", linthresh=1)
-    upper.legend(fontsize=8, title="$z_g$ (thin: single runs)", title_fontsize=8)
     upper.tick_params(labelbottom=False)
 
     lower = figure.add_subplot(grid[1, 1], sharex=upper)
