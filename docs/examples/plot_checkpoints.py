@@ -2,9 +2,9 @@
 Which checkpoint of the teacher?
 ================================
 
-One training run gives many teachers: distil each of them, and look at the student. On scikit-learn's
-digits (ten classes) with two teachers, the wide network of :class:`~sklearn_kd.NTKTeacher` and
-gradient-boosted trees. Averages over five random splits.
+One training run gives many teachers: distil each of them, and look at the student. Here on
+scikit-learn's digits (ten classes) with two teachers, the wide network of
+:class:`~sklearn_kd.NTKTeacher` and gradient-boosted trees. Averages over five random splits.
 """
 
 import matplotlib.pyplot as plt
@@ -117,10 +117,10 @@ for column, (name, unit, checkpoints) in zip(
     for row, size in enumerate(SIZES):
         ax = column[row]
         ax.plot(stages, teacher_error.mean(axis=0), color="0.4", ls="dotted", label="the teacher")
-        for i, ratio in enumerate(SOFT_RATIOS):
+        for i, label in enumerate(LABELS):
             values = error[:, :, i, row]
             bar = values.std(axis=0, ddof=1) / np.sqrt(N_SPLITS)
-            ax.errorbar(stages, values.mean(axis=0), bar, marker="o", capsize=2, label=LABELS[i])
+            ax.errorbar(stages, values.mean(axis=0), bar, marker="o", capsize=2, label=label)
         ax.set(xscale="log", yscale="log", xlabel=f"checkpoint: {unit}")
         ax.set(ylabel="test error (%)", title=f"{name}, student of {size} rows")
         ax.set_yticks([2, 5, 10, 20], ["2", "5", "10", "20"])
@@ -137,7 +137,6 @@ plt.show()
 #   early checkpoints win. They are hardly sure of anything, so the hard labels decide, and the
 #   student is as good as with nearly hard labels (1.4 %), not better. The late checkpoints are sure
 #   of their errors too.
-# * **R and 𝓘 are not the error.** The first checkpoints of the wide network are the easiest to copy,
-#   R below 1 % and 𝓘 = 0.01, and make the worst students at ρ = 1. 𝓘 rises with the stopping time of
-#   the wide network, as in the paper's Fig. 4. It falls with the rounds of the trees, whose first
-#   stages are coarse steps that the kernel cannot follow.
+# * **R and 𝓘 are not the error.** The first checkpoints of the wide network are the easiest to
+#   copy, R below 1 % and 𝓘 = 0.01, and make the worst students at ρ = 1. 𝓘 rises with the stopping
+#   time of the wide network, as in the paper's Fig. 4. It falls with the rounds of the trees.

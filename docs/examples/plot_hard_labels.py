@@ -26,8 +26,8 @@ SOFT_RATIOS = [0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98, 1.0]
 # -----------------------------
 #
 # Digits above four against the others. The teacher, 30 boosted trees, has seen a third of the rows
-# with clean labels. The student's labels are clean at first; then one in five is flipped, as hurried
-# annotators might. The cross-validation sees only the labels that the student sees.
+# with clean labels. The student's labels are clean at first; then one in five is flipped. The
+# cross-validation sees only the labels that the student sees.
 
 X, y = load_digits(return_X_y=True)
 X, y = X / 16, (y > 4).astype(int)
@@ -81,10 +81,11 @@ for ax, (name, y_student) in zip(
 
 # %%
 # With clean labels the error falls from 6.2 % at ρ = 1, where the student imitates its teacher, to
-# about 2.6 % for ρ ≤ 0.5. With one label in five flipped the order turns: 9.0 % at ρ = 0.1, 5.3 % at
-# ρ = 0.95. The cross-validated error lies some 17 points higher, since it is measured on flipped
-# labels, but it tells the same: small ρ is bad. It cannot tell 0.9 from 1; these differ by about a
-# standard error. Eq. 12 takes the labels at their word, and says "add hard labels" both times.
+# about 2.6 % for ρ ≤ 0.5. With one label in five flipped the order turns: 9.0 % at ρ = 0.1, 5.3 %
+# at ρ = 0.95. The cross-validated error lies some 17 points higher, since it is measured on flipped
+# labels, but it tells the same: small ρ is bad. It cannot tell 0.9 from 1, which differ by less
+# than a standard error. Eq. 12 takes the labels at their word, and says "add hard labels" both
+# times.
 #
 # A sign in the other direction
 # -----------------------------
@@ -124,10 +125,11 @@ for seed in range(10):
 # %%
 # On all ten tasks hard labels cut the error to between a quarter and two fifths. Eq. 12 is negative
 # on eight of them, on task 5 with an interval that excludes zero. This is no contradiction: Eq. 12
-# is the slope of an angle between weight vectors, at ρ = 1, and a smaller angle is not a smaller error.
+# is the slope of an angle between weight vectors, at ρ = 1, and a smaller angle is not a smaller
+# error.
 #
-# :class:`~sklearn_kd.inspection.HardLabelEffectDisplay` puts the two side by side, and lets the error
-# decide. Task 5:
+# :class:`~sklearn_kd.inspection.HardLabelEffectDisplay` puts the two side by side, and lets the
+# error decide. Task 5:
 
 student, X_test, y_test, ground_truth = shown
 HardLabelEffectDisplay.from_estimator(

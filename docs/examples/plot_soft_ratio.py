@@ -54,11 +54,11 @@ for j, size in enumerate(SIZES):
 
 # %%
 # At 50 rows nearly pure soft labels are best, and hard labels need twice the rows for the same
-# error. At 800 rows the order is reversed: the student of soft labels alone stops near its teacher's
-# error, and every bit of hard label helps.
+# error. At 800 rows the order is reversed: the student of soft labels alone stops near the error of
+# its teacher, and every bit of hard label helps.
 #
-# With all 800 rows every order gives the same student, so the spread over orders is 0 there. That is
-# not certainty: 397 test rows resolve an error of 2 % to ± 0.7 points.
+# With all 800 rows every order gives the same student, so the spread over orders is 0 there. That
+# is not certainty: 397 test rows resolve an error of 2 % to ± 0.7 points.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
 for i, ratio in enumerate(SOFT_RATIOS):
