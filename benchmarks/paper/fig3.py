@@ -124,7 +124,7 @@ def draw(results, sizes):
 def main():
     arguments = parse_arguments(__doc__)
     sizes = published("fig3")["sizes"][: 6 if arguments.quick else 7]
-    n_runs, n_tasks = (5, 4) if arguments.quick else (20, 10)
+    n_runs, n_tasks = (10, 10) if arguments.quick else (20, 10)
     n_rows = int(np.ceil(sizes[-1] * np.sqrt(WINDOW)))
     runs = over_runs(lambda seed: run(seed, n_rows, n_tasks), n_runs, arguments, "Fig. 3")
     results = summarize(runs, sizes)
