@@ -97,9 +97,9 @@ for name, error in zip(CANDIDATES, 100 * path.error.mean(axis=1), strict=True):
     print(f"{name:34}" + "".join(f"{law:8.1f}{measured:10.1f}    " for law, measured in pairs))
 
 # %%
-# The law promises too much each time: 0.1 to 0.4 points at twice the rows, 0.3 to 0.8 at four times,
-# and more with soft labels. It does not know that a student levels off where its teacher is wrong.
-# Extend a curve by a factor of two at most, and with ρ = 1 not below the error of the teacher.
+# The law promises too much each time: 0.1 to 0.4 points at twice the rows, 0.3 to 0.8 at four
+# times, and more with soft labels. It does not know that a student levels off where its teacher is
+# wrong. Extend a curve by a factor of two at most, and with ρ = 1 not below its teacher's error.
 
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
