@@ -112,7 +112,7 @@ def draw(results, sizes):
                     theirs = result["published"][: len(sizes)]
                     axis.plot(sizes, theirs, "o", color=color, markersize=5)
         axis.plot([], [], "o", color="0.5", label="published")
-        axis.set(title=title, xlabel="training rows $n$", xscale="log", ylim=(0, 1))
+        axis.set(title=title, xlabel="training rows $n$", xscale="log", ylim=(0, 1.1))
         axis.set_xticks(sizes, sizes)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
