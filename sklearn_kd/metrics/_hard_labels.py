@@ -68,8 +68,9 @@ def hard_label_effect(
 
     .. warning:: Eq. 12 speaks of the *angle* at ρ = 1, not of the error. Its sign can be wrong
        about what helps: a teacher with many errors may get a negative one while hard labels cut
-       the student's error several times over. Choose ρ by the measured error, such as by a
-       cross-validated search over ``soft_ratio``.
+       the student's error several times over. With labels as the proxy it measures the pull
+       towards these labels, and is nearly always positive. Choose ρ by the measured error, such as
+       by a cross-validated search over ``soft_ratio``.
 
     Parameters
     ----------
