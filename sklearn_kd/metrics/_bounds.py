@@ -34,9 +34,9 @@ def transfer_risk_bound(feature_angles: Tensor, weight_change_angle: Tensor | fl
 
     .. math:: R_n \le p\bigl(\tfrac{\pi}{2} - \bar\alpha_n\bigr) \qquad (\text{Eq. 7}).
 
-    **It is 1 in practice**: the paper's own Fig. 2 gives 1 at every training-set size it plots.
-    The features of almost every row are nearly orthogonal to any weights, so p(β) is 1 until β is
-    close to π/2. For a bound below 1 see :func:`power_function_bound` and
+    **It is close to 1 in practice**: the paper's own Fig. 2 gives 1 at every training-set size it
+    plots. The features of almost every row are nearly orthogonal to any weights, so p(β) is 1
+    until β is close to π/2. For a bound below 1 see :func:`power_function_bound` and
     :func:`binomial_upper_bound`.
 
     Parameters
