@@ -366,6 +366,21 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         hard = labels if z_t.ndim == 1 else one_hot(labels, len(self.classes_))
         return like(root_of_eq_3(z_t, hard.to(z_t.dtype), **self._recipe()), given)
 
+    def _next_row_terms(
+        self, X: Any, y: Any, teacher_logits: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Return ‖Δ_n‖², the errors r and v of new rows, and n: the terms of Eq. 10's next step."""
+        frame = self.frame_
+        z_eff = to_tensor(self.effective_decision_function(X, y, teacher_logits))
+        q = frame.coordinates(self._to_working(self.effective_logits_))
+        rows = self._to_working(self._check_new_rows(X, "score"))
+        errors, directions = torch.empty_like(z_eff), z_eff.new_empty(len(rows))
+        for block, u, v in frame.feature_blocks(rows):
+            errors[block] = z_eff[block] - (u @ q).to(z_eff)
+            # The ridge of the new row lies along its axis, unless the row adds no axis at all.
+            directions[block] = torch.where(v > 0, v + frame.alpha + frame.jitter, v).to(z_eff)
+        return q.square().sum().to(z_eff), errors, directions, frame.n_rows
+
     def teacher_decision_function(self, X: Any, teacher_logits: Any = None) -> Any:
         """Return the teacher's logits on new rows.
 

@@ -319,11 +319,11 @@ class TangentFrame:
 
         With A = L Lᵀ and a = A⁻¹ Δz: f₋ᵢ(xᵢ) = Δzᵢ − aᵢ / (A⁻¹)ᵢᵢ.
         """
-        inverse_diagonal = self._inverse_diagonal()
+        inverse_diagonal = self.inverse_diagonal()
         shape = (-1, *[1] * (targets.ndim - 1))
         return targets - self.solve(targets) / inverse_diagonal.reshape(shape)
 
-    def _inverse_diagonal(self) -> Tensor:
+    def inverse_diagonal(self) -> Tensor:
         """Return diag(A⁻¹): the squared column norms of L⁻¹, a block of columns at a time."""
         n = self.n_rows
         out = self.lower.new_empty(n)

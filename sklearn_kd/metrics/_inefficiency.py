@@ -129,12 +129,13 @@ def held_out_data_inefficiency(
 ) -> Tensor:
     """Return the data inefficiency with each held-out row as the (n+1)-th training row.
 
-    𝓘(n) = n [ln E‖Δ_{n+1}‖ − ln‖Δ_n‖] (Eq. 10) with ‖Δ_{n+1}‖² = ‖Δ_n‖² + r²/v: exact, no refit.
+    𝓘(n) = n [ln E‖Δ_{n+1}‖ − ln E‖Δ_n‖] (Eq. 10), ‖Δ_{n+1}‖² = ‖Δ_n‖² + r²/v: exact, no refit.
 
     Parameters
     ----------
-    squared_norm : Tensor, scalar
-        ‖Δ_n‖² of the student trained on n rows, summed over the classes.
+    squared_norm : Tensor, scalar or of shape (m,)
+        ‖Δ_n‖² of the student trained on n rows, summed over the classes; of one student, or of
+        another one for each held-out row.
     errors : Tensor of shape (m,) or (m, K)
         r = z_eff(x) − f_n(x) on the held-out rows; r² is summed over the classes.
     new_directions : Tensor of shape (m,)
@@ -150,7 +151,7 @@ def held_out_data_inefficiency(
     ValueError
         If ‖Δ_n‖ = 0: a student that never moved has no data inefficiency.
     """
-    if not squared_norm > 0:
+    if not (squared_norm > 0).all():
         raise ValueError(
             "The data inefficiency is undefined for a student whose weight change is 0: all its "
             "effective logits are 0. Check teacher_logits."
@@ -158,7 +159,8 @@ def held_out_data_inefficiency(
     squared_errors = errors.reshape(len(errors), -1).square().sum(dim=1)
     spanned = new_directions == 0
     gain = torch.where(spanned, 0.0, squared_errors / torch.where(spanned, 1.0, new_directions))
-    ratio = gain / squared_norm
-    # √(1 + s) − 1 without cancellation: increments are tiny once the student has converged.
-    increment = ratio / (1 + (1 + ratio).sqrt())
-    return n_rows * torch.log1p(weighted_mean(increment, sample_weight))
+    norm = squared_norm.sqrt().expand(len(gain))
+    # √(N + g) − √N without cancellation: increments are tiny once the student has converged.
+    increment = gain / (norm + (squared_norm + gain).sqrt())
+    growth = weighted_mean(increment, sample_weight) / weighted_mean(norm, sample_weight)
+    return n_rows * torch.log1p(growth)

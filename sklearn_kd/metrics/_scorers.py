@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any, Self
 
-import torch
 from sklearn.pipeline import Pipeline
 
 from sklearn_kd._array import to_tensor
@@ -111,20 +110,9 @@ def _transfer_risk(student, X, y, *, teacher_logits=None, sample_weight=None):
 
 
 def _data_inefficiency(student, X, y, *, teacher_logits=None, sample_weight=None):
-    frame = student.frame_
-    z_eff = to_tensor(student.effective_decision_function(X, y, teacher_logits))
-    q = frame.coordinates(student._to_working(student.effective_logits_))
-    rows = student._to_working(student._check_new_rows(X, "score"))
-    errors, directions = torch.empty_like(z_eff), z_eff.new_empty(len(rows))
-    for block, u, v in frame.feature_blocks(rows):
-        errors[block] = z_eff[block] - (u @ q).to(z_eff)
-        # The ridge of the new row lies along its axis, unless the row adds no axis at all.
-        directions[block] = torch.where(v > 0, v + frame.alpha + frame.jitter, v).to(z_eff)
+    squared_norm, errors, directions, n_rows = student._next_row_terms(X, y, teacher_logits)
     weights = None if sample_weight is None else to_tensor(sample_weight)
-    squared_norm = q.square().sum().to(z_eff)
-    return held_out_data_inefficiency(
-        squared_norm, errors, directions, frame.n_rows, weights
-    ).item()
+    return held_out_data_inefficiency(squared_norm, errors, directions, n_rows, weights).item()
 
 
 neg_transfer_risk_scorer = DistillationScorer("neg_transfer_risk_scorer", _transfer_risk)
