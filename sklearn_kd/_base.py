@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from sklearn_kd._array import like, resolve_device, resolve_dtype, to_numpy, to_tensor
+from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import (
+    CallbackSupportMixin,
     Interval,
     StrOptions,
     check_same_namespace,
@@ -114,7 +116,27 @@ def restored_on_error(estimator: Any) -> Iterator[None]:
         raise
 
 
-class TangentKernelClassifier(ClassifierMixin, BaseEstimator):
+@contextlib.contextmanager
+def fit_task(
+    estimator: Any, X: Any, y: Any, sample_weight: Any, *, n_stages: int
+) -> Iterator[FitTask]:
+    """Announce the fit of ``estimator``, in at most ``n_stages``; it is restored on any error."""
+    # Not undone by `restored_on_error`: the teardown of the callbacks finds its context there.
+    context = estimator._init_callback_context(max_subtasks=n_stages)
+    seen = {
+        "estimator": estimator,
+        "X": X,
+        "y": y,
+        "metadata": None if sample_weight is None else {"sample_weight": sample_weight},
+    }
+    with restored_on_error(estimator):
+        context.call_on_fit_task_begin(**seen)
+        yield FitTask(estimator, context)
+        # Nothing is missing from the estimator: callbacks that score take it as it is.
+        context.call_on_fit_task_end(**seen, reconstruction_attributes={})
+
+
+class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     """Base of the classifiers whose logits are f(x) = Θ(x, X_fit) a.
 
     Subclasses store ``kernel``, ``device`` and ``dtype``, and set ``classes_``, ``X_fit_`` and

@@ -17,6 +17,7 @@ from sklearn.utils.validation import has_fit_parameter
 from torch import Tensor
 
 from sklearn_kd._array import to_tensor
+from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import safe_indexing
 
 
@@ -95,7 +96,14 @@ def logits_of(teacher: Any, X: Any, classes: np.ndarray) -> Logits:
 
 
 def cross_fitted_logits(
-    teacher: Any, X: Any, labels: np.ndarray, classes: np.ndarray, *, cv: Any, sample_weight: Any
+    teacher: Any,
+    X: Any,
+    labels: np.ndarray,
+    classes: np.ndarray,
+    *,
+    cv: Any,
+    sample_weight: Any,
+    progress: FitTask,
 ) -> Logits:
     """Return logits on each row of ``X`` by a clone of ``teacher`` that was not fitted on it.
 
@@ -108,23 +116,28 @@ def cross_fitted_logits(
     width = () if len(classes) == 2 else (len(classes),)
     values = torch.full((n_rows, *width), torch.nan, dtype=torch.float64)
     n_clipped = 0
-    for train, test in check_cv(cv, labels, classifier=True).split(np.zeros(n_rows), labels):
-        missing = np.setdiff1d(np.arange(len(classes)), labels[train])
-        if len(missing):
-            raise ValueError(
-                f"Cross-fitting the teacher with cv={cv!r} leaves a training fold without class "
-                f"{classes[missing[0]]!r}; use fewer folds or a stratified splitter, pass a "
-                "FrozenEstimator as teacher, or pass teacher_logits to fit."
+    splitter = check_cv(cv, labels, classifier=True)
+    n_folds = splitter.get_n_splits(np.zeros(n_rows), labels)
+    with progress.stage("cross-fit-teacher", n_folds) as folds:
+        for train, test in splitter.split(np.zeros(n_rows), labels):
+            missing = np.setdiff1d(np.arange(len(classes)), labels[train])
+            if len(missing):
+                raise ValueError(
+                    f"Cross-fitting the teacher with cv={cv!r} leaves a training fold without "
+                    f"class {classes[missing[0]]!r}; use fewer folds or a stratified splitter, "
+                    "pass a FrozenEstimator as teacher, or pass teacher_logits to fit."
+                )
+            fold_teacher = fit_teacher(
+                clone(teacher),
+                safe_indexing(X, train),
+                y[train],
+                None if sample_weight is None else sample_weight[train],
+                folds,
+                "fold",
             )
-        fold_teacher = fit_teacher(
-            clone(teacher),
-            safe_indexing(X, train),
-            y[train],
-            None if sample_weight is None else sample_weight[train],
-        )
-        fold = logits_of(fold_teacher, safe_indexing(X, test), classes)
-        values[test] = fold.values
-        n_clipped += fold.n_clipped
+            fold = logits_of(fold_teacher, safe_indexing(X, test), classes)
+            values[test] = fold.values
+            n_clipped += fold.n_clipped
     uncovered = values.reshape(n_rows, -1).isnan().any(dim=1)
     if uncovered.any():
         raise ValueError(
@@ -134,11 +147,19 @@ def cross_fitted_logits(
     return Logits(values, n_clipped)
 
 
-def fit_teacher(teacher: Any, X: Any, y: np.ndarray, sample_weight: np.ndarray | None) -> Any:
+def fit_teacher(
+    teacher: Any,
+    X: Any,
+    y: np.ndarray,
+    sample_weight: np.ndarray | None,
+    progress: FitTask,
+    name: str,
+) -> Any:
     """Fit ``teacher``, with the sample weights where its ``fit`` takes them."""
-    if sample_weight is not None and has_fit_parameter(teacher, "sample_weight"):
-        return teacher.fit(X, y, sample_weight=sample_weight)
-    return teacher.fit(X, y)
+    takes_weights = has_fit_parameter(teacher, "sample_weight")
+    weights = {} if sample_weight is None or not takes_weights else {"sample_weight": sample_weight}
+    with progress.fit_of(teacher, name):
+        return teacher.fit(X, y, **weights)
 
 
 def _check_classes(teacher: Any, classes: np.ndarray) -> None:

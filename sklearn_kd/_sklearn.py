@@ -1,6 +1,7 @@
-"""The only file that imports scikit-learn's private names."""
+"""The only file that imports scikit-learn's private or experimental names."""
 
 from sklearn.base import _fit_context as fit_context
+from sklearn.callback import CallbackContext, CallbackSupportMixin
 from sklearn.metrics._scorer import _BaseScorer as BaseScorer
 from sklearn.utils._array_api import check_same_namespace, get_namespace, move_to
 from sklearn.utils._indexing import _safe_indexing as safe_indexing
@@ -14,6 +15,8 @@ from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 
 __all__ = [
     "BaseScorer",
+    "CallbackContext",
+    "CallbackSupportMixin",
     "HasMethods",
     "Interval",
     "StrOptions",

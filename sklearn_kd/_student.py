@@ -32,7 +32,7 @@ from sklearn_kd._base import (
     TangentKernelClassifier,
     TrainingRows,
     distinct_rows,
-    restored_on_error,
+    fit_task,
     rows_report,
 )
 from sklearn_kd._logits import (
@@ -43,6 +43,7 @@ from sklearn_kd._logits import (
     logits_of,
 )
 from sklearn_kd._prefix_path import PrefixPathMixin
+from sklearn_kd._progress import UNHEARD, FitTask
 from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context, move_to
 from sklearn_kd._teacher import NTKTeacher
 from sklearn_kd.distillation._effective_logits import (
@@ -223,13 +224,13 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
             The fitted student.
         """
         self.__dict__.pop("_frame", None)  # frees the n² factor of an earlier fit
-        with restored_on_error(self):
+        with fit_task(self, X, y, sample_weight, n_stages=4) as progress:
             rows = self._check_rows(X, y, sample_weight)
             distinct = distinct_rows(rows)
             self._require_memory(distinct.X, len(rows.classes))
 
             # 1. The teacher's logits z_t on the training rows.
-            self.teacher_, z_t = self._teach(X, rows, teacher_logits)
+            self.teacher_, z_t = self._teach(X, rows, teacher_logits, progress)
             self._warn_if_saturated(z_t)
 
             # 2. The logits at which the distillation loss is stationary, z_eff (Eq. 3).
@@ -237,10 +238,12 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
 
             # 3. The tangent frame, Θ_n + α W⁻¹ = L Lᵀ.
             self.kernel_ = self._kernel_to_use()
-            frame = self._build_frame(distinct.X, distinct.weights, self.alpha)
+            with progress.stage("kernel-and-factor"):
+                frame = self._build_frame(distinct.X, distinct.weights, self.alpha)
 
             # 4. The converged student, a = Θ_n⁻¹ Δz with Δz = z_eff − z₀ and z₀ = 0 (Eq. 4).
-            dual_coef = frame.solve(z_eff)
+            with progress.stage("solve"):
+                dual_coef = frame.solve(z_eff)
 
             self.classes_ = rows.classes
             self.teacher_logits_ = like(z_t.values, rows.array)
@@ -261,7 +264,9 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
             self._frame = frame
         return self
 
-    def _teach(self, X: Any, rows: TrainingRows, teacher_logits: Any) -> tuple[Any, Logits]:
+    def _teach(
+        self, X: Any, rows: TrainingRows, teacher_logits: Any, progress: FitTask = UNHEARD
+    ) -> tuple[Any, Logits]:
         """Return the fitted teacher (None if logits stand in for it) and its logits on ``X``."""
         is_fitted = self.cv == "prefit" or isinstance(self.teacher, FrozenEstimator)
         if is_fitted:
@@ -280,12 +285,20 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
             )
             return self.teacher, Logits(given, n_clipped=0)
         if is_fitted:
-            return self.teacher, logits_of(self.teacher, X, rows.classes)
+            with progress.stage("logits-of-teacher"):
+                return self.teacher, logits_of(self.teacher, X, rows.classes)
         teacher = self._default_teacher() if self.teacher is None else clone(self.teacher)
         z_t = cross_fitted_logits(
-            teacher, X, rows.labels, rows.classes, cv=self.cv, sample_weight=rows.sample_weight
+            teacher,
+            X,
+            rows.labels,
+            rows.classes,
+            cv=self.cv,
+            sample_weight=rows.sample_weight,
+            progress=progress,
         )
-        return fit_teacher(teacher, X, rows.classes[rows.labels], rows.sample_weight), z_t
+        y = rows.classes[rows.labels]
+        return fit_teacher(teacher, X, y, rows.sample_weight, progress, "fit-teacher"), z_t
 
     def _warn_if_saturated(self, z_t: Logits) -> None:
         if z_t.n_clipped > 0:

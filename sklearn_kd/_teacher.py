@@ -29,9 +29,10 @@ from sklearn_kd._base import (
     DistinctRows,
     TangentKernelClassifier,
     distinct_rows,
-    restored_on_error,
+    fit_task,
     rows_report,
 )
+from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import Interval, StrOptions, fit_context
 from sklearn_kd.distillation._gradient_flow import (
     KRYLOV_COPIES,
@@ -41,6 +42,8 @@ from sklearn_kd.distillation._gradient_flow import (
 from sklearn_kd.distillation._ridge_minimum import ridge_minimum
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg import TangentFrame
+
+PERCENT = 100  # how finely the gradient flow reports its progress
 
 
 class NTKTeacher(TangentKernelClassifier):
@@ -180,18 +183,18 @@ class NTKTeacher(TangentKernelClassifier):
             The fitted teacher.
         """
         stopping_times = self._check_stopping_time()
-        with restored_on_error(self):
+        with fit_task(self, X, y, sample_weight, n_stages=2) as progress:
             rows = self._check_rows(X, y, sample_weight)
             distinct = distinct_rows(rows)
             self._require_memory(distinct.X, len(rows.classes), extra=self._krylov_bytes(distinct))
             self.kernel_ = self._kernel_to_use()
 
             if stopping_times is not None:
-                stages, report = self._train(distinct, stopping_times)
+                stages, report = self._train(distinct, stopping_times, progress)
             elif self.loss == "log_loss":
-                stages, report = self._minimize(distinct)
+                stages, report = self._minimize(distinct, progress)
             else:
-                stages, report = self._solve(distinct)
+                stages, report = self._solve(distinct, progress)
 
             self.classes_ = rows.classes
             self.staged_dual_coef_ = like(stages, rows.array)
@@ -223,23 +226,28 @@ class NTKTeacher(TangentKernelClassifier):
             return 0
         return KRYLOV_COPIES * rows.hard_labels.numel() * rows.X.dtype.itemsize
 
-    def _train(self, rows: DistinctRows, stopping_times: list[float]) -> tuple[Tensor, dict]:
+    def _train(
+        self, rows: DistinctRows, stopping_times: list[float], progress: FitTask
+    ) -> tuple[Tensor, dict]:
         """Gradient flow of the mean loss from f = 0, with a(t) at every stopping time."""
-        kernel_matrix = self._kernel_function().gram(rows.X)
-        with full_precision():
+        with progress.stage("kernel"):
+            kernel_matrix = self._kernel_function().gram(rows.X)
+        with progress.stage("gradient-flow", PERCENT) as flow, full_precision():
             stages, info = gradient_flow(
                 kernel_matrix,
                 rows.hard_labels,
                 rows.weights / rows.weights.sum(),
                 loss=self.loss,
                 stopping_times=stopping_times,
+                report=flow.report,
             )
         return stages, {"n_kernel_products": info.n_products, "converged": True}
 
-    def _minimize(self, rows: DistinctRows) -> tuple[Tensor, dict]:
+    def _minimize(self, rows: DistinctRows, progress: FitTask) -> tuple[Tensor, dict]:
         """Minimum of Σ w ℓ + ½ alpha aᵀ Θ a for the log loss."""
-        kernel_matrix = self._kernel_function().gram(rows.X)
-        with full_precision():
+        with progress.stage("kernel"):
+            kernel_matrix = self._kernel_function().gram(rows.X)
+        with progress.stage("minimum"), full_precision():
             coefficients, info = ridge_minimum(
                 kernel_matrix, rows.hard_labels, rows.weights, alpha=self.alpha
             )
@@ -253,16 +261,18 @@ class NTKTeacher(TangentKernelClassifier):
         report = {"n_kernel_products": info.n_products, "converged": info.converged}
         return coefficients[None], report
 
-    def _solve(self, rows: DistinctRows) -> tuple[Tensor, dict]:
+    def _solve(self, rows: DistinctRows, progress: FitTask) -> tuple[Tensor, dict]:
         """Minimum of the squared loss: a = (Θ + alpha W⁻¹)⁻¹ targets."""
-        frame = TangentFrame(
-            self._kernel_function(),
-            rows.X,
-            alpha=self.alpha,
-            weights=rows.weights,
-            memory_limit=self.memory_limit,
-        )
-        coefficients = frame.solve(squared_error_targets(rows.hard_labels))
+        with progress.stage("kernel-and-factor"):
+            frame = TangentFrame(
+                self._kernel_function(),
+                rows.X,
+                alpha=self.alpha,
+                weights=rows.weights,
+                memory_limit=self.memory_limit,
+            )
+        with progress.stage("solve"):
+            coefficients = frame.solve(squared_error_targets(rows.hard_labels))
         return coefficients[None], {"n_kernel_products": 0, "converged": True}
 
     @property

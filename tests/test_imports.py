@@ -24,11 +24,14 @@ ALLOWED = {
     "linalg": BASE | {"kernels"},
     "metrics": BASE | {"_sklearn", "linalg", "distillation", "kernels"},
     "datasets": set(),
-    "_logits": BASE | {"_sklearn"},
-    "_base": BASE | NUMERIC | {"_sklearn", "_logits"},
-    "_teacher": BASE | NUMERIC | {"_sklearn", "_logits", "_base"},
+    "_progress": {"_sklearn"},
+    "_logits": BASE | {"_sklearn", "_progress"},
+    "_base": BASE | NUMERIC | {"_sklearn", "_progress", "_logits"},
+    "_teacher": BASE | NUMERIC | {"_sklearn", "_progress", "_logits", "_base"},
     "_prefix_path": BASE | NUMERIC | {"_sklearn"},
-    "_student": BASE | NUMERIC | {"_sklearn", "_logits", "_base", "_prefix_path", "_teacher"},
+    "_student": BASE
+    | NUMERIC
+    | {"_sklearn", "_progress", "_logits", "_base", "_prefix_path", "_teacher"},
     "inspection": BASE | NUMERIC | {"_logits"},
     "__init__": {"_teacher", "_student"},
 }

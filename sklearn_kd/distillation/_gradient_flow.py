@@ -21,6 +21,7 @@ more than exprb53s3 at equal error.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -180,6 +181,7 @@ def gradient_flow(
     stopping_times: list[float] | np.ndarray,
     loss: str = "log_loss",
     tol: float = 3e-4,
+    report: Callable[[float], None] | None = None,
 ) -> tuple[Tensor, FlowInfo]:
     r"""Train in function space by gradient flow up to each of several stopping times.
 
@@ -210,6 +212,9 @@ def gradient_flow(
         Bound, per step, on the third-order estimate of the error in the logits f, as a multiple of
         1 + \|f\|. The result is of fifth order: at the default its error after all steps was at
         most 4e-5 where compared with a reference.
+    report : callable, default=None
+        Told after each step what fraction of the last stopping time is behind, on a scale that is
+        logarithmic beyond the first step, as the steps grow with time.
 
     Returns
     -------
@@ -273,6 +278,7 @@ def gradient_flow(
                 if not math.isfinite(speed):
                     raise ValueError("kernel_matrix has non-finite entries.")
                 step = 0.1 / speed if speed else math.inf  # no logit has moved far by then
+                unit = min(step, times[-1])
             while True:
                 remaining = stopping_time - t
                 # Two equal steps rather than a full one and a sliver.
@@ -300,6 +306,9 @@ def gradient_flow(
                 raise FloatingPointError(_too_long(t, stopping_time, n_steps, speed))
             t = stopping_time if trial == remaining else t + trial
             step = max(step, trial * factor) if factor > 1 else trial * factor
+            if report is not None:
+                start, end = math.log(unit), math.log(times[-1] + unit)
+                report((math.log(t + unit) - start) / (end - start))
         state[1] = product(state[0])  # drops the rounding that the steps have gathered
         coefs.append(state[0].clone())
     return torch.stack(coefs), FlowInfo(product.count, n_steps, n_rejected)

@@ -1,0 +1,66 @@
+"""What a fit tells scikit-learn's callbacks: a tree of tasks, one for each stage of the fit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from sklearn_kd._sklearn import CallbackContext
+
+
+class FitTask:
+    """A task of an estimator's ``fit``, to be divided into stages.
+
+    Parameters
+    ----------
+    estimator : estimator
+        The estimator that is being fitted.
+    context : CallbackContext or None
+        The task as callbacks see it; None if none are to hear of it.
+    """
+
+    def __init__(self, estimator: Any, context: CallbackContext | None) -> None:
+        self.estimator = estimator
+        self.context = context
+        self.n_done = 0
+
+    # Without a number of subtasks rather than with none: a progress bar skips leaves.
+    @contextlib.contextmanager
+    def stage(self, name: str, n_subtasks: int | None = None) -> Iterator[FitTask]:
+        """Announce a stage of this task and its end; one that fails has no end."""
+        if self.context is None:
+            yield self
+            return
+        context = self.context.subcontext(task_name=name, max_subtasks=n_subtasks)
+        context.call_on_fit_task_begin(estimator=self.estimator)
+        yield FitTask(self.estimator, context)
+        context.call_on_fit_task_end(estimator=self.estimator)
+
+    @contextlib.contextmanager
+    def fit_of(self, sub_estimator: Any, name: str) -> Iterator[None]:
+        """Announce that ``sub_estimator`` is fitted, to its own callbacks too if it takes any."""
+        if self.context is None:
+            yield
+            return
+        context = self.context.subcontext(task_name=name)
+        with (
+            context.propagate_callback_context(sub_estimator)
+            if hasattr(sub_estimator, "set_callbacks")
+            else contextlib.nullcontext()
+        ):
+            context.call_on_fit_task_begin(estimator=self.estimator)
+            yield
+        context.call_on_fit_task_end(estimator=self.estimator)
+
+    def report(self, fraction: float) -> None:
+        """Announce so many subtasks that ``fraction`` of them are done."""
+        if self.context is None or self.context.max_subtasks is None:
+            return
+        while self.n_done < int(fraction * self.context.max_subtasks):
+            self.n_done += 1
+            with self.stage("part", 0):
+                pass
+
+
+UNHEARD = FitTask(None, None)
