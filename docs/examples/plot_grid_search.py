@@ -51,7 +51,7 @@ def search_grid(X, y):
         scoring=SCORING,
         refit="accuracy",
     )
-    if sys.stdout.isatty():
+    if sys.stdout.isatty():  # one bar for the 105 fits, not some lines for each of them
         search.set_callbacks(ProgressBar(max_propagation_depth=0))
     search.fit(X_distil, y_distil)
     return search, teacher, X_test, y_test
