@@ -1,8 +1,9 @@
 """Knowledge distillation in the wide-network regime, as scikit-learn estimators."""
 
 from sklearn_kd._student import LinearizedKDStudent
+from sklearn_kd._student_cv import LinearizedKDStudentCV
 from sklearn_kd._teacher import NTKTeacher
 
-__all__ = ["LinearizedKDStudent", "NTKTeacher"]
+__all__ = ["LinearizedKDStudent", "LinearizedKDStudentCV", "NTKTeacher"]
 
 __version__ = "0.1.0.dev0"

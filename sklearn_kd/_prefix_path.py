@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sklearn_kd._array import like, to_tensor
 from sklearn_kd._sklearn import Interval, StrOptions, validate_parameter_constraints
+from sklearn_kd._targets import merged_effective_logits
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg._prior import GaussianPrior, centred
 from sklearn_kd.metrics._inefficiency import data_inefficiency, data_inefficiency_std
@@ -146,7 +147,7 @@ class PrefixPathMixin:
 
         # 1. The effective logits of every candidate, (n, C) or (n, C, K) (Eq. 3).
         z_t = to_tensor(self.teacher_logits_)
-        columns = [self._merged_effective_logits(z_t, self._distinct, r) for r in recipes]
+        columns = [merged_effective_logits(z_t, self._distinct, r) for r in recipes]
         z_eff = torch.stack(columns, dim=1).to(rows)
 
         # 2. The rows on which to compare student, teacher and truth.

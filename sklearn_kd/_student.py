@@ -28,13 +28,13 @@ from torch.nn.functional import one_hot
 
 from sklearn_kd._array import like, to_tensor
 from sklearn_kd._base import (
-    DistinctRows,
     TangentKernelClassifier,
     TrainingRows,
     distinct_rows,
     fit_task,
     rows_report,
 )
+from sklearn_kd._frame_cache import frames
 from sklearn_kd._logits import (
     Logits,
     canonical_logits,
@@ -45,17 +45,10 @@ from sklearn_kd._logits import (
 from sklearn_kd._prefix_path import PrefixPathMixin
 from sklearn_kd._progress import UNHEARD, FitTask
 from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context, move_to
+from sklearn_kd._targets import RECIPE, merged_effective_logits, root_of_eq_3
 from sklearn_kd._teacher import NTKTeacher
-from sklearn_kd.distillation._effective_logits import (
-    binary_effective_logits,
-    merge_soft_labels,
-    multiclass_effective_logits,
-)
 from sklearn_kd.exceptions import SaturatedTeacherWarning
 from sklearn_kd.linalg import TangentFrame
-
-# What a student trains towards, given teacher and labels; one factor serves all of their values.
-RECIPE = ("soft_ratio", "temperature", "temperature_scaling")
 
 
 class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
@@ -96,6 +89,11 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         Working precision. "auto" is float64 whatever the dtype of ``X``.
     memory_limit : "auto" or float, default="auto"
         Bytes that the fit may take; "auto" is 90 % of what is free.
+    cache_size : "auto" or float, default="auto"
+        Bytes of memory for factors that later fits on the same rows, with the same ``NTK`` kernel,
+        ``alpha``, dtype and device, take over: in a search, those of the other candidates. They
+        are kept in the process from the second such fit on, the least recently used goes first,
+        and results are the same bit for bit. "auto" is a fifth of what is free; 0 keeps none.
 
     Attributes
     ----------
@@ -174,6 +172,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         "temperature_scaling": [StrOptions({"none", "squared"})],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "cv": ["cv_object", StrOptions({"prefit"})],
+        "cache_size": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
     }
 
     def __init__(
@@ -189,6 +188,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         device: str | torch.device = "auto",
         dtype: str = "auto",
         memory_limit: float | str = "auto",
+        cache_size: float | str = "auto",
     ) -> None:
         self.teacher = teacher
         self.kernel = kernel
@@ -200,6 +200,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         self.device = device
         self.dtype = dtype
         self.memory_limit = memory_limit
+        self.cache_size = cache_size
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any, teacher_logits: Any = None, sample_weight: Any = None) -> Self:
@@ -234,7 +235,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
             self._warn_if_saturated(z_t)
 
             # 2. The logits at which the distillation loss is stationary, z_eff (Eq. 3).
-            z_eff = self._merged_effective_logits(z_t.values, distinct, self._recipe())
+            z_eff = merged_effective_logits(z_t.values, distinct, self._recipe())
 
             # 3. The tangent frame, Θ_n + α W⁻¹ = L Lᵀ.
             self.kernel_ = self._kernel_to_use()
@@ -323,26 +324,14 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         """Return the parameters that only the effective logits depend on."""
         return {name: getattr(self, name) for name in RECIPE}
 
-    def _merged_effective_logits(
-        self, teacher_logits: Tensor, distinct: DistinctRows, recipe: dict[str, Any]
-    ) -> Tensor:
-        """Return z_eff of the distinct rows from the teacher's logits on all rows (Eq. 3)."""
-        merged = merge_soft_labels(
-            teacher_logits.to(distinct.weights)[distinct.kept],
-            distinct.kept_weights,
-            distinct.merged.group,
-            len(distinct.weights),
-            recipe["temperature"],
-        )
-        return root_of_eq_3(merged, distinct.hard_labels, **recipe)
-
     def _build_frame(self, X: Tensor, weights: Tensor, alpha: float) -> TangentFrame:
-        return TangentFrame(
+        return frames.frame(
             self._kernel_function(),
             X,
             alpha=alpha,
             weights=weights,
             memory_limit=self.memory_limit,
+            cache_size=self.cache_size,
         )
 
     @property
@@ -434,15 +423,3 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
                 f"student was not fitted on; its classes are {self.classes_.tolist()}."
             )
         return torch.as_tensor(np.searchsorted(self.classes_, y))
-
-
-def root_of_eq_3(
-    teacher_logits: Tensor,
-    hard_labels: Tensor,
-    soft_ratio: float,
-    temperature: float,
-    temperature_scaling: str,
-) -> Tensor:
-    """Return z_eff for two classes, logits (n,), or more, (n, K)."""
-    solve = binary_effective_logits if teacher_logits.ndim == 1 else multiclass_effective_logits
-    return solve(teacher_logits, hard_labels, soft_ratio, temperature, temperature_scaling)

@@ -9,7 +9,7 @@ from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_kd import LinearizedKDStudent, NTKTeacher
+from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
@@ -20,6 +20,8 @@ from sklearn_kd import LinearizedKDStudent, NTKTeacher
         NTKTeacher(stopping_time=[1.0, 10.0]),
         LinearizedKDStudent(),
         LinearizedKDStudent(LogisticRegression(), soft_ratio=0.5, alpha=0.1, cv=3),
+        LinearizedKDStudentCV(),
+        LinearizedKDStudentCV(LogisticRegression(), alphas=[0.0, 0.1], cv=3),
     ]
 )
 def test_sklearn_compatibility(estimator, check):

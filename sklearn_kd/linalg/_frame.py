@@ -111,7 +111,7 @@ class TangentFrame:
     def _adopt(self, factor: Factor) -> None:
         self.lower, self.jitter = factor
         self.rcond = reciprocal_condition(self.lower)
-        self._warn_if_ill_conditioned()
+        self.warn_if_ill_conditioned()
 
     def _assembler(self) -> Callable[[], Tensor]:
         storage = self.X.new_empty((len(self.X), len(self.X)))
@@ -123,7 +123,8 @@ class TangentFrame:
 
         return assemble
 
-    def _warn_if_ill_conditioned(self) -> None:
+    def warn_if_ill_conditioned(self) -> None:
+        """Warn with `IllConditionedWarning` if rounding decides part of the answers."""
         epsilon = torch.finfo(self.X.dtype).eps
         if self.jitter > 0 or self.rcond < epsilon:
             pivot = self.lower.diagonal().min().item() ** 2

@@ -1,0 +1,212 @@
+"""Students that have not seen the rows they are scored on, as one estimator that scorers accept."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from sklearn_kd._array import to_numpy
+from sklearn_kd._base import DistinctRows, TangentKernelClassifier, TrainingRows
+from sklearn_kd._targets import merged_effective_logits, root_of_eq_3
+from sklearn_kd.linalg import MergedRows, TangentFrame
+from sklearn_kd.linalg._held_out import HeldOut, MatrixKernel, fold_held_out, leave_one_out
+
+
+class HeldOutStudent(TangentKernelClassifier):
+    """Predictions that are there already, for a scorer to ask for.
+
+    A scorer calls ``predict`` or ``decision_function`` on rows; here these are the rows that were
+    held out, whatever is passed, and the answers come from closed forms.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (n_classes,)
+        Class labels.
+    logits : Tensor of shape (m,) or (m, K)
+        The student's logits on the held-out rows.
+    teacher_logits, effective_logits : Tensor of shape (m,) or (m, K)
+        The teacher's, and those that the student would be trained towards.
+    new_directions : callable
+        Returns v(x) of each row, with its ridge, of shape (m,).
+    squared_norm : Tensor, scalar or of shape (m,)
+        ‖Δ‖² of the student, or of each row's own.
+    n_rows : int
+        Distinct rows that the student was trained on.
+    """
+
+    def __init__(
+        self,
+        classes: np.ndarray,
+        logits: Tensor,
+        teacher_logits: Tensor,
+        effective_logits: Tensor,
+        new_directions: Callable[[], Tensor],
+        squared_norm: Tensor,
+        n_rows: int,
+    ) -> None:
+        self.classes_ = classes
+        self.dual_coef_ = None
+        self.logits = logits
+        self.teacher_logits = teacher_logits
+        self.effective_logits = effective_logits
+        self.new_directions = new_directions
+        self.squared_norm = squared_norm
+        self.n_rows = n_rows
+
+    def _check_new_rows(self, X: Any, method: str) -> Any:
+        return X
+
+    def _logits(self, X: Any, coefficients: Any) -> Tensor:
+        return self.logits
+
+    def teacher_decision_function(self, X: Any, teacher_logits: Any = None) -> np.ndarray:
+        """Return the teacher's logits on the held-out rows."""
+        return to_numpy(self.teacher_logits)
+
+    def effective_decision_function(self, X: Any, y: Any, teacher_logits: Any = None) -> np.ndarray:
+        """Return the effective logits of the held-out rows."""
+        return to_numpy(self.effective_logits)
+
+    def _next_row_terms(
+        self, X: Any, y: Any, teacher_logits: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Return ‖Δ‖², the errors r, v and n that the data inefficiency is made of (Eq. 10)."""
+        errors = self.effective_logits - self.logits
+        return self.squared_norm, errors, self.new_directions(), self.n_rows
+
+    def take(self, rows: Tensor) -> Self:
+        """Return the student restricted to some of the held-out rows."""
+        norm = self.squared_norm
+        return type(self)(
+            self.classes_,
+            self.logits[rows],
+            self.teacher_logits[rows],
+            self.effective_logits[rows],
+            lambda: self.new_directions()[rows],
+            norm[rows] if norm.ndim else norm,
+            self.n_rows,
+        )
+
+
+class Fold(NamedTuple):
+    """Rows left out together, by position among the rows of positive weight."""
+
+    train: Tensor | None  # None: each held-out row has a student of its own
+    test: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What all folds share."""
+
+    rows: TrainingRows
+    distinct: DistinctRows
+    teacher_logits: Tensor  # (n_samples,) or (n_samples, K)
+    recipes: list[dict[str, Any]]
+
+    @functools.cached_property
+    def targets(self) -> Tensor:
+        """z_eff of the distinct rows for every recipe, (n, C) or (n, C, K) (Eq. 3)."""
+        return self.targets_of(self.distinct)
+
+    def targets_of(self, distinct: DistinctRows) -> Tensor:
+        """Return z_eff of some distinct rows for every recipe, (n, C) or (n, C, K) (Eq. 3)."""
+        columns = [
+            merged_effective_logits(self.teacher_logits, distinct, recipe)
+            for recipe in self.recipes
+        ]
+        return torch.stack(columns, dim=1).to(distinct.X)
+
+    @functools.cached_property
+    def single_targets(self) -> Tensor:
+        """z_eff of each row of positive weight by itself, copies or not, on the CPU."""
+        if self.distinct.merged.n_merged == 0:
+            return self.targets.cpu().double()
+        z_t = self.teacher_logits[self.distinct.kept.cpu()]
+        hard = self.hard_labels.to(z_t)
+        return torch.stack([root_of_eq_3(z_t, hard, **recipe) for recipe in self.recipes], dim=1)
+
+    def restricted(self, train: Tensor) -> tuple[Tensor, DistinctRows]:
+        """Return the numbers of the distinct rows among ``train``, and these rows as a problem."""
+        whole = self.distinct
+        numbers, group = torch.unique(whole.merged.group[train], return_inverse=True)
+        positions = torch.arange(len(train), device=train.device)
+        first = torch.full_like(numbers, len(train)).scatter_reduce(0, group, positions, "amin")
+        merged, weights = MergedRows(first, group), whole.kept_weights[train]
+        return numbers, DistinctRows(
+            kept=whole.kept[train],
+            kept_weights=weights,
+            merged=merged,
+            X=whole.X[numbers],
+            hard_labels=merged.mean(self.hard_labels[train], weights),
+            weights=merged.total(weights),
+        )
+
+    @functools.cached_property
+    def hard_labels(self) -> Tensor:
+        """Labels of the rows of positive weight: (n,) of class 1, or (n, K) indicators."""
+        labels = torch.as_tensor(self.rows.labels, device=self.distinct.X.device)
+        labels = labels[self.distinct.kept]
+        n_classes = len(self.rows.classes)
+        return (labels if n_classes == 2 else one_hot(labels, n_classes)).to(self.distinct.X)
+
+
+def held_out_students(
+    problem: Problem, gram: Tensor, fold: Fold, alpha: float, memory_limit: float | str
+) -> list[HeldOutStudent]:
+    """Return the students of every recipe that have not seen the rows of the fold."""
+    distinct = problem.distinct
+    number = distinct.merged.group[fold.test]
+    if fold.train is None:
+        kernel = MatrixKernel(gram)
+        frame = TangentFrame(
+            kernel,
+            kernel.rows(torch.arange(len(gram), device=gram.device)),
+            alpha=alpha,
+            weights=distinct.weights,
+            memory_limit=memory_limit,
+        )
+        by_row = leave_one_out(frame, problem.targets)
+        held_out = HeldOut(
+            by_row.logits[number],
+            lambda: by_row.new_directions()[number],
+            by_row.squared_norms[number],
+            by_row.n_rows,
+        )
+    else:
+        numbers, train = problem.restricted(fold.train)
+        if distinct.merged.n_merged == 0:
+            targets = problem.targets[numbers]
+        else:  # the copies of a row may be in other folds, and with them a part of its labels
+            targets = problem.targets_of(train)
+        held_out = fold_held_out(
+            gram,
+            numbers,
+            number,
+            targets,
+            alpha=alpha,
+            weights=train.weights,
+            memory_limit=memory_limit,
+        )
+    z_t = problem.teacher_logits[distinct.kept[fold.test].cpu()]
+    z_eff = problem.single_targets[fold.test.cpu()]
+    norms = held_out.squared_norms.cpu().double()
+    return [
+        HeldOutStudent(
+            problem.rows.classes,
+            logits=held_out.logits[:, index].cpu().double(),
+            teacher_logits=z_t,
+            effective_logits=z_eff[:, index],
+            new_directions=lambda: held_out.new_directions().cpu().double(),
+            squared_norm=norms[:, index] if len(norms) > 1 else norms[0, index],
+            n_rows=held_out.n_rows,
+        )
+        for index in range(len(problem.recipes))
+    ]
