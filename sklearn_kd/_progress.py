@@ -16,11 +16,11 @@ class FitTask:
     ----------
     estimator : estimator
         The estimator that is being fitted.
-    context : CallbackContext or None
-        The task as callbacks see it; None if none are to hear of it.
+    context : CallbackContext
+        The task as callbacks see it.
     """
 
-    def __init__(self, estimator: Any, context: CallbackContext | None) -> None:
+    def __init__(self, estimator: Any, context: CallbackContext) -> None:
         self.estimator = estimator
         self.context = context
         self.n_done = 0
@@ -29,9 +29,6 @@ class FitTask:
     @contextlib.contextmanager
     def stage(self, name: str, n_subtasks: int | None = None) -> Iterator[FitTask]:
         """Announce a stage of this task and its end; one that fails has no end."""
-        if self.context is None:
-            yield self
-            return
         context = self.context.subcontext(task_name=name, max_subtasks=n_subtasks)
         context.call_on_fit_task_begin(estimator=self.estimator)
         yield FitTask(self.estimator, context)
@@ -40,9 +37,6 @@ class FitTask:
     @contextlib.contextmanager
     def fit_of(self, sub_estimator: Any, name: str) -> Iterator[None]:
         """Announce that ``sub_estimator`` is fitted, to its own callbacks too if it takes any."""
-        if self.context is None:
-            yield
-            return
         context = self.context.subcontext(task_name=name)
         with (
             context.propagate_callback_context(sub_estimator)
@@ -55,12 +49,9 @@ class FitTask:
 
     def report(self, fraction: float) -> None:
         """Announce so many subtasks that ``fraction`` of them are done."""
-        if self.context is None or self.context.max_subtasks is None:
+        if self.context.max_subtasks is None:
             return
         while self.n_done < int(fraction * self.context.max_subtasks):
             self.n_done += 1
             with self.stage("part", 0):
                 pass
-
-
-UNHEARD = FitTask(None, None)

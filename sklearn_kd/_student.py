@@ -43,7 +43,7 @@ from sklearn_kd._logits import (
     logits_of,
 )
 from sklearn_kd._prefix_path import PrefixPathMixin
-from sklearn_kd._progress import UNHEARD, FitTask
+from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context, move_to
 from sklearn_kd._targets import RECIPE, merged_effective_logits, root_of_eq_3
 from sklearn_kd._teacher import NTKTeacher
@@ -266,7 +266,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         return self
 
     def _teach(
-        self, X: Any, rows: TrainingRows, teacher_logits: Any, progress: FitTask = UNHEARD
+        self, X: Any, rows: TrainingRows, teacher_logits: Any, progress: FitTask
     ) -> tuple[Any, Logits]:
         """Return the fitted teacher (None if logits stand in for it) and its logits on ``X``."""
         is_fitted = self.cv == "prefit" or isinstance(self.teacher, FrozenEstimator)

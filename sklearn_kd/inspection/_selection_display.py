@@ -1,0 +1,239 @@
+"""The surface that a search went over: soft ratio × temperature, with its uncertainty."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_kd.inspection._plotting import axes_to_draw_on
+
+
+class SelectionDisplay:
+    """Held-out score over soft ratio ρ and temperature T, as found by a search.
+
+    The best cell has a star. Framed cells are within one standard error of it: as far as these
+    rows can tell they are as good. Left of the dashes, at ρ ≤ T/(1 + T), hard labels overrule every
+    error of the teacher (two classes; with three or more it is a guide).
+
+    Use `from_estimator`.
+
+    Parameters
+    ----------
+    soft_ratios : ndarray of shape (n_soft_ratios,)
+        Increasing soft ratios.
+    temperatures : ndarray of shape (n_temperatures,)
+        Increasing temperatures.
+    mean : ndarray of shape (n_temperatures, n_soft_ratios)
+        Mean held-out score; greater is better. NaN where a search has no such candidate.
+    standard_error : ndarray of shape (n_temperatures, n_soft_ratios)
+        Its standard error.
+    best : tuple of int
+        Row and column of the best cell.
+    score_name : str, default="score"
+        Name of the score.
+    temperature_scaling : {"none", "squared"}, default="none"
+        With "squared" the line is at ρ = 1/(1 + T).
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        The axes.
+    figure_ : matplotlib Figure
+        The figure.
+    image_ : matplotlib AxesImage
+        The surface.
+    frames_ : list of matplotlib Rectangle
+        The frames of the cells within one standard error.
+    best_ : matplotlib Line2D
+        The star.
+    line_ : matplotlib Line2D
+        The border of the cells in which every error is overruled.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_kd.inspection import SelectionDisplay
+    >>> display = SelectionDisplay(
+    ...     soft_ratios=[0.5, 0.9], temperatures=[1.0, 4.0], best=(1, 0),
+    ...     mean=np.array([[0.8, 0.7], [0.9, 0.75]]), standard_error=np.full((2, 2), 0.02),
+    ... )
+    >>> len(display.plot().frames_)
+    1
+    """
+
+    def __init__(
+        self,
+        *,
+        soft_ratios: Any,
+        temperatures: Any,
+        mean: Any,
+        standard_error: Any,
+        best: tuple[int, int],
+        score_name: str = "score",
+        temperature_scaling: str = "none",
+    ) -> None:
+        self.soft_ratios = soft_ratios
+        self.temperatures = temperatures
+        self.mean = mean
+        self.standard_error = standard_error
+        self.best = best
+        self.score_name = score_name
+        self.temperature_scaling = temperature_scaling
+
+    def plot(self, ax: Any = None) -> Self:
+        """Draw the surface.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw. None: a new figure.
+
+        Returns
+        -------
+        display : SelectionDisplay
+            This display, with the artists.
+        """
+        mean, error = np.asarray(self.mean), np.asarray(self.standard_error)
+        n_rows, n_columns = mean.shape
+        figsize = (2.2 + 0.85 * n_columns, 2.2 + 0.6 * n_rows)
+        self.ax_ = ax = axes_to_draw_on(self, ax, figsize=figsize)
+        self.figure_ = ax.figure
+        self.image_ = ax.imshow(mean, origin="lower", cmap="viridis", aspect="auto")
+        self.figure_.colorbar(self.image_, ax=ax, label=self.score_name)
+        middle = (np.nanmin(mean) + np.nanmax(mean)) / 2
+        self.frames_ = []
+        within = mean >= mean[self.best] - error[self.best]
+        for row, column in np.argwhere(np.isfinite(mean)):
+            value = mean[row, column]
+            color = "black" if value > middle else "white"
+            ax.text(
+                column,
+                row - 0.18,
+                f"{value:.3g}\n± {error[row, column]:.1g}",
+                ha="center",
+                va="center",
+                fontsize="small",
+                color=color,
+            )
+            if within[row, column]:
+                self.frames_.append(_frame(ax, row, column))
+        row, column = self.best
+        color = "black" if mean[self.best] > middle else "white"
+        (self.best_,) = ax.plot(column, row + 0.3, "*", color=color, markersize=11)
+        self.line_ = self._draw_border(ax)
+        ax.set_xticks(range(n_columns), [f"{ratio:g}" for ratio in self.soft_ratios])
+        ax.set_yticks(range(n_rows), [f"{temperature:g}" for temperature in self.temperatures])
+        ax.set(xlabel="soft ratio ρ", ylabel="temperature T")
+        ax.set_title(
+            "★ best; framed: within 1 s.e. of it\nleft of the dashes every error is overruled",
+            fontsize="medium",
+        )
+        return self
+
+    def _draw_border(self, ax: Any) -> Any:
+        """Draw the steps between cells with ρ ≤ T/(1 + T) and the others."""
+        temperatures = np.asarray(self.temperatures, dtype=float)
+        scale = 1.0 if self.temperature_scaling == "squared" else temperatures
+        limits = scale / (1 + temperatures)
+        columns = np.searchsorted(np.asarray(self.soft_ratios, dtype=float), limits, side="right")
+        x = np.repeat(columns - 0.5, 2)
+        y = np.repeat(np.arange(len(temperatures) + 1) - 0.5, 2)[1:-1]
+        (line,) = ax.plot(x, y, color="#D55E00", linestyle="--", linewidth=2.5)
+        ax.set(xlim=(-0.5, len(self.soft_ratios) - 0.5), ylim=(-0.5, len(temperatures) - 0.5))
+        return line
+
+    @classmethod
+    def from_estimator(cls, search: Any, *, score: str | None = None, ax: Any = None) -> Self:
+        """Draw the surface of a fitted search.
+
+        Parameters
+        ----------
+        search : LinearizedKDStudentCV or search of scikit-learn
+            Fitted, over ``soft_ratio`` and ``temperature`` (also of a student in a pipeline). Other
+            parameters are held at those of the best candidate.
+        score : str, default=None
+            Which of several scores. None: the only one, or that of ``refit``.
+        ax : matplotlib Axes, default=None
+            Where to draw. None: a new figure.
+
+        Returns
+        -------
+        display : SelectionDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If the search was not over both parameters, or does not have ``score``.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from sklearn.preprocessing import scale
+        >>> from sklearn_kd import LinearizedKDStudentCV
+        >>> from sklearn_kd.inspection import SelectionDisplay
+        >>> X, y = load_breast_cancer(return_X_y=True)
+        >>> search = LinearizedKDStudentCV(LogisticRegression()).fit(scale(X), y)
+        >>> SelectionDisplay.from_estimator(search).mean.shape
+        (3, 7)
+        """
+        check_is_fitted(search)
+        results = search.cv_results_
+        if score is None:
+            score = search.refit if isinstance(search.refit, str) else "score"
+        if f"mean_test_{score}" not in results:
+            names = [k.removeprefix("mean_test_") for k in results if k.startswith("mean_test_")]
+            raise ValueError(f"score={score!r} is none of those of this search: {names}.")
+        values = results[f"mean_test_{score}"]
+        if f"stderr_test_{score}" in results:
+            errors = results[f"stderr_test_{score}"]
+        else:  # scikit-learn's spread divides by the number of splits
+            errors = results[f"std_test_{score}"] / np.sqrt(max(1, search.n_splits_ - 1))
+        params = results["params"]
+        axes = [_name(params[0], parameter) for parameter in ("soft_ratio", "temperature")]
+        best = params[int(np.nanargmax(values))]
+        if score == "score" or score == search.refit:
+            best = params[search.best_index_]
+        others = {name: value for name, value in best.items() if name not in axes}
+        cells = {
+            (candidate[axes[1]], candidate[axes[0]]): (value, error)
+            for candidate, value, error in zip(params, values, errors, strict=True)
+            if all(candidate[name] is v or candidate[name] == v for name, v in others.items())
+        }
+        temperatures, soft_ratios = (sorted({cell[i] for cell in cells}) for i in (0, 1))
+        empty = (np.nan, np.nan)
+        grid = np.array([[cells.get((t, r), empty) for r in soft_ratios] for t in temperatures])
+        return cls(
+            soft_ratios=np.array(soft_ratios, dtype=float),
+            temperatures=np.array(temperatures, dtype=float),
+            mean=grid[..., 0],
+            standard_error=grid[..., 1],
+            best=(temperatures.index(best[axes[1]]), soft_ratios.index(best[axes[0]])),
+            score_name=score,
+            temperature_scaling=_scaling(search),
+        ).plot(ax)
+
+
+def _frame(ax: Any, row: int, column: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    corner = (column - 0.47, row - 0.46)
+    return ax.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor="black", linewidth=1.8))
+
+
+def _name(params: dict[str, Any], parameter: str) -> str:
+    """Return the key of a student's parameter, which a pipeline prefixes."""
+    for name in params:
+        if name == parameter or name.endswith(f"__{parameter}"):
+            return name
+    raise ValueError(f"The search did not vary {parameter!r}; it varied {sorted(params)}.")
+
+
+def _scaling(search: Any) -> str:
+    """Return the temperature scaling of the search, or of the estimator that it searched."""
+    holder = search.get_params()
+    keys = [k for k in holder if k.rsplit("__", 1)[-1] == "temperature_scaling"]
+    return holder[keys[0]] if keys else "none"
