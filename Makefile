@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow fuzz lint docs clean
 
 # Reinstalled whenever the requirements change.
 $(STAMP): pyproject.toml constraints.txt
@@ -23,6 +23,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Ten minutes; FUZZ="--cases 500 --checks teacher" for another number of cases.
+fuzz: $(STAMP)
+	$(BIN)/python tests/run_fuzz.py $(FUZZ)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

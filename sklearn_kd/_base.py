@@ -169,7 +169,19 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
                 dtype=np.float64,
                 ensure_non_negative=True,
             )
+            self._require_representable(sample_weight)
         return TrainingRows(X, self._to_working(X), classes, labels, sample_weight)
+
+    def _require_representable(self, sample_weight: np.ndarray) -> None:
+        """Raise where a weight, or the sum of them all, is 0 or infinite in the working dtype."""
+        weights = torch.as_tensor(sample_weight, dtype=resolve_dtype(self.dtype))
+        vanished = (weights == 0).numpy() & (sample_weight > 0)
+        if vanished.any() or not weights.sum().isfinite():
+            shown = sample_weight[vanished][0] if vanished.any() else sample_weight.max()
+            raise ValueError(
+                f"sample_weight holds {shown:.3g}, with which weights leave the range of "
+                f"{str(weights.dtype).removeprefix('torch.')}; rescale them."
+            )
 
     def _to_working(self, X: Any) -> Tensor:
         return to_tensor(X, dtype=resolve_dtype(self.dtype), device=resolve_device(self.device))

@@ -411,3 +411,13 @@ def test_margins_of_a_support_vector_machine_serve_as_logits():
     student = LinearizedKDStudent(FrozenEstimator(LinearSVC().fit(X, y)), alpha=0.1).fit(X, y)
     np.testing.assert_allclose(student.teacher_logits_.sum(axis=1), 0, atol=1e-12)
     assert isinstance(student.effective_decision_function(torch.as_tensor(X), y), np.ndarray)
+
+
+@pytest.mark.parametrize("weight", [1e-150, 1e150])
+def test_weights_beyond_single_precision_are_named(weight):
+    student = LinearizedKDStudent(dtype="float32")
+    weights = np.r_[np.ones(79), weight]
+    with pytest.raises(ValueError, match=r"sample_weight holds .* range of float32"):
+        student.fit(X2, Y2, Z2, weights)
+    student.set_params(dtype="float64").fit(X2, Y2, Z2, weights)
+    assert np.isfinite(student.dual_coef_).all()

@@ -54,6 +54,28 @@ class Smooth:
 
     dual: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     """``(q11, q12, q22) -> (E[g(h) g(h′)], E[g′(h) g′(h′)])``."""
+    saturates: bool = False
+    """Whether g is bounded, so that E[g′g′] of equal rows decays as variances grow."""
+
+
+def require_resolved(activation: Smooth, variances: Tensor) -> Tensor:
+    """Return ``variances`` of shape (L + 1, n) unless rounding decides the kernel at them.
+
+    Raises
+    ------
+    ValueError
+        If the activation saturates and a variance q₁₁ is so large that 1/q₁₁, the squared angle
+        within which it still changes, is not far above the resolution of cos θ.
+    """
+    limit = 1e-4 / torch.finfo(variances.dtype).eps
+    bad = torch.nonzero((variances > limit).any(dim=0)).ravel()
+    if activation.saturates and len(bad):
+        raise ValueError(
+            f"The kernel of rows {bad[:10].tolist()} is not resolved in {variances.dtype}: their "
+            f"pre-activations have a variance above {limit:.2g}, where activation='erf' is a step "
+            "function. Rescale these rows, or use activation='relu'."
+        )
+    return variances
 
 
 def erf_dual(q11: Tensor, q12: Tensor, q22: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,6 +126,6 @@ def _sine_and_cosine(alpha: Tensor, q12: Tensor, beta: Tensor) -> tuple[Tensor, 
 ACTIVATIONS: dict[str, PiecewiseLinear | Smooth] = {
     "relu": PiecewiseLinear(slope=0.0),
     "leaky_relu": PiecewiseLinear(slope=LEAKY_RELU_SLOPE),
-    "erf": Smooth(erf_dual),
+    "erf": Smooth(erf_dual, saturates=True),
     "gelu": Smooth(gelu_dual),
 }

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sklearn_kd.kernels._activations import Smooth
+from sklearn_kd.kernels._activations import Smooth, require_resolved
 from sklearn_kd.kernels._rows import input_variances, require_finite
 
 
@@ -61,7 +61,7 @@ class CovarianceRecursion:
             average, _ = self.activation.dual(variance, variance, variance)
             variance = self.weight_std**2 * average + self.bias_std**2
             variances.append(variance)
-        return require_finite(torch.stack(variances))
+        return require_resolved(self.activation, require_finite(torch.stack(variances)))
 
     def diagonal(self, variances: Tensor) -> Tensor:
         """Return K(x, x) for rows with these variances, shape (n,)."""

@@ -47,6 +47,8 @@ def factor_in_place(assemble: Callable[[], Tensor]) -> Factor:
     scale = matrix.diagonal().mean().item()
     epsilon = torch.finfo(matrix.dtype).eps
     largest = MAX_RELATIVE_JITTER[matrix.dtype] * scale
+    if not matrix.diagonal().isfinite().all():  # LAPACK factors an infinite pivot
+        raise NotPSDError(_not_psd_message(matrix, 0.0))
     jitter = 0.0
     while True:
         if jitter > 0:
@@ -107,7 +109,10 @@ def one_norm_estimate(apply: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 def _not_psd_message(matrix: Tensor, jitter: float) -> str:
     if not matrix.triu().isfinite().all():
-        return "The kernel matrix holds NaN or infinite values; rescale the inputs."
+        return (
+            "The kernel matrix with its ridge holds NaN or infinite values; rescale the inputs, or "
+            "use a smaller alpha / sample_weight."
+        )
     smallest = smallest_eigenvalue(matrix)
     return (
         f"The kernel matrix of {len(matrix)} rows is not positive definite: its smallest "

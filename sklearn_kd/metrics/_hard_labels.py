@@ -156,7 +156,11 @@ def hard_label_effect(
     norm_g = None if oracle_norm is None else positive_scalar(oracle_norm, "oracle_norm", z_t)
 
     columns = torch.stack((z_t - z_0, delta_h, z_g - z_0), dim=-1)
-    t, h, g = frame.coordinates(columns).double().unbind(dim=-1)
+    # Eq. 12 is linear in h and in 1/t: taken in units in which no product leaves the range.
+    (t, s_t), (h, s_h), (g, s_g) = map(
+        _in_units, frame.coordinates(columns).double().unbind(dim=-1)
+    )
+    unit = s_h / s_t if norm_g is None else s_h / s_t * (s_g / norm_g)
     terms = _Products(
         *(
             (a * b).reshape(len(a), -1).sum(dim=1)
@@ -170,9 +174,14 @@ def hard_label_effect(
                 f"{name} equal initial_logits (None is 0) on all rows: a weight change of norm 0 "
                 "has no angle. Check teacher_logits and ground_truth_logits."
             )
-    value = _equation_12(totals, norm_g)
+    value = unit * _equation_12(totals, norm_g is None)
+    if not value.isfinite():
+        raise ValueError(
+            "Eq. 12 overflows: the correction logits are too large against teacher_logits; raise "
+            f"temperature={big_t.item()}."
+        )
     generator = np.random.default_rng(random_state)
-    replicates = _bootstrap(terms, norm_g, n_bootstraps, generator)
+    replicates = unit * _bootstrap(terms, norm_g is None, n_bootstraps, generator)
     tails = value.new_tensor([(1 - level) / 2, (1 + level) / 2])
     # A replicate that drew only rows on which the teacher says nothing new has no angle.
     low, high = torch.nanquantile(replicates, tails)
@@ -204,14 +213,21 @@ def _proxy_logits(z_t: Tensor, y: Tensor) -> Tensor:
     return simplex_rows(y, z_t) - 1 / z_t.shape[1]
 
 
-def _equation_12(sums: _Products, norm_g: Tensor | None) -> Tensor:
+def _in_units(vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a vector in units of its largest entry, and that unit; 1 for a vector of zeros."""
+    largest = vector.abs().max()
+    unit = torch.where(largest > 0, largest, 1.0)
+    return vector / unit, unit
+
+
+def _equation_12(sums: _Products, divide_by_norm: bool) -> Tensor:
     # [⟨Δz_g, δz_h⟩ − (⟨Δz_g, Δz_t⟩/⟨Δz_t, Δz_t⟩) ⟨Δz_t, δz_h⟩] / (‖Δ_wg‖ √⟨Δz_t, Δz_t⟩)
-    norm_g = sums.gg.sqrt() if norm_g is None else norm_g
-    return (sums.gh - sums.gt / sums.tt * sums.th) / (norm_g * sums.tt.sqrt())
+    bracket = sums.gh - sums.gt / sums.tt * sums.th
+    return bracket / (sums.tt.sqrt() * (sums.gg.sqrt() if divide_by_norm else 1.0))
 
 
 def _bootstrap(
-    terms: _Products, norm_g: Tensor | None, n_bootstraps: int, generator: np.random.Generator
+    terms: _Products, divide_by_norm: bool, n_bootstraps: int, generator: np.random.Generator
 ) -> Tensor:
     """Return Eq. 12 for replicates that draw the frame's n axes n times, with replacement."""
     n = len(terms.tt)
@@ -222,4 +238,4 @@ def _bootstrap(
         size = min(step, n_bootstraps - start)
         counts = generator.multinomial(n, np.full(n, 1 / n), size=size)
         sums.append(torch.as_tensor(counts).to(columns) @ columns)
-    return _equation_12(_Products(*torch.cat(sums).unbind(dim=1)), norm_g)
+    return _equation_12(_Products(*torch.cat(sums).unbind(dim=1)), divide_by_norm)

@@ -138,11 +138,24 @@ def test_repeated_rows_and_zero_rows(activation):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_extreme_scales_give_finite_values(activation, dtype):
     exponents = [-150, -20, 0, 20, 150] if dtype == torch.float64 else [-18, 0, 18]
+    if activation == "erf":  # a step function beyond; see the next test
+        exponents = [e for e in exponents if e <= 0]
     X = torch.cat([rows(3, 4) * 10.0**e for e in exponents]).to(dtype)
     for bias_std in (0.0, 1.0):
         kernel = InfiniteKernel(3, activation, bias_std=bias_std)
         assert torch.isfinite(kernel.gram(X)).all()
         assert torch.isfinite(kernel.diag(X)).all()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 1e7), (torch.float32, 1e3)])
+def test_rows_to_which_the_erf_is_a_step_are_refused(dtype, size):
+    # There 1 − cos²ω ~ 1/q₁₁ is rounding alone, and K(x, x) would be wrong by any factor.
+    X = rows(3, 2).to(dtype)
+    X[1] *= size
+    kernel = InfiniteKernel(activation="erf")
+    for evaluate in (kernel.gram, kernel.diag, lambda rows: kernel.block(X[:1], rows)):
+        with pytest.raises(ValueError, match=r"rows \[1\].*not resolved .* activation='relu'"):
+            evaluate(X)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e200])

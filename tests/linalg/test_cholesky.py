@@ -78,6 +78,13 @@ def test_non_finite_matrix_raises():
         factor_in_place(assembling(matrix)[0])
 
 
+def test_infinite_diagonal_raises():
+    # LAPACK takes the square root of an infinite pivot and reports success.
+    matrix = torch.diag(torch.tensor([1.0, torch.inf, 2.0], dtype=torch.float64))
+    with pytest.raises(NotPSDError, match="NaN or infinite"):
+        factor_in_place(assembling(matrix)[0])
+
+
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e8, 1e12])
 @pytest.mark.parametrize("n", [1, 2, 30])
 def test_condition_estimate_is_within_a_factor_of_the_truth(n, condition):

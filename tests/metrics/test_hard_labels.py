@@ -210,3 +210,19 @@ def test_what_is_wrong_is_named():
         effect(initial_logits=task.z_t)
     with pytest.raises(ValueError, match="the ground truth equal initial_logits"):
         effect(ground_truth_logits=np.zeros(12))
+
+
+def test_products_near_the_largest_number_do_not_overflow_in_the_replicates():
+    X = torch.linspace(1, 3, 4, dtype=torch.float64)[:, None]
+    z_t, y = np.array([-7.0, 7.0, 6.5, -1.0]), np.array([0, 1, 0, 1])
+
+    def frame(scale):
+        return TangentFrame(as_kernel_function(lambda A, B: scale * np.minimum(A, B.T)), X)
+
+    columns = np.stack([z_t, correction_logits(z_t, y, temperature=2.0), 2.0 * y - 1], axis=1)
+    squares = frame(1.0).coordinates(torch.as_tensor(columns)).square().sum().item()
+    options = {"temperature": 2.0, "random_state": 0}
+    expected = hard_label_effect(frame(1.0), z_t, y, **options)
+    actual = hard_label_effect(frame(squares / 1.7e308), z_t, y, **options)
+    np.testing.assert_allclose(actual.value, expected.value, rtol=1e-9)
+    np.testing.assert_allclose(actual.interval, expected.interval, rtol=1e-9)
