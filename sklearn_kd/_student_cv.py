@@ -29,6 +29,18 @@ from sklearn_kd.kernels._function import as_kernel_function
 from sklearn_kd.linalg._memory import MEMORY_REMEDY, frame_bytes, require
 
 
+# What a fit without ``refit``, or without a deciding score, does not set.
+_OF_THE_BEST = (
+    "best_estimator_",
+    "best_index_",
+    "best_params_",
+    "best_score_",
+    "kernel_",
+    "X_fit_",
+    "dual_coef_",
+)
+
+
 class LinearizedKDStudentCV(TangentKernelClassifier):
     r"""The linearized student with ρ, T, ridge and kernel chosen by cross-validation.
 
@@ -205,6 +217,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         grid = self._grid()
         n_stages = len(grid.kernels) * len(grid.alphas) + 3  # teaching may take two
         with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
+            for name in _OF_THE_BEST:
+                vars(self).pop(name, None)
             rows = self._check_rows(X, y, sample_weight)
             distinct = distinct_rows(rows)
             splitter = None if self.cv is None else check_cv(self.cv, rows.labels, classifier=True)
@@ -334,6 +348,11 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
                 f"refit={self.refit!r} must be one of the scores {names}, which decides, or False."
             )
         mean = self.cv_results_[f"mean_test_{deciding}"]
+        if np.isnan(mean).any():
+            raise ValueError(
+                f"scoring={self.scoring!r}: {deciding!r} is NaN for {np.isnan(mean).sum()} of "
+                f"{len(mean)} candidates. Use a score that is defined on every fold, or larger folds."
+            )
         close_to_teacher = grid.preference(self.cv_results_["params"])
         eligible = mean == mean.max()
         if self.one_standard_error:

@@ -231,6 +231,20 @@ def test_without_refit_there_is_no_student(data):
         search.predict(X)
 
 
+def test_nothing_stays_of_an_earlier_best(data):
+    X, y, teacher = data
+    search = LinearizedKDStudentCV(teacher, **GRID).fit(X, y)
+    search.set_params(refit=False, scoring=["accuracy", "neg_log_loss"]).fit(X, y)
+    assert not [name for name in vars(search) if name.startswith("best_")]
+
+
+def test_a_score_that_is_not_a_number(data):
+    X, y, teacher = data
+    search = LinearizedKDStudentCV(teacher, **GRID, scoring=lambda *_: np.nan)
+    with pytest.raises(ValueError, match="'score' is NaN for 8 of 8 candidates"):
+        search.fit(X, y)
+
+
 def test_memory_is_planned(data):
     X, y, teacher = data
     with pytest.raises(MemoryBudgetError, match="LinearizedKDStudentCV"):
