@@ -181,8 +181,15 @@ class AngularRecursion:
             p.clamp_(_TINY[p.dtype], 1)
             p_max = min(max(p_max, 0.0), 1.0)
 
+        # p loses at most this factor per layer; where that ends below the smallest number, p = 0
+        # and 1/√p is not a number.
+        least_p = _TINY[p.dtype] * (self.growth / (1 + self.growth)) ** self.depth
+        fades = least_p < torch.finfo(p.dtype).tiny
+
         torch.add(one, p, alpha=-2, out=T)
         for layer in range(self.depth):
+            if fades:
+                p.clamp_min_(_TINY[p.dtype])
             _factors(p, p_max, self.activation.kink, A, B, h)
             p_max = self._bound(x.ranges[layer], y.ranges[layer], p_max)
             if self.bias_std:

@@ -147,6 +147,14 @@ def test_extreme_scales_give_finite_values(activation, dtype):
         assert torch.isfinite(kernel.diag(X)).all()
 
 
+@pytest.mark.parametrize(("dtype", "depth"), [(torch.float64, 150), (torch.float32, 10)])
+def test_angles_that_underflow_on_the_way_down_are_zero(dtype, depth):
+    X = torch.full((2, 3), 1e-40, dtype=dtype)
+    kernel = InfiniteKernel(depth, weight_std=0.1)
+    block = kernel.block(X, torch.zeros(1, 3, dtype=dtype))
+    torch.testing.assert_close(block[:, 0], kernel.diag(X))
+
+
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 1e7), (torch.float32, 1e3)])
 def test_rows_to_which_the_erf_is_a_step_are_refused(dtype, size):
     # There 1 − cos²ω ~ 1/q₁₁ is rounding alone, and K(x, x) would be wrong by any factor.
