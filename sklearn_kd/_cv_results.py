@@ -118,7 +118,8 @@ class FoldScores:
             freedom = min(1, len(splits) - 1)
             spread = splits.std(axis=0, ddof=freedom)
             results[f"stderr_test_{name}"] = spread / np.sqrt(len(splits))
-            results[f"rank_test_{name}"] = rankdata(-mean, method="min").astype(np.int32)
+            worst_if_nan = np.where(np.isnan(mean), -np.inf, mean)
+            results[f"rank_test_{name}"] = rankdata(-worst_if_nan, method="min").astype(np.int32)
         return results
 
     @property

@@ -28,7 +28,6 @@ from sklearn_kd._student import LinearizedKDStudent
 from sklearn_kd.kernels._function import as_kernel_function
 from sklearn_kd.linalg._memory import MEMORY_REMEDY, frame_bytes, require
 
-
 # What a fit without ``refit``, or without a deciding score, does not set.
 _OF_THE_BEST = (
     "best_estimator_",
@@ -218,7 +217,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         n_stages = len(grid.kernels) * len(grid.alphas) + 3  # teaching may take two
         with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
             for name in _OF_THE_BEST:
-                vars(self).pop(name, None)
+                self.__dict__.pop(name, None)
             rows = self._check_rows(X, y, sample_weight)
             distinct = distinct_rows(rows)
             splitter = None if self.cv is None else check_cv(self.cv, rows.labels, classifier=True)
@@ -351,7 +350,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         if np.isnan(mean).any():
             raise ValueError(
                 f"scoring={self.scoring!r}: {deciding!r} is NaN for {np.isnan(mean).sum()} of "
-                f"{len(mean)} candidates. Use a score that is defined on every fold, or larger folds."
+                f"{len(mean)} candidates. Use a score that every fold defines, or larger folds."
             )
         close_to_teacher = grid.preference(self.cv_results_["params"])
         eligible = mean == mean.max()
