@@ -150,7 +150,7 @@ class _KrylovSpace:
     def last_term(self, order: int, step: float) -> float:
         """Return how much the newest dimension moves the logits of ``h phi_order(h J) v``."""
         image = self.images[len(self.diagonal) - 1]
-        return step * abs(self.coefficients(order, step)[-1]) * image.abs().max().item()
+        return step * abs(self.coefficients(order, step)[-1].item()) * image.abs().max().item()
 
     def resolve(self, order: int, step: float, accuracy: float) -> bool:
         """Extend until ``h phi_order(h J) v`` is as accurate as asked; tell whether it is."""

@@ -352,6 +352,12 @@ class TangentFrame:
         targets : Tensor of shape (n,) or (n, K)
         folds : Tensor of int of shape (n,)
             The fold that holds each row out.
+
+        Raises
+        ------
+        NotPSDError
+            If the kernel matrix is so ill-conditioned that a fold's block of A⁻¹ is not positive
+            definite, beyond rounding.
         """
         a = self.solve(targets).reshape(self.n_rows, -1)
         out = targets.reshape(self.n_rows, -1).clone()
@@ -360,7 +366,12 @@ class TangentFrame:
             columns = self.lower.new_zeros((self.n_rows, len(held_out)))
             columns[held_out, torch.arange(len(held_out), device=columns.device)] = 1
             inverse = torch.linalg.solve_triangular(self.lower, columns, upper=False)
-            block = torch.linalg.cholesky(inverse.T @ inverse)
+            block, info = torch.linalg.cholesky_ex(inverse.T @ inverse)
+            if info.item() > 0:
+                raise NotPSDError(
+                    f"The rows of fold {fold.item()} are so close to each other that rounding "
+                    "decides their predictions; use alpha > 0 or remove near-duplicate rows."
+                )
             out[held_out] -= torch.cholesky_solve(a[held_out], block)
         return out.reshape(targets.shape)
 

@@ -243,3 +243,10 @@ def test_ridge_shares_in_blocks(monkeypatch, kernel, problem):
     whole = frame.prefix_ridge_shares(problem[1])
     monkeypatch.setattr("sklearn_kd.linalg._frame.WORKSPACE_BYTES", 4 * 40 * 8 * 7)
     close(frame.prefix_ridge_shares(problem[1]), whole)
+
+
+def test_fold_whose_rows_rounding_cannot_tell_apart_is_named():
+    frame = TangentFrame(as_kernel_function(laplacian), torch.eye(2, dtype=torch.float64))
+    frame.lower = torch.tensor([[1.0, 0.0], [-1.0, 1e-9]], dtype=torch.float64)
+    with pytest.raises(NotPSDError, match="rows of fold 5 are so close"):
+        frame.kfold(torch.ones(2, dtype=torch.float64), torch.tensor([5, 5]))
