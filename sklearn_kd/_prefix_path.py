@@ -201,6 +201,11 @@ def check_options(**options: Any) -> None:
 
 def checked_sizes(sizes: Any, n_rows: int) -> list[int]:
     """Return the training-set sizes, 1…n for None."""
+    if n_rows < 2:
+        raise ValueError(
+            "prefix_path needs two distinct training rows or more, but all rows that this student "
+            "was fitted on are copies of one."
+        )
     if sizes is None:
         return list(range(1, n_rows + 1))
     values = np.asarray(sizes)

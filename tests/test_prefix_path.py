@@ -185,6 +185,12 @@ def test_errors(problem, message):
         student.prefix_path(**BAD[message])
 
 
+def test_copies_of_one_row_make_no_path():
+    student = LinearizedKDStudent().fit(np.ones((3, 2)), [0, 1, 1], teacher_logits=[1.0, 2.0, 0.5])
+    with pytest.raises(ValueError, match="two distinct training rows"):
+        student.prefix_path()
+
+
 def test_other_kernels_have_no_known_prior(problem):
     X, y, _, _, teacher = problem
     student = LinearizedKDStudent(teacher, kernel=RBF(), alpha=0.1).fit(X, y)
