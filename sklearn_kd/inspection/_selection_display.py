@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_kd.inspection._plotting import axes_to_draw_on
+from sklearn_kd.inspection._plotting import axes_to_draw_on, import_pyplot
 
 
 class SelectionDisplay:
@@ -180,6 +180,7 @@ class SelectionDisplay:
         >>> SelectionDisplay.from_estimator(search).mean.shape
         (3, 7)
         """
+        import_pyplot(cls)
         check_is_fitted(search)
         results = search.cv_results_
         if score is None:

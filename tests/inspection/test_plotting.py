@@ -38,6 +38,13 @@ ARRAYS = {
         "error": [0.1, 0.2],
         "n_rows": 100,
     },
+    "SelectionDisplay": {
+        "soft_ratios": [0.5, 1.0],
+        "temperatures": [1.0, 2.0],
+        "mean": [[0.8, 0.7], [0.9, 0.7]],
+        "standard_error": [[0.1, 0.1], [0.1, 0.1]],
+        "best": (1, 0),
+    },
     "TransferRiskDisplay": {"sizes": [10, 20], "transfer_risk": [[0.2, 0.1]], "n_rows": 50},
 }
 
@@ -48,6 +55,7 @@ NOTHING = {
     "DataInefficiencyDisplay": [None],
     "EffectiveLogitsDisplay": [None],
     "HardLabelEffectDisplay": [None, None, None],
+    "SelectionDisplay": [None],
     "TransferRiskDisplay": [None, None],
 }
 
@@ -78,7 +86,7 @@ def test_plot_draws_where_it_is_told(display):
 def test_axes_are_labelled(display):
     shown = display(**ARRAYS[display.__name__]).plot()
     for ax in shown.figure_.axes:
-        assert ax.get_xlabel()
+        assert ax.get_xlabel() or ax.get_label() == "<colorbar>"
         assert ax.get_ylabel()
 
 
