@@ -379,8 +379,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         errors, directions = torch.empty_like(z_eff), z_eff.new_empty(len(rows))
         for block, u, v in frame.feature_blocks(rows):
             errors[block] = z_eff[block] - (u @ q).to(z_eff)
-            # The ridge of the new row lies along its axis, unless the row adds no axis at all.
-            directions[block] = torch.where(v > 0, v + frame.alpha + frame.jitter, v).to(z_eff)
+            directions[block] = frame.new_directions(v).to(z_eff)
         return q.square().sum().to(z_eff), errors, directions, frame.n_rows
 
     def teacher_decision_function(self, X: Any, teacher_logits: Any = None) -> Any:

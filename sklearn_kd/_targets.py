@@ -21,14 +21,21 @@ def merged_effective_logits(
     teacher_logits: Tensor, distinct: DistinctRows, recipe: dict[str, Any]
 ) -> Tensor:
     """Return z_eff of the distinct rows from the teacher's logits on all rows (Eq. 3)."""
-    merged = merge_soft_labels(
+    merged = merged_teacher_logits(teacher_logits, distinct, recipe["temperature"])
+    return root_of_eq_3(merged, distinct.hard_labels, **recipe)
+
+
+def merged_teacher_logits(
+    teacher_logits: Tensor, distinct: DistinctRows, temperature: float
+) -> Tensor:
+    """Return logits of the distinct rows whose soft labels are the means of their copies'."""
+    return merge_soft_labels(
         teacher_logits.to(distinct.weights)[distinct.kept],
         distinct.kept_weights,
         distinct.merged.group,
         len(distinct.weights),
-        recipe["temperature"],
+        temperature,
     )
-    return root_of_eq_3(merged, distinct.hard_labels, **recipe)
 
 
 def root_of_eq_3(

@@ -45,7 +45,7 @@ def run(name, n_cases, seed, deadline):
 
         try:
             counts[fuzz_cases.outcome(fuzz_checks.CHECKS[name], draw)] += 1
-        except Exception as error:
+        except Exception as error:  # of whatever type: it is a defect to report, not to end at
             counts["DEFECT"] += 1
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{frame.name}:{frame.lineno}"

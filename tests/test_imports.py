@@ -40,7 +40,7 @@ ALLOWED = {
     "_student_cv": BASE
     | NUMERIC
     | {"_sklearn", "_progress", "_base", "_student", "_held_out_student", "_cv_results"},
-    "inspection": BASE | NUMERIC | {"_logits"},
+    "inspection": BASE | NUMERIC | {"_logits", "_targets"},
     "__init__": {"_teacher", "_student", "_student_cv"},
 }
 

@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer
-from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - for its effect
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import HalvingGridSearchCV

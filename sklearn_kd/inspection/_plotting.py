@@ -90,6 +90,7 @@ def over_candidates(
     """
     values = np.asarray(array, dtype=float)
     if params is None:
+        # The caller's params holds no None; what is returned may.
         params, values = [None], values[None]  # type: ignore[list-item]
     if values.ndim != ndim + 1 or len(values) != len(params):
         raise ValueError(

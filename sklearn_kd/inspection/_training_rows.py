@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sklearn_kd._array import to_tensor
-from sklearn_kd.distillation._effective_logits import merge_soft_labels
+from sklearn_kd._targets import merged_teacher_logits
 
 
 def merged_training_labels(student: Any) -> tuple[Tensor, Tensor]:
@@ -21,11 +21,7 @@ def merged_training_labels(student: Any) -> tuple[Tensor, Tensor]:
         Share of class 1, or shares of the classes; 0 and 1 unless copies had other labels.
     """
     distinct = student._distinct
-    teacher_logits = merge_soft_labels(
-        to_tensor(student.teacher_logits_)[distinct.kept],
-        to_tensor(distinct.kept_weights),
-        distinct.merged.group,
-        len(distinct.weights),
-        student.temperature,
+    teacher_logits = merged_teacher_logits(
+        to_tensor(student.teacher_logits_), distinct, student.temperature
     )
-    return teacher_logits, to_tensor(distinct.hard_labels)
+    return to_tensor(teacher_logits), to_tensor(distinct.hard_labels)

@@ -207,6 +207,13 @@ class TangentFrame:
         resolution = self.n_rows * torch.finfo(v.dtype).eps * squared_norm
         return u, torch.where(v > resolution, v, torch.zeros_like(v))
 
+    def new_directions(self, v: Tensor) -> Tensor:
+        """Return the squared norm of what new rows of weight 1 add, from v of `features`.
+
+        The ridge of a new row lies along its axis, unless the row adds no axis at all.
+        """
+        return torch.where(v > 0, v + self.alpha + self.jitter, v)
+
     def feature_blocks(self, X: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield (rows, u, v) of `features` for consecutive blocks of ``X``, in bounded memory."""
         step = max(1, WORKSPACE_BYTES // (2 * self.n_rows * X.dtype.itemsize))
@@ -285,12 +292,12 @@ class TangentFrame:
         It is the share of ‖q[:m]‖² that lies along the axes of the ridge: the weight change alone
         has the squared norm ‖q[:m]‖² − share. 0 without ridge and jitter.
         """
+        ridge = self.alpha / self.weights + self.jitter
+        if not ridge.any():
+            return torch.zeros_like(targets)
         q = self.coordinates(targets)
         columns = q.reshape(self.n_rows, -1)
-        ridge = self.alpha / self.weights + self.jitter
         shares = torch.zeros_like(columns)
-        if not ridge.any():
-            return shares.reshape(q.shape)
         # a_m = L_m⁻ᵀ q[:m] = Σ_{j<m} q[j] r_j with r_j the columns of L⁻ᵀ, which end at row j.
         coefficients = torch.zeros_like(columns)
         step = max(1, WORKSPACE_BYTES // (4 * self.n_rows * columns.dtype.itemsize))

@@ -107,8 +107,7 @@ def fold_held_out(
     def new_directions() -> Tensor:
         values = targets.new_empty(len(held_out))
         for block, _, v in frame.feature_blocks(kernel.rows(held_out)):
-            # The ridge of a new row lies along its axis, unless the row adds no axis at all.
-            values[block] = torch.where(v > 0, v + frame.alpha + frame.jitter, v)
+            values[block] = frame.new_directions(v)
         return values
 
     return HeldOut(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sklearn_kd.distillation._arguments import require
 from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._prior import centred
 
 
 def logits_on_frame(frame: TangentFrame, logits: Tensor, name: str) -> Tensor:
@@ -14,16 +15,15 @@ def logits_on_frame(frame: TangentFrame, logits: Tensor, name: str) -> Tensor:
 
     Those of K classes are brought into the gauge in which they sum to zero.
     """
-    is_binary = logits.ndim == 1
-    if len(logits) != frame.n_rows or not (is_binary or (logits.ndim == 2 and len(logits.T) > 1)):
+    is_logits = logits.ndim == 1 or (logits.ndim == 2 and len(logits.T) > 1)
+    if len(logits) != frame.n_rows or not is_logits:
         raise ValueError(
             f"{name} must have shape ({frame.n_rows},), or ({frame.n_rows}, K) for K classes: one "
             f"entry for each distinct row of the frame, in its order; got {tuple(logits.shape)}. "
             "A student's frame_ has the rows of its X_fit_."
         )
     require(torch.isfinite(logits), name, logits, "must be finite", "remove or clip such rows.")
-    logits = logits.to(frame.X)
-    return logits if is_binary else logits - logits.mean(dim=1, keepdim=True)
+    return centred(logits.to(frame.X))
 
 
 def positive_scalar(value: Tensor | float, name: str, device_of: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._held_out import class_sum
 from sklearn_kd.metrics._risk import disagreement
 
 
@@ -50,10 +51,6 @@ class PrefixRisks(NamedTuple):
 
 def prefix_weight_changes(frame: TangentFrame, targets: Tensor) -> PrefixWeightChanges:
     """Return norms ‖q[:m]‖ and errors on row m of the student of the m − 1 rows before it."""
-
-    def class_sum(values: Tensor) -> Tensor:
-        return values.reshape(*values.shape[:2], -1).sum(dim=2)
-
     squares = class_sum(frame.coordinates(targets).square()).cumsum(dim=0)
     shares = class_sum(frame.prefix_ridge_shares(targets))
     return PrefixWeightChanges(
