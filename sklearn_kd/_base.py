@@ -214,8 +214,11 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
         coefficients = self._to_working(coefficients)
         columns = coefficients.reshape(len(coefficients), -1)
         rows, fitted = self._to_working(X), self._to_working(self.X_fit_)
-        logits = matmat(self._kernel_function(), rows, fitted, columns)
+        logits = self._kernel_product(rows, fitted, columns)
         return logits.reshape(-1, *coefficients.shape[1:])
+
+    def _kernel_product(self, X: Tensor, fitted: Tensor, columns: Tensor) -> Tensor:
+        return matmat(self._kernel_function(), X, fitted, columns)
 
     def decision_function(self, X: Any) -> Any:
         """Return the logits.

@@ -48,6 +48,7 @@ from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context, m
 from sklearn_kd._targets import RECIPE, merged_effective_logits, root_of_eq_3
 from sklearn_kd._teacher import NTKTeacher
 from sklearn_kd.exceptions import SaturatedTeacherWarning
+from sklearn_kd.kernels._tiles import product
 from sklearn_kd.linalg import TangentFrame
 
 
@@ -90,10 +91,11 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
     memory_limit : "auto" or float, default="auto"
         Bytes that the fit may take; "auto" is 90 % of what is free.
     cache_size : "auto" or float, default="auto"
-        Bytes of memory for factors that later fits on the same rows, with the same ``NTK`` kernel,
-        ``alpha``, dtype and device, take over: in a search, those of the other candidates. They
-        are kept in the process from the second such fit on, the least recently used goes first,
-        and results are the same bit for bit. "auto" is a fifth of what is free; 0 keeps none.
+        Bytes of memory for what later fits on the same rows, with the same ``NTK`` kernel,
+        ``alpha``, dtype and device, take over: in a search, the factors of the other candidates,
+        and their kernel entries between training and test rows. They are kept in the process from
+        the second request on, the least recently used goes first, and results are the same bit
+        for bit. "auto" is a fifth of what is free; 0 keeps none.
 
     Attributes
     ----------
@@ -333,6 +335,12 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
             memory_limit=self.memory_limit,
             cache_size=self.cache_size,
         )
+
+    def _kernel_product(self, X: Tensor, fitted: Tensor, columns: Tensor) -> Tensor:
+        kept = frames.cross_blocks(getattr(self, "_frame", None), X, cache_size=self.cache_size)
+        if kept is None:
+            return super()._kernel_product(X, fitted, columns)
+        return product(kept, len(X), columns)
 
     @property
     def frame_(self) -> TangentFrame:

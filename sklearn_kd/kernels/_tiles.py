@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,9 +40,12 @@ class Recursion(Protocol):
         """Return the derivatives of K(x, y) in log σ_w and log σ_b, shape (2, n, m)."""
 
 
+# Rows, columns and the entries there of a kernel matrix.
+Block = tuple[slice, slice, Tensor]
+
 _CPU_TILE = 512  # small enough for a core's caches, large enough to hide Python's overhead
 _CUDA_TILE = 4096
-_STREAM_BYTES = 2**26  # of kernel entries held at a time by `matmat`
+_STREAM_BYTES = 2**26  # of kernel entries that `stream` holds at a time
 
 
 def tile_size(device: torch.device) -> int:
@@ -170,13 +173,24 @@ def matmat(kernel: KernelFunction, X: Tensor, Y: Tensor, V: Tensor) -> Tensor:
     >>> torch.allclose(product, InfiniteKernel().gram(X) @ V)
     True
     """
-    result = V.new_zeros(len(X), V.shape[1])
-    entries = _STREAM_BYTES // V.element_size()
+    return product(stream(kernel, X, Y), len(X), V)
+
+
+def stream(kernel: KernelFunction, X: Tensor, Y: Tensor) -> Iterator[Block]:
+    """Yield (rows, columns, entries) of K(X, Y), 64 MiB of entries at a time."""
+    entries = _STREAM_BYTES // X.element_size()
     columns = max(1, min(len(Y), entries // 64))
     rows = max(1, entries // columns)
+    for i in range(0, len(X), rows):
+        for j in range(0, len(Y), columns):
+            block = kernel.block(X[i : i + rows], Y[j : j + columns])
+            yield slice(i, i + rows), slice(j, j + columns), block
+
+
+def product(blocks: Iterable[Block], n_rows: int, V: Tensor) -> Tensor:
+    """Return K V of shape (n_rows, k) for V of shape (m, k), K given by its blocks."""
+    result = V.new_zeros(n_rows, V.shape[1])
     with full_precision():
-        for i in range(0, len(X), rows):
-            for j in range(0, len(Y), columns):
-                block = kernel.block(X[i : i + rows], Y[j : j + columns])
-                result[i : i + rows].addmm_(block, V[j : j + columns])
+        for rows, columns, block in blocks:
+            result[rows].addmm_(block, V[columns])
     return result
