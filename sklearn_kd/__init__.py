@@ -3,7 +3,8 @@
 from sklearn_kd._student import LinearizedKDStudent
 from sklearn_kd._student_cv import LinearizedKDStudentCV
 from sklearn_kd._teacher import NTKTeacher
+from sklearn_kd._torch_teacher import TorchTeacher
 
-__all__ = ["LinearizedKDStudent", "LinearizedKDStudentCV", "NTKTeacher"]
+__all__ = ["LinearizedKDStudent", "LinearizedKDStudentCV", "NTKTeacher", "TorchTeacher"]
 
 __version__ = "0.1.0.dev0"

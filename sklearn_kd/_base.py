@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from sklearn_kd._array import like, resolve_device, resolve_dtype, to_numpy, to_tensor
+from sklearn_kd._logits import class_indices, class_probabilities
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import (
     CallbackSupportMixin,
@@ -251,10 +252,7 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
             The sigmoid (two classes) or softmax of the logits.
         """
         X = self._check_new_rows(X, "predict_proba")
-        logits = self._logits(X, self.dual_coef_)
-        if logits.ndim == 1:
-            return like(torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1), X)
-        return like(torch.softmax(logits, dim=1), X)
+        return like(class_probabilities(self._logits(X, self.dual_coef_)), X)
 
     def predict(self, X: Any) -> Any:
         """Return the most probable class of each row.
@@ -270,9 +268,7 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
             Class labels.
         """
         X = self._check_new_rows(X, "predict")
-        logits = self._logits(X, self.dual_coef_)
-        indices = (logits > 0).long() if logits.ndim == 1 else logits.argmax(dim=1)
-        labels = self.classes_[to_numpy(indices)]
+        labels = self.classes_[to_numpy(class_indices(self._logits(X, self.dual_coef_)))]
         return labels if labels.dtype.kind in "OUS" else like(torch.as_tensor(labels), X)
 
     def __getstate__(self) -> dict:

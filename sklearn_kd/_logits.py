@@ -59,6 +59,18 @@ def canonical_logits(logits: Any, n_rows: int, n_classes: int, *, name: str) -> 
     return values - values.mean(dim=1, keepdim=True)
 
 
+def class_probabilities(logits: Tensor) -> Tensor:
+    """Return the sigmoid (two classes) or softmax of canonical logits, shape (n, K)."""
+    if logits.ndim == 1:
+        return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1)
+    return torch.softmax(logits, dim=1)
+
+
+def class_indices(logits: Tensor) -> Tensor:
+    """Return the index of the most probable class by canonical logits, shape (n,)."""
+    return (logits > 0).long() if logits.ndim == 1 else logits.argmax(dim=1)
+
+
 def logits_of(teacher: Any, X: Any, classes: np.ndarray) -> Logits:
     """Return the logits of a fitted ``teacher`` on the rows ``X``.
 

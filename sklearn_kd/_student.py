@@ -47,6 +47,7 @@ from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context, move_to
 from sklearn_kd._targets import RECIPE, merged_effective_logits, root_of_eq_3
 from sklearn_kd._teacher import NTKTeacher
+from sklearn_kd._torch_teacher import TorchTeacher
 from sklearn_kd.exceptions import SaturatedTeacherWarning
 from sklearn_kd.kernels._tiles import product
 from sklearn_kd.linalg import TangentFrame
@@ -67,8 +68,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         Any scikit-learn classifier with ``decision_function`` or ``predict_proba``. Unfitted: a
         clone's logits on the training rows come from cross-fitting (``cv``), so that the teacher
         does not hand its own training labels back; then ``teacher_`` is fitted on all rows. A
-        ``FrozenEstimator`` is used as it is. None means ``NTKTeacher`` with the same kernel. Not
-        needed where ``teacher_logits`` is passed to ``fit``.
+        ``FrozenEstimator`` or :class:`TorchTeacher` is used as it is. None means ``NTKTeacher``
+        with the same kernel. Not needed where ``teacher_logits`` is passed to ``fit``.
     kernel : callable, default=None
         Tangent kernel: `sklearn_kd.kernels.NTK`, any Gaussian-process kernel of scikit-learn, or
         a callable ``kernel(X, Y)`` that returns a positive definite (n, m) array. None: ``NTK()``.
@@ -271,7 +272,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         self, X: Any, rows: TrainingRows, teacher_logits: Any, progress: FitTask
     ) -> tuple[Any, Logits]:
         """Return the fitted teacher (None if logits stand in for it) and its logits on ``X``."""
-        is_fitted = self.cv == "prefit" or isinstance(self.teacher, FrozenEstimator)
+        is_fitted = self.cv == "prefit" or isinstance(self.teacher, FrozenEstimator | TorchTeacher)
         if is_fitted:
             if self.teacher is None:
                 raise ValueError("cv='prefit' needs a fitted teacher, but teacher is None.")

@@ -28,20 +28,21 @@ ALLOWED = {
     "_logits": BASE | {"_sklearn", "_progress"},
     "_base": BASE | NUMERIC | {"_sklearn", "_progress", "_logits"},
     "_teacher": BASE | NUMERIC | {"_sklearn", "_progress", "_logits", "_base"},
+    "_torch_teacher": BASE | {"_sklearn", "_logits"},
     "_targets": {"_base", "distillation"},
     "_frame_cache": BASE | {"kernels", "linalg"},
     "_prefix_path": BASE | NUMERIC | {"_sklearn", "_targets"},
     "_student": BASE
     | NUMERIC
     | {"_sklearn", "_progress", "_logits", "_base", "_prefix_path", "_targets", "_teacher"}
-    | {"_frame_cache"},
+    | {"_frame_cache", "_torch_teacher"},
     "_held_out_student": BASE | {"_base", "_targets", "linalg"},
     "_cv_results": {"_held_out_student", "_student"},
     "_student_cv": BASE
     | NUMERIC
     | {"_sklearn", "_progress", "_base", "_student", "_held_out_student", "_cv_results"},
     "inspection": BASE | NUMERIC | {"_logits", "_targets"},
-    "__init__": {"_teacher", "_student", "_student_cv"},
+    "__init__": {"_teacher", "_torch_teacher", "_student", "_student_cv"},
 }
 
 # The files of the numeric folders that know scikit-learn: its kernel class, its scorers.
