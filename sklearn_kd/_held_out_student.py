@@ -15,8 +15,9 @@ from torch.nn.functional import one_hot
 from sklearn_kd._array import to_numpy
 from sklearn_kd._base import DistinctRows, TangentKernelClassifier, TrainingRows
 from sklearn_kd._targets import merged_effective_logits, root_of_eq_3
+from sklearn_kd.kernels._function import as_kernel_function
 from sklearn_kd.linalg import MergedRows, TangentFrame
-from sklearn_kd.linalg._held_out import HeldOut, MatrixKernel, fold_held_out, leave_one_out
+from sklearn_kd.linalg._held_out import HeldOut, fold_held_out, leave_one_out
 
 
 class HeldOutStudent(TangentKernelClassifier):
@@ -158,22 +159,61 @@ class Problem:
         return (labels if n_classes == 2 else one_hot(labels, n_classes)).to(self.distinct.X)
 
 
+class WholeKernel:
+    """Θ of all distinct rows: its matrix, where folds or ridges share it, and its last factor.
+
+    Parameters
+    ----------
+    distinct : DistinctRows
+        The rows.
+    memory_limit : "auto" or number of bytes
+        Budget for the factor.
+    keep_matrix : bool
+        Whether to hold the matrix beside the factor.
+    """
+
+    def __init__(
+        self, distinct: DistinctRows, memory_limit: float | str, *, keep_matrix: bool
+    ) -> None:
+        self.memory_limit = memory_limit
+        self._distinct = distinct
+        self._keep_matrix = keep_matrix
+        self._kernel: Any = self  # no kernel yet; None is one
+        self.matrix: Any = None
+        self._frame: TangentFrame | None = None
+
+    def use(self, kernel: Any) -> None:
+        """Turn to a kernel, as :class:`LinearizedKDStudent` takes it."""
+        if self._kernel is kernel:
+            return
+        self._kernel, self.function = kernel, as_kernel_function(kernel)
+        self._frame = self.matrix = None  # frees those of another kernel first
+        if self._keep_matrix:
+            self.matrix = self.function.gram(self._distinct.X)
+
+    def frame(self, alpha: float) -> TangentFrame:
+        """Return the tangent frame of all rows with this ridge."""
+        if self._frame is None or self._frame.alpha != alpha:
+            self._frame = None  # frees the factor of another ridge first
+            self._frame = TangentFrame(
+                self.function,
+                self._distinct.X,
+                alpha=alpha,
+                weights=self._distinct.weights,
+                gram=self.matrix,
+                memory_limit=self.memory_limit,
+            )
+        return self._frame
+
+
 def held_out_students(
-    problem: Problem, gram: Tensor, fold: Fold, alpha: float, memory_limit: float | str
+    problem: Problem, whole: WholeKernel, fold: Fold, alpha: float
 ) -> list[HeldOutStudent]:
     """Return the students of every recipe that have not seen the rows of the fold."""
     distinct = problem.distinct
     number = distinct.merged.group[fold.test]
     if fold.train is None:
-        kernel = MatrixKernel(gram)
-        frame = TangentFrame(
-            kernel,
-            kernel.rows(torch.arange(len(gram), device=gram.device)),
-            alpha=alpha,
-            weights=distinct.weights,
-            memory_limit=memory_limit,
-        )
-        by_row = leave_one_out(frame, problem.targets)
+        by_row = leave_one_out(whole.frame(alpha), problem.targets)
         held_out = HeldOut(
             by_row.logits[number],
             lambda: by_row.new_directions()[number],
@@ -187,13 +227,13 @@ def held_out_students(
         else:  # the copies of a row may be in other folds, and with them a part of its labels
             targets = problem.targets_of(train)
         held_out = fold_held_out(
-            gram,
+            whole.matrix,
             numbers,
             number,
             targets,
             alpha=alpha,
             weights=train.weights,
-            memory_limit=memory_limit,
+            memory_limit=whole.memory_limit,
         )
     z_t = problem.teacher_logits[distinct.kept[fold.test].cpu()]
     z_eff = problem.single_targets[fold.test.cpu()]

@@ -167,6 +167,9 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
     True
     """
 
+    # Of all training rows, from the search that has this student refitted.
+    _frame_at_hand: TangentFrame | None = None
+
     _parameter_constraints: ClassVar[dict] = {
         **TangentKernelClassifier._parameter_constraints,
         "teacher": [HasMethods(["fit", "predict"]), None],
@@ -231,7 +234,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         with fit_task(self, X, y, sample_weight, n_stages=4) as progress:
             rows = self._check_rows(X, y, sample_weight)
             distinct = distinct_rows(rows)
-            self._require_memory(distinct.X, len(rows.classes))
+            if self._frame_at_hand is None:
+                self._require_memory(distinct.X, len(rows.classes))
 
             # 1. The teacher's logits z_t on the training rows.
             self.teacher_, z_t = self._teach(X, rows, teacher_logits, progress)
@@ -328,6 +332,10 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         return {name: getattr(self, name) for name in RECIPE}
 
     def _build_frame(self, X: Tensor, weights: Tensor, alpha: float) -> TangentFrame:
+        if self._frame_at_hand is not None:
+            frame, self._frame_at_hand = self._frame_at_hand, None
+            frame.kernel = self._kernel_function()
+            return frame
         return frames.frame(
             self._kernel_function(),
             X,

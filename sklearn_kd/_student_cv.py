@@ -21,11 +21,16 @@ from sklearn_kd._base import (
     fit_task,
 )
 from sklearn_kd._cv_results import FoldScores, Grid
-from sklearn_kd._held_out_student import Fold, Problem, held_out_students
+from sklearn_kd._held_out_student import (
+    Fold,
+    Problem,
+    WholeKernel,
+    held_out_students,
+)
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import HasMethods, StrOptions, fit_context
 from sklearn_kd._student import LinearizedKDStudent
-from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._memory import MEMORY_REMEDY, frame_bytes, require
 
 # What a fit without ``refit``, or without a deciding score, does not set.
@@ -222,7 +227,9 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             distinct = distinct_rows(rows)
             splitter = None if self.cv is None else check_cv(self.cv, rows.labels, classifier=True)
             folds = self._folds(splitter, rows, distinct)
-            self._require_two_matrices(distinct)
+            # Folds and ridges share the kernel matrix; each needs a factor beside it.
+            shares_matrix = splitter is not None or len(grid.alphas) > 1
+            self._require_matrices(distinct, 1 + shares_matrix)
 
             # 1. The teacher's logits z_t on the training rows, once for all candidates.
             teacher_cv = (splitter or 5) if self.teacher_cv is None else self.teacher_cv
@@ -233,18 +240,15 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
 
             # 2. For each kernel and ridge the students that have not seen a fold, one factor each.
             scores = FoldScores(self.scoring, problem)
+            whole = WholeKernel(distinct, self.memory_limit, keep_matrix=shares_matrix)
             for kernel in grid.kernels:
-                gram = as_kernel_function(kernel).gram(distinct.X)
+                whole.use(kernel)
                 for alpha in grid.alphas:
                     with progress.stage("candidates", len(folds)) as task:
                         for fold in folds:
                             with task.stage("fold"):
-                                students = held_out_students(
-                                    problem, gram, fold, alpha, self.memory_limit
-                                )
-                                scores.add(students, fold)
+                                scores.add(held_out_students(problem, whole, fold, alpha), fold)
                     scores.close_cell()
-                del gram
 
             # 3. The best candidate, fitted on all rows.
             self.scorer_, self.n_splits_ = scores.scorer, scores.n_splits
@@ -252,7 +256,9 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             self.classes_ = rows.classes
             self._select(grid)
             if self.refit:
-                self._refit(X, y, z_t.values, sample_weight, progress)
+                whole.use(self.best_params_.get("kernel", self.kernel))
+                frame = whole.frame(self.best_params_["alpha"])
+                self._refit(X, y, z_t.values, sample_weight, frame, progress)
         return self
 
     def _grid(self) -> Grid:
@@ -324,10 +330,10 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
                 )
         return folds
 
-    def _require_two_matrices(self, distinct: DistinctRows) -> None:
+    def _require_matrices(self, distinct: DistinctRows, number: int) -> None:
         n, d = distinct.X.shape
         require(
-            2 * frame_bytes(n, d, 1, distinct.X.dtype),
+            number * frame_bytes(n, d, 1, distinct.X.dtype),
             self.memory_limit,
             distinct.X.device,
             what=f"LinearizedKDStudentCV.fit on n={n} distinct rows",
@@ -362,11 +368,18 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         self.best_score_ = float(mean[self.best_index_])
 
     def _refit(
-        self, X: Any, y: Any, teacher_logits: Tensor, sample_weight: Any, progress: FitTask
+        self,
+        X: Any,
+        y: Any,
+        teacher_logits: Tensor,
+        sample_weight: Any,
+        frame: TangentFrame,
+        progress: FitTask,
     ) -> None:
         teacher = None if self.teacher_ is None else FrozenEstimator(self.teacher_)
         params = {"kernel": self.kernel, **self.best_params_}
         student = self._student(teacher, 5, **params, temperature_scaling=self.temperature_scaling)
+        student._frame_at_hand = frame
         with progress.fit_of(student, "refit"):
             self.best_estimator_ = student.fit(X, y, teacher_logits.numpy(), sample_weight)
         for name in ("kernel_", "X_fit_", "dual_coef_"):

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler, scale
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
 from sklearn_kd.exceptions import MemoryBudgetError
 from sklearn_kd.kernels import NTK
+from sklearn_kd.kernels._infinite import InfiniteKernel
 from sklearn_kd.metrics import neg_data_inefficiency_scorer, neg_transfer_risk_scorer
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -276,3 +277,28 @@ def test_stages_reach_the_callbacks(data):
     search.fit(X, y)
     folds = ["candidates", "fold", "fold", "fold"]
     assert recorder.begun == ["fit", "logits-of-teacher", *folds, *folds, "refit"]
+
+
+@pytest.mark.parametrize("cv", [None, 3])
+@pytest.mark.parametrize("kernels", [None, [NTK(depth=1), NTK(depth=2)], [NTK(depth=2), NTK(1)]])
+def test_the_refit_takes_over_what_the_search_has(cv, kernels, monkeypatch):
+    X, y = load_breast_cancer(return_X_y=True)
+    X, y = scale(X)[:150], y[:150]
+    n_grams, gram = [], InfiniteKernel.gram
+
+    def counting(self, rows, **options):
+        n_grams.append(len(rows))
+        return gram(self, rows, **options)
+
+    search = LinearizedKDStudentCV(
+        FrozenEstimator(LogisticRegression().fit(X, y)), cv=cv, kernel=kernels, alphas=(0.1,)
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(InfiniteKernel, "gram", counting)
+        search.fit(X, y)
+    best_is_last = kernels is None or search.best_params_["kernel"] is kernels[-1]
+    assert len(n_grams) == (1 if kernels is None else 2 + (not best_is_last))
+    student = clone(search.best_estimator_).fit(X, y)
+    np.testing.assert_array_equal(search.best_estimator_.dual_coef_, student.dual_coef_)
+    assert search.best_estimator_.frame_.kernel == student.frame_.kernel
+    assert search.best_estimator_._frame_at_hand is None

@@ -44,6 +44,8 @@ class TangentFrame:
         Ridge α ≥ 0.
     weights : Tensor of shape (n,), default=None
         Positive row weights w, which divide the ridge: α / wᵢ. None means 1.
+    gram : Tensor of shape (n, n), default=None
+        The kernel matrix of ``X``, where it is at hand; it is copied. None: computed.
     memory_limit : "auto" or number of bytes, default="auto"
         Budget for the n² factor.
 
@@ -92,6 +94,7 @@ class TangentFrame:
         *,
         alpha: float = 0.0,
         weights: Tensor | None = None,
+        gram: Tensor | None = None,
         memory_limit: float | str = "auto",
     ) -> None:
         n, d = X.shape
@@ -106,18 +109,21 @@ class TangentFrame:
         self.X = X
         self.alpha = alpha
         self.weights = X.new_ones(n) if weights is None else weights
-        self._adopt(factor_in_place(self._assembler()))
+        self._adopt(factor_in_place(self._assembler(gram)))
 
     def _adopt(self, factor: Factor) -> None:
         self.lower, self.jitter = factor
         self.rcond = reciprocal_condition(self.lower)
         self.warn_if_ill_conditioned()
 
-    def _assembler(self) -> Callable[[], Tensor]:
+    def _assembler(self, gram: Tensor | None = None) -> Callable[[], Tensor]:
         storage = self.X.new_empty((len(self.X), len(self.X)))
 
         def assemble() -> Tensor:
-            self.kernel.gram(self.X, out=storage, symmetrize=False)
+            if gram is None:
+                self.kernel.gram(self.X, out=storage, symmetrize=False)
+            else:
+                storage.copy_(gram)
             storage.diagonal().add_(self.alpha / self.weights)
             return storage
 
