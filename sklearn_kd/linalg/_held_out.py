@@ -52,7 +52,8 @@ class MatrixKernel:
         # Row by row of blocks: indexing both axes at once would copy through a third matrix.
         for start in range(0, len(rows), 512):
             block = slice(start, start + 512)
-            torch.index_select(self.matrix[rows[block]], 1, rows, out=out[block])
+            columns = slice(0 if symmetrize else start, None)
+            out[block, columns] = self.matrix[rows[block]][:, rows[columns]]
         return out
 
     def diag(self, X: Tensor) -> Tensor:
