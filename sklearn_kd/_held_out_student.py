@@ -207,13 +207,17 @@ class WholeKernel:
 
 
 def held_out_students(
-    problem: Problem, whole: WholeKernel, fold: Fold, alpha: float
+    problem: Problem, whole: WholeKernel, initial_logits: Tensor, fold: Fold, alpha: float
 ) -> list[HeldOutStudent]:
-    """Return the students of every recipe that have not seen the rows of the fold."""
+    """Return the students of every recipe that have not seen the rows of the fold.
+
+    ``initial_logits`` are z₀ of all distinct rows, (n,) or (n, K).
+    """
     distinct = problem.distinct
     number = distinct.merged.group[fold.test]
+    z_0 = initial_logits[:, None]  # the same for every recipe
     if fold.train is None:
-        by_row = leave_one_out(whole.frame(alpha), problem.targets)
+        by_row = leave_one_out(whole.frame(alpha), problem.targets - z_0)
         held_out = HeldOut(
             by_row.logits[number],
             lambda: by_row.new_directions()[number],
@@ -230,18 +234,19 @@ def held_out_students(
             whole.matrix,
             numbers,
             number,
-            targets,
+            targets - z_0[numbers],
             alpha=alpha,
             weights=train.weights,
             memory_limit=whole.memory_limit,
         )
+    logits = (held_out.logits + z_0[number]).cpu().double()
     z_t = problem.teacher_logits[distinct.kept[fold.test].cpu()]
     z_eff = problem.single_targets[fold.test.cpu()]
     norms = held_out.squared_norms.cpu().double()
     return [
         HeldOutStudent(
             problem.rows.classes,
-            logits=held_out.logits[:, index].cpu().double(),
+            logits=logits[:, index],
             teacher_logits=z_t,
             effective_logits=z_eff[:, index],
             new_directions=lambda: held_out.new_directions().cpu().double(),

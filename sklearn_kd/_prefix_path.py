@@ -30,7 +30,7 @@ from sklearn_kd.metrics._path import (
 
 CONSTRAINTS = {
     "n_permutations": [Interval(Integral, 1, None, closed="left"), None],
-    "init": [StrOptions({"zero", "random"})],
+    "init": [StrOptions({"student", "random"})],
     "window": [Interval(Real, 1, None, closed="neither")],
     "random_state": ["random_state"],
 }
@@ -48,7 +48,7 @@ class PrefixPathMixin:
         sizes: Any = None,
         n_permutations: int | None = None,
         param_grid: dict | list[dict] | None = None,
-        init: str = "zero",
+        init: str = "student",
         window: float = 2.0,
         random_state: Any = None,
     ) -> Bunch:
@@ -74,9 +74,10 @@ class PrefixPathMixin:
         param_grid : dict or list of dicts, default=None
             Values of ``soft_ratio``, ``temperature`` and ``temperature_scaling``, as in
             :class:`~sklearn.model_selection.GridSearchCV`. None: those of the student.
-        init : {"zero", "random"}, default="zero"
-            Initial network z₀. "random" draws one per permutation from the NNGP prior of the
-            kernel, an infinitely wide network at initialisation.
+        init : {"student", "random"}, default="student"
+            Initial network z₀: the student's own, which its ``init`` says, or a "random" one for
+            each permutation, drawn from the NNGP prior of the kernel: an infinitely wide network
+            at initialisation.
         window : float > 1, default=2.0
             Ratio of sizes over which the smoothed data inefficiency is averaged; see
             :func:`~sklearn_kd.metrics.data_inefficiency`.
@@ -154,9 +155,7 @@ class PrefixPathMixin:
         held_out = self._held_out_rows(X, teacher_logits, y)
 
         # 3. For each order of the rows, and initial network z₀, one factor for everything.
-        initial = InitialNetworks(
-            init, self.kernel_, rows, held_out and held_out.X, self.memory_limit
-        )
+        initial = InitialNetworks(self, init, rows, held_out and held_out.X)
         runs = []
         for order in row_orders(len(rows), n_permutations, rng):
             z_0, z_0_new = initial.draw(z_eff.shape[2:], rng, rows)
@@ -249,30 +248,31 @@ def row_orders(
 
 
 class InitialNetworks:
-    """Draws of z₀ on the training rows and on new rows jointly: 0, or of the NNGP prior."""
+    """Draws of z₀ on training rows and new rows jointly: the student's own, or of the prior."""
 
-    def __init__(
-        self, init: str, kernel: Any, X: Tensor, X_new: Tensor | None, memory_limit: float | str
-    ) -> None:
+    def __init__(self, student: Any, init: str, X: Tensor, X_new: Tensor | None) -> None:
         self._prior = None
         self._n_rows = len(X)
-        if init == "zero":
+        if init == "student":
+            z_0_new = None if X_new is None else student._initial_logits(X_new)
+            self._own = student._to_working(student.initial_logits_), z_0_new
             return
+        kernel = student.kernel_
         if not isinstance(kernel, NTK) or kernel.kind != "ntk":
             raise ValueError(
                 "init='random' draws the initial network from the NNGP prior, which is known for "
-                f"kernel=NTK(kind='ntk'), not for kernel={kernel!r}; use init='zero'."
+                f"kernel=NTK(kind='ntk'), not for kernel={kernel!r}; use init='student'."
             )
         rows = X if X_new is None else torch.cat([X, X_new])
         prior_kernel = clone(kernel).set_params(kind="nngp").to_torch()
-        self._prior = GaussianPrior(prior_kernel, rows, memory_limit=memory_limit)
+        self._prior = GaussianPrior(prior_kernel, rows, memory_limit=student.memory_limit)
 
     def draw(
         self, shape: tuple[int, ...], random_state: np.random.RandomState, reference: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Return z₀ on the training rows, (n, *shape), and on the new rows (None for zero)."""
         if self._prior is None:
-            return reference.new_zeros((self._n_rows, *shape)), None
+            return self._own
         noise = random_state.standard_normal((self._prior.n_distinct, *shape))
         z_0 = centred(self._prior.transform(torch.as_tensor(noise).to(reference)))
         return z_0[: self._n_rows], z_0[self._n_rows :]

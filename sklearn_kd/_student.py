@@ -5,6 +5,7 @@ Symbols (paper -> code -> shape), with n distinct rows and K classes (no K axis 
 =======  =======================  ============
 z_t      ``teacher_logits_``      (n_samples,) or (n_samples, K)
 z_eff    ``effective_logits_``    (n,) or (n, K)
+z₀       ``initial_logits_``      (n,) or (n, K)
 Θ_n      ``frame_``               (n, n), as the factor L with Θ_n + α W⁻¹ = L Lᵀ
 Θ_n⁻¹Δz  ``dual_coef_``           (n,) or (n, K)
 ‖Δ_ŵ‖    ``weight_change_norm_``  scalar
@@ -35,6 +36,7 @@ from sklearn_kd._base import (
     rows_report,
 )
 from sklearn_kd._frame_cache import frames
+from sklearn_kd._initial_network import initial_logits
 from sklearn_kd._logits import (
     Logits,
     canonical_logits,
@@ -59,8 +61,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
     The student minimises ρ H(σ(z_t/T), σ(z/T)) + (1 − ρ) H(y, σ(z)) on every training row (Eq. 2).
     In the wide-network limit it reaches, on each row, the effective logit z_eff at which the
     gradient of that loss vanishes (Eq. 3), and between the rows it is
-    f(x) = Θ(x, X) Θ(X, X)⁻¹ z_eff (Eq. 4), Θ the neural tangent kernel. It is a kernel surrogate
-    of a wide network, not a network.
+    f(x) = z₀(x) + Θ(x, X) Θ(X, X)⁻¹ (z_eff − z₀) (Eq. 4), Θ the neural tangent kernel and z₀ the
+    network before training. It is a kernel surrogate of a wide network, not a network.
 
     Parameters
     ----------
@@ -82,6 +84,11 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         (2015) do.
     alpha : float ≥ 0, default=0.0
         Ridge, as in :class:`~sklearn.kernel_ridge.KernelRidge`; 0 is the converged student.
+    init : {"zero", "network"}, default="zero"
+        What the student starts from, z₀. "zero": a network without output, such as the mean over
+        initialisations. "network": the module of an :class:`~sklearn_kd.kernels.EmpiricalNTK`,
+        with its outputs at its current weights, one per class in the order of ``classes_``; for
+        two classes one, or one each.
     cv : int, splitter, iterable or "prefit", default=5
         Cross-fitting of an unfitted teacher, as `sklearn.model_selection.check_cv` reads it.
         "prefit" takes ``teacher`` as already fitted.
@@ -108,6 +115,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         The teacher's logits on the rows of ``X``, summing to zero over three or more classes.
     effective_logits_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
         Effective logits z_eff (Eq. 3), in the order of ``X_fit_``.
+    initial_logits_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
+        What the student said before training, z₀, in the order of ``X_fit_``.
     dual_coef_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
         Coefficients of the kernel expansion (Eq. 4).
     X_fit_ : ndarray of shape (n_distinct, n_features)
@@ -122,8 +131,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         Estimated reciprocal condition number of the kernel matrix.
     fit_report_ : Bunch
         ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
-        ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped), ``alpha``,
-        ``jitter``, ``rcond``, ``device`` and ``dtype``.
+        ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped), ``init``,
+        ``alpha``, ``jitter``, ``rcond``, ``device`` and ``dtype``.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -131,6 +140,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
 
     Raises
     ------
+    ValueError
+        If ``init="network"`` and ``kernel`` has no network, or one without an output per class.
     MemoryBudgetError
         If the kernel matrix does not fit ``memory_limit``.
     NotPSDError
@@ -177,6 +188,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "temperature_scaling": [StrOptions({"none", "squared"})],
         "alpha": [Interval(Real, 0, None, closed="left")],
+        "init": [StrOptions({"zero", "network"})],
         "cv": ["cv_object", StrOptions({"prefit"})],
         "cache_size": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
     }
@@ -190,6 +202,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         temperature: float = 2.0,
         temperature_scaling: str = "none",
         alpha: float = 0.0,
+        init: str = "zero",
         cv: Any = 5,
         device: str | torch.device = "auto",
         dtype: str = "auto",
@@ -202,6 +215,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         self.temperature = temperature
         self.temperature_scaling = temperature_scaling
         self.alpha = alpha
+        self.init = init
         self.cv = cv
         self.device = device
         self.dtype = dtype
@@ -237,33 +251,38 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
             if self._frame_at_hand is None:
                 self._require_memory(distinct.X, len(rows.classes))
 
-            # 1. The teacher's logits z_t on the training rows.
+            # 1. The logits z₀ of the network before training.
+            self.kernel_ = self._kernel_to_use()
+            z_0 = initial_logits(self.init, self.kernel_, distinct.X, len(rows.classes))
+
+            # 2. The teacher's logits z_t on the training rows.
             self.teacher_, z_t = self._teach(X, rows, teacher_logits, progress)
             self._warn_if_saturated(z_t)
 
-            # 2. The logits at which the distillation loss is stationary, z_eff (Eq. 3).
+            # 3. The logits at which the distillation loss is stationary, z_eff (Eq. 3).
             z_eff = merged_effective_logits(z_t.values, distinct, self._recipe())
 
-            # 3. The tangent frame, Θ_n + α W⁻¹ = L Lᵀ.
-            self.kernel_ = self._kernel_to_use()
+            # 4. The tangent frame, Θ_n + α W⁻¹ = L Lᵀ.
             with progress.stage("kernel-and-factor"):
                 frame = self._build_frame(distinct.X, distinct.weights, self.alpha)
 
-            # 4. The converged student, a = Θ_n⁻¹ Δz with Δz = z_eff − z₀ and z₀ = 0 (Eq. 4).
+            # 5. The converged student, a = Θ_n⁻¹ Δz with Δz = z_eff − z₀ (Eq. 4).
             with progress.stage("solve"):
-                dual_coef = frame.solve(z_eff)
+                dual_coef = frame.solve(z_eff - z_0)
 
             self.classes_ = rows.classes
             self.teacher_logits_ = like(z_t.values, rows.array)
             self.effective_logits_ = like(z_eff, rows.array)
+            self.initial_logits_ = like(z_0, rows.array)
             self.dual_coef_ = like(dual_coef, rows.array)
             self.X_fit_ = like(distinct.X, rows.array)
-            self.weight_change_norm_ = frame.weight_change_norm(z_eff, dual_coef)
+            self.weight_change_norm_ = frame.weight_change_norm(z_eff - z_0, dual_coef)
             self.jitter_ = frame.jitter
             self.rcond_ = frame.rcond
             self.fit_report_ = Bunch(
                 **rows_report(rows, distinct),
                 n_clipped_teacher_rows=z_t.n_clipped,
+                init=self.init,
                 alpha=frame.alpha,
                 jitter=frame.jitter,
                 rcond=frame.rcond,
@@ -363,6 +382,23 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
             )
         return self._frame
 
+    def _initial_logits(self, X: Tensor) -> Tensor | None:
+        """Return z₀ of any rows; None is zero."""
+        if self.fit_report_.init == "zero":
+            return None
+        return initial_logits(self.fit_report_.init, self.kernel_, X, len(self.classes_))
+
+    def _logit_change(self) -> Tensor:
+        """Return Δz = z_eff − z₀ on ``X_fit_``."""
+        z_eff, z_0 = map(self._to_working, (self.effective_logits_, self.initial_logits_))
+        return z_eff - z_0
+
+    def _logits(self, X: Any, coefficients: Any) -> Tensor:
+        """Return z₀(x) + Θ(x, X_fit) a."""
+        change = super()._logits(X, coefficients)
+        z_0 = self._initial_logits(self._to_working(X))
+        return change if z_0 is None else z_0 + change
+
     def effective_decision_function(self, X: Any, y: Any, teacher_logits: Any = None) -> Any:
         """Return the effective logits of new rows: what the student would fit them to (Eq. 3).
 
@@ -391,11 +427,13 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         """Return ‖Δ_n‖², the errors r and v of new rows, and n: the terms of Eq. 10's next step."""
         frame = self.frame_
         z_eff = to_tensor(self.effective_decision_function(X, y, teacher_logits))
-        q = frame.coordinates(self._to_working(self.effective_logits_))
+        q = frame.coordinates(self._logit_change())
         rows = self._to_working(self._check_new_rows(X, "score"))
+        z_0 = self._initial_logits(rows)
+        to_reach = z_eff if z_0 is None else z_eff - z_0.to(z_eff)
         errors, directions = torch.empty_like(z_eff), z_eff.new_empty(len(rows))
         for block, u, v in frame.feature_blocks(rows):
-            errors[block] = z_eff[block] - (u @ q).to(z_eff)
+            errors[block] = to_reach[block] - (u @ q).to(z_eff)
             directions[block] = frame.new_directions(v).to(z_eff)
         return q.square().sum().to(z_eff), errors, directions, frame.n_rows
 

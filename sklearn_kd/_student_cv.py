@@ -27,6 +27,7 @@ from sklearn_kd._held_out_student import (
     WholeKernel,
     held_out_students,
 )
+from sklearn_kd._initial_network import initial_logits
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import HasMethods, StrOptions, fit_context
 from sklearn_kd._student import LinearizedKDStudent
@@ -65,6 +66,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
     kernel : callable, or list of them, default=None
         Tangent kernel, as in :class:`LinearizedKDStudent`. A list is searched too.
     temperature_scaling : {"none", "squared"}, default="none"
+        As in :class:`LinearizedKDStudent`.
+    init : {"zero", "network"}, default="zero"
         As in :class:`LinearizedKDStudent`.
     cv : int, splitter, iterable or None, default=None
         Folds, as `sklearn.model_selection.check_cv` reads them. None: leave-one-out in closed
@@ -158,6 +161,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         "alphas": ["array-like"],
         "kernel": [callable, list, tuple, None],
         "temperature_scaling": [StrOptions({"none", "squared"})],
+        "init": [StrOptions({"zero", "network"})],
         "cv": ["cv_object", None],
         "scoring": [str, callable, list, tuple, dict, None],
         "refit": ["boolean", str],
@@ -174,6 +178,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         alphas: Any = (0.0,),
         kernel: Any = None,
         temperature_scaling: str = "none",
+        init: str = "zero",
         cv: Any = None,
         scoring: Any = None,
         refit: bool | str = True,
@@ -189,6 +194,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         self.alphas = alphas
         self.kernel = kernel
         self.temperature_scaling = temperature_scaling
+        self.init = init
         self.cv = cv
         self.scoring = scoring
         self.refit = refit
@@ -231,26 +237,33 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             shares_matrix = splitter is not None or len(grid.alphas) > 1
             self._require_matrices(distinct, 1 + shares_matrix)
 
-            # 1. The teacher's logits z_t on the training rows, once for all candidates.
+            # 1. The logits z₀ of the networks before training, one for each kernel.
+            starts = [
+                initial_logits(self.init, kernel, distinct.X, len(rows.classes))
+                for kernel in grid.kernels
+            ]
+
+            # 2. The teacher's logits z_t on the training rows, once for all candidates.
             teacher_cv = (splitter or 5) if self.teacher_cv is None else self.teacher_cv
             first = self._student(self.teacher, teacher_cv, grid.kernels[0], 0.0)
             self.teacher_, z_t = first._teach(X, rows, teacher_logits, progress)
             first._warn_if_saturated(z_t)
             problem = Problem(rows, distinct, z_t.values, grid.recipes)
 
-            # 2. For each kernel and ridge the students that have not seen a fold, one factor each.
+            # 3. For each kernel and ridge the students that have not seen a fold, one factor each.
             scores = FoldScores(self.scoring, problem)
             whole = WholeKernel(distinct, self.memory_limit, keep_matrix=shares_matrix)
-            for kernel in grid.kernels:
+            for kernel, z_0 in zip(grid.kernels, starts, strict=True):
                 whole.use(kernel)
                 for alpha in grid.alphas:
                     with progress.stage("candidates", len(folds)) as task:
                         for fold in folds:
                             with task.stage("fold"):
-                                scores.add(held_out_students(problem, whole, fold, alpha), fold)
+                                students = held_out_students(problem, whole, z_0, fold, alpha)
+                                scores.add(students, fold)
                     scores.close_cell()
 
-            # 3. The best candidate, fitted on all rows.
+            # 4. The best candidate, fitted on all rows.
             self.scorer_, self.n_splits_ = scores.scorer, scores.n_splits
             self.cv_results_ = scores.cv_results(grid)
             self.classes_ = rows.classes
@@ -301,6 +314,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             teacher,
             kernel=kernel,
             alpha=alpha,
+            init=self.init,
             cv=cv,
             device=self.device,
             dtype=self.dtype,
@@ -390,3 +404,6 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         if not self.refit:
             raise AttributeError(f"{method} needs the best student; set refit=True and fit again.")
         return super()._check_new_rows(X, method)
+
+    def _logits(self, X: Any, coefficients: Any) -> Tensor:
+        return self.best_estimator_._logits(X, coefficients)

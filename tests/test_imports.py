@@ -27,6 +27,7 @@ ALLOWED = {
     "_progress": {"_sklearn"},
     "_logits": BASE | {"_sklearn", "_progress"},
     "_base": BASE | NUMERIC | {"_sklearn", "_progress", "_logits"},
+    "_initial_network": BASE | {"_logits", "kernels"},
     "_teacher": BASE | NUMERIC | {"_sklearn", "_progress", "_logits", "_base"},
     "_torch_teacher": BASE | {"_sklearn", "_logits"},
     "_targets": {"_base", "distillation"},
@@ -35,12 +36,13 @@ ALLOWED = {
     "_student": BASE
     | NUMERIC
     | {"_sklearn", "_progress", "_logits", "_base", "_prefix_path", "_targets", "_teacher"}
-    | {"_frame_cache", "_torch_teacher"},
-    "_held_out_student": BASE | {"_base", "_targets", "linalg"},
+    | {"_frame_cache", "_torch_teacher", "_initial_network"},
+    "_held_out_student": BASE | {"_base", "_targets", "kernels", "linalg"},
     "_cv_results": {"_held_out_student", "_student"},
     "_student_cv": BASE
     | NUMERIC
-    | {"_sklearn", "_progress", "_base", "_student", "_held_out_student", "_cv_results"},
+    | {"_sklearn", "_progress", "_base", "_student", "_held_out_student", "_cv_results"}
+    | {"_initial_network"},
     "inspection": BASE | NUMERIC | {"_logits", "_targets"},
     "__init__": {"_teacher", "_torch_teacher", "_student", "_student_cv"},
 }

@@ -243,11 +243,16 @@ class AngleDistributionDisplay:
         if sizes is None:
             sizes = sorted({max(1, frame.n_rows // part) for part in (16, 8, 4, 2)})
         z_eff = student._to_working(student.effective_logits_)
-        path = weight_change_angles(frame, z_eff, sizes=to_tensor(sizes, device=z_eff.device))
+        path = weight_change_angles(
+            frame,
+            z_eff,
+            student._to_working(student.initial_logits_),
+            sizes=to_tensor(sizes, device=z_eff.device),
+        )
         # The frame's features include the ridge's axes: their norms are the diagonal of L Lᵀ.
         squared_norms = frame.kernel.diag(frame.X) + frame.alpha / frame.weights + frame.jitter
         return cls(
-            feature_angles=to_numpy(feature_angles(z_eff, squared_norms, path.oracle_norm)),
+            feature_angles=to_numpy(feature_angles(z_eff, squared_norms, path.centred_oracle_norm)),
             sizes=list(sizes),
             weight_change_angles=to_numpy(path.centred),
             params=student._recipe(),

@@ -167,7 +167,7 @@ class DataInefficiencyDisplay:
         sizes: Any = None,
         n_permutations: int | None = None,
         param_grid: dict | list[dict] | None = None,
-        init: str = "zero",
+        init: str = "student",
         window: float = 2.0,
         random_state: Any = None,
         ax: Any = None,
@@ -185,8 +185,8 @@ class DataInefficiencyDisplay:
             Number of random orders of the training rows. None: the order they have.
         param_grid : dict or list of dicts, default=None
             Candidates ``soft_ratio``, ``temperature``, ``temperature_scaling``, one line each.
-        init : {"zero", "random"}, default="zero"
-            Initial network: none, or one drawn per permutation.
+        init : {"student", "random"}, default="student"
+            Initial network: the student's own, or one drawn per permutation.
         window : float > 1, default=2.0
             Ratio of sizes over which to smooth.
         random_state : int, RandomState instance or None, default=None

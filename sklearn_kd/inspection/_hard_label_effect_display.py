@@ -299,6 +299,7 @@ class HardLabelEffectDisplay:
             labels,
             temperature=student.temperature,
             ground_truth_logits=_of_distinct_rows(student, ground_truth_logits),
+            initial_logits=student._to_working(student.initial_logits_),
             n_bootstraps=n_bootstraps,
             confidence_level=confidence_level,
             random_state=random_state,

@@ -271,11 +271,12 @@ class TransferRiskDisplay:
             if ``sizes`` ends there. It holds for each candidate alone, not for the best of
             several. None: not drawn.
         oracle_norm : float, default=None
-            ‖Δ_w*‖₂ of the teacher in the student's kernel. Draws the power-function bound and,
-            for two classes, Theorem 1's beside it; both need a student of ``soft_ratio=1`` and
-            the rows in the order they have. They are certain where the teacher is a machine of
-            this kernel with this norm. The weight change on finitely many rows is a lower bound
-            of the norm, and the bounds drawn from it are optimistic.
+            ‖Δ_w*‖₂ of the teacher in the student's kernel, from the student's initial network
+            on. Draws the power-function bound and, for two classes and ``init="zero"``, Theorem
+            1's beside it; both need a student of ``soft_ratio=1`` and the rows in the order they
+            have. They are certain where the teacher is a machine of this kernel with this norm.
+            The weight change on finitely many rows is a lower bound of the norm, and the bounds
+            drawn from it are optimistic.
         random_state : int, RandomState instance or None, default=None
             Orders of the rows.
         ax : matplotlib Axes, default=None
@@ -378,14 +379,15 @@ def _certificates(
     frame = student.frame_
     rows = student._to_working(student._check_new_rows(X, "from_estimator"))
     last = sizes.to(rows.device) - 1
-    norms = frame.prefix_norms(student._to_working(student.effective_logits_))[last]
+    norms = frame.prefix_norms(student._logit_change())[last]
     squared_norms = frame.kernel.diag(rows)
     new_directions = rows.new_empty((len(last), len(rows)))
     for block, u, _ in frame.feature_blocks(rows):
         reached = u.square().cumsum(dim=1)[:, last]
         new_directions[:, block] = (squared_norms[block, None] - reached).clamp_min(0).T
     power = power_function_bound(teacher_logits, new_directions, oracle_norm, norms)
-    if teacher_logits.ndim > 1:
+    # Theorem 1 is about the angle to Δ_w* − Δ_wz, of which only z₀ = 0 makes a ratio of norms.
+    if teacher_logits.ndim > 1 or student.fit_report_.init != "zero":
         return {"power_function_bound": to_numpy(power)}
     angles = feature_angles(teacher_logits, squared_norms, oracle_norm)
     theorem = transfer_risk_bound(angles, torch.arccos((norms / oracle_norm).clamp_max(1)))

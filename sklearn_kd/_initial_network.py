@@ -1,0 +1,31 @@
+"""The network before training: its logits z₀, from which the student moves (Eq. 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sklearn_kd._logits import canonical_logits
+from sklearn_kd.kernels._function import as_kernel_function
+
+
+def initial_logits(init: str, kernel: Any, X: Tensor, n_classes: int) -> Tensor:
+    """Return z₀ of the rows ``X``, (n,) or (n, K): zero, or what the kernel's network says.
+
+    Raises
+    ------
+    ValueError
+        If ``init="network"`` and there is no network behind the kernel, or the number of its
+        outputs is not that of the classes.
+    """
+    if init == "zero":
+        return X.new_zeros((len(X),) if n_classes == 2 else (len(X), n_classes))
+    function = as_kernel_function(kernel)
+    if not hasattr(function, "outputs"):
+        raise ValueError(
+            "init='network' starts from the outputs of the network behind the kernel and needs "
+            f"kernel=EmpiricalNTK(module), not kernel={kernel!r}; use init='zero'."
+        )
+    name = f"The output of the network behind kernel={type(kernel).__name__}"
+    return canonical_logits(function.outputs(X), len(X), n_classes, name=name).to(X)
