@@ -166,9 +166,9 @@ class NTK(Kernel):
         if eval_gradient and Y is not None:
             raise ValueError("eval_gradient=True needs Y=None: the gradient is that of K(X, X).")
         kernel = self.to_torch()
-        x_rows = _rows(X, "X")
+        x_rows = as_rows(X, "X")
         if Y is not None:
-            y_rows = _rows(Y, "Y")
+            y_rows = as_rows(Y, "Y")
             if x_rows.shape[1] != y_rows.shape[1]:
                 raise ValueError(
                     f"X has {x_rows.shape[1]} features but Y has {y_rows.shape[1]}; "
@@ -185,7 +185,7 @@ class NTK(Kernel):
 
     def diag(self, X: Any) -> np.ndarray:
         """Return K(x, x) for each row of ``X``, shape (n,), in O(n d)."""
-        return to_numpy(self.to_torch().diag(_rows(X, "X")))
+        return to_numpy(self.to_torch().diag(as_rows(X, "X")))
 
     def is_stationary(self) -> bool:
         """Return False: the kernel depends on more than x − x′."""
@@ -198,7 +198,7 @@ class NTK(Kernel):
         )
 
 
-def _rows(X: Any, name: str) -> Any:
+def as_rows(X: Any, name: str) -> Any:
     """Return ``X`` as a float64 tensor of rows, or say why it is none."""
     rows = to_tensor(X)
     if rows.ndim != 2 or rows.shape[1] == 0:

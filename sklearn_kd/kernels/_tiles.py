@@ -68,7 +68,7 @@ def fill_block(recursion: Recursion, X: Tensor, Y: Tensor, out: Tensor) -> Tenso
             target = out[i * size : (i + 1) * size, j * size : (j + 1) * size]
             recursion.tile(x_parts[i], y_parts[j], target, workspace.buffers, same=False)
 
-        _in_parallel(fill, list(itertools.product(range(len(x_parts)), range(len(y_parts)))), out)
+        in_parallel(fill, list(itertools.product(range(len(x_parts)), range(len(y_parts)))), out)
     return out
 
 
@@ -109,7 +109,7 @@ def fill_gram(recursion: Recursion, X: Tensor, out: Tensor, *, symmetrize: bool)
             else:
                 target.tril_(-1).add_(corner)
 
-        _in_parallel(fill, tiles, out)
+        in_parallel(fill, tiles, out)
     return out
 
 
@@ -124,7 +124,7 @@ def fill_gradient(recursion: Recursion, X: Tensor, out: Tensor) -> Tensor:
             block = recursion.gradient(parts[i], rows)
             out[i * size : (i + 1) * size] = block.permute(1, 2, 0)
 
-        _in_parallel(fill, [(i,) for i in range(len(parts))], out)
+        in_parallel(fill, [(i,) for i in range(len(parts))], out)
     return out
 
 
@@ -140,7 +140,7 @@ class _Workspace(threading.local):
         self.buffers = [out.new_empty(area) for _ in range(recursion.buffers)]
 
 
-def _in_parallel(fill: Callable[..., None], tiles: Sequence[tuple[int, ...]], out: Tensor) -> None:
+def in_parallel(fill: Callable[..., None], tiles: Sequence[tuple[int, ...]], out: Tensor) -> None:
     """Call ``fill(*tile)`` for every tile; on a CPU each core works on a tile of its own."""
     # Splitting every operation on a tile over the cores would have them wait for each other
     # thousands of times: a little slower on an idle machine, and many times beside a busy process.
@@ -161,7 +161,8 @@ def _in_parallel(fill: Callable[..., None], tiles: Sequence[tuple[int, ...]], ou
 def matmat(kernel: KernelFunction, X: Tensor, Y: Tensor, V: Tensor) -> Tensor:
     """Return K(X, Y) V of shape (n, k) for V of shape (m, k), holding few kernel entries.
 
-    At most 64 MiB of K(X, Y) exist at a time, whatever n and m.
+    At most 64 MiB of K(X, Y) exist at a time, whatever n and m; none where the kernel has a product
+    of its own.
 
     Examples
     --------
@@ -173,6 +174,8 @@ def matmat(kernel: KernelFunction, X: Tensor, Y: Tensor, V: Tensor) -> Tensor:
     >>> torch.allclose(product, InfiniteKernel().gram(X) @ V)
     True
     """
+    if hasattr(kernel, "matmat"):
+        return kernel.matmat(X, Y, V)
     return product(stream(kernel, X, Y), len(X), V)
 
 

@@ -1,0 +1,286 @@
+"""The tangent features of a network: which parameter takes which path, checked on two rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sklearn_kd.kernels._empirical_features import Feature, Outer, dense
+from sklearn_kd.kernels._empirical_jacobian import looped_gradients, mapped_gradients
+from sklearn_kd.kernels._empirical_layers import LayerCalls, LayerUnit, layer_units
+from sklearn_kd.kernels._empirical_network import Network
+
+
+@dataclass(frozen=True)
+class GenericUnit:
+    """A parameter whose gradients are computed row by row, however it is used."""
+
+    names: tuple[str, ...]
+    mapped: bool  # whether torch.func can map the module over rows
+
+    def change(self, changes: Mapping[str, Tensor]) -> Tensor:
+        """Return a change of the parameter as what features are applied to."""
+        return changes[self.names[0]]
+
+
+Unit = LayerUnit | GenericUnit
+
+
+class Tangents:
+    """Features J(x) of a network, parameter by parameter.
+
+    Which rule gives a parameter's gradients is decided on two rows: each rule is compared there
+    with the gradients that autograd computes for one row at a time, and a parameter for which they
+    differ, or for which there is no rule, takes the path that assumes nothing.
+
+    Parameters
+    ----------
+    network : Network
+    X : Tensor of shape (n, d)
+        Rows, of which one or two are used.
+
+    Attributes
+    ----------
+    n_outputs : int
+    units : list of LayerUnit or GenericUnit
+        Every trainable parameter is in exactly one.
+    activation_bytes : float
+        What a forward and backward pass takes for one row, beside the features.
+    pass_cost : float
+        Multiplications of one forward and backward pass for one row.
+
+    Raises
+    ------
+    ValueError
+        If the outputs for a row are random, or depend on the other rows of a batch, or on no
+        trainable parameter.
+    """
+
+    def __init__(self, network: Network, X: Tensor) -> None:
+        self.network = network
+        inputs = network.inputs(_two_rows(X))
+        layers, outputs = self._forward(inputs)
+        self.n_outputs = outputs.shape[1]
+        self._signature = layers.signature
+        # one combination of the outputs, in which all of them count
+        mix = torch.arange(1, self.n_outputs + 1).to(outputs).cos()
+        expected = self._one_by_one(inputs, outputs, mix)
+        self.units: list[Unit] = []
+
+        candidates = [] if layers.overwritten() else network.parameters.keys() - layers.loose
+        in_order = [name for name in network.parameters if name in candidates]
+        for unit in layer_units(layers.calls, in_order, len(inputs)):
+            (feature,) = self._of_batch(inputs, mix[None], [unit], full=False)
+            if self._agrees(unit, feature, expected):
+                self.units.append(self._cheaper_form(unit, feature))
+        covered = {name for unit in self.units for name in unit.names}
+        for name in network.parameters:
+            if name not in covered:
+                self.units.append(self._generic(name, inputs, mix, expected))
+
+        self._shapes = {
+            unit: [tensor.shape[1:] for tensor in feature.tensors]
+            for unit, feature in zip(
+                self.units, self._of_batch(inputs, mix[None], self.units, full=False), strict=True
+            )
+        }
+        self._element_size = outputs.element_size()
+        self._measure(layers, len(inputs))
+
+    def _measure(self, layers: LayerCalls, n_rows: int) -> None:
+        """Work out what a forward and backward pass takes, from the shapes of the layers."""
+        entries = multiplications = largest = 0
+        for call in layers.calls:
+            n_out, left = call.output_shape.numel(), call.left(call.input)
+            entries += 2 * call.input.numel() + 4 * n_out
+            largest = max(largest, 4 * left.numel())
+            is_product = call.kind in ("linear", "grouped")
+            multiplications += n_out * left.shape[-1] if is_product else n_out
+        for unit in self.units:
+            if isinstance(unit, GenericUnit):
+                size = self.network.parameters[unit.names[0]].numel()
+                entries += 4 * size * n_rows
+                multiplications += size * n_rows
+        self.activation_bytes = (entries + largest) * self._element_size / n_rows
+        self.pass_cost = 3 * multiplications / n_rows
+
+    def row_bytes(self, units: Sequence[Unit], n_outputs: int) -> int:
+        """Return what the features of ``units`` take for one row and so many outputs."""
+        entries = 0
+        for unit in units:
+            *shared, own = self._shapes[unit]
+            entries += sum(shape.numel() for shape in shared) + n_outputs * own.numel()
+        return entries * self._element_size
+
+    def pair_cost(self, n_outputs: int) -> int:
+        """Return the multiplications for one pair of rows, the outputs summed over."""
+        total = 0
+        for unit in self.units:
+            *left, right = self._shapes[unit]
+            if not left:
+                total += n_outputs * right.numel()
+                continue
+            _, n_positions, n_out = right
+            n_in = left[0][1] if len(left[0]) == 2 else 1
+            total += n_positions**2 * (n_in + n_outputs * n_out)
+        return total
+
+    def _forward(self, inputs: Tensor) -> tuple[LayerCalls, Tensor]:
+        with torch.enable_grad(), LayerCalls(self.network.parameters) as layers:
+            outputs = self.network(inputs)
+        return layers, outputs
+
+    def _one_by_one(self, inputs: Tensor, outputs: Tensor, mix: Tensor) -> list[dict[str, Tensor]]:
+        """Return the gradients of u · f for each row by itself, and check the outputs meanwhile."""
+        parameters = self.network.parameters
+        per_row = []
+        for row, batched in zip(inputs, outputs, strict=True):
+            with torch.enable_grad():
+                alone = self.network(row[None])[0]
+            scale = torch.maximum(alone.abs().max(), batched.abs().max())
+            if (alone - batched).abs().max() > _tolerance(alone) * scale:
+                raise ValueError(
+                    "module: the outputs for a row by itself and in a batch differ, "
+                    f"{alone[:3].tolist()} and {batched[:3].tolist()}: they are random, or depend "
+                    "on the other rows. Each row must be treated by itself, and the first "
+                    "dimension of the batch must be that of the rows (batch_first=True)."
+                )
+            if not alone.requires_grad:
+                raise ValueError(
+                    "module: its outputs depend on no parameter with requires_grad=True, so its "
+                    "tangent kernel is zero."
+                )
+            gradients = torch.autograd.grad(
+                alone, list(parameters.values()), mix, allow_unused=True, materialize_grads=True
+            )
+            per_row.append(dict(zip(parameters, gradients, strict=True)))
+        return per_row
+
+    def _agrees(self, unit: Unit, feature: Feature, expected: list[dict[str, Tensor]]) -> bool:
+        """Whether the unit's kernel of two rows is that of the expected gradients."""
+        J = torch.stack([torch.cat([row[n].ravel() for n in unit.names]) for row in expected])
+        gram = J @ J.T
+        found = torch.zeros_like(gram)
+        feature.add_gram(feature, found)
+        difference = (found - gram).abs().max()
+        return bool(difference <= _tolerance(gram) * gram.diagonal().max())
+
+    def _cheaper_form(self, unit: LayerUnit, feature: Feature) -> LayerUnit:
+        """Return the unit with products of factors, or of gradients, whichever is cheaper."""
+        if type(feature) is not Outer:
+            return unit
+        (_, n_positions, n_in), n_out = feature.left.shape, feature.right.shape[-1] * self.n_outputs
+        is_dense = n_in * n_out < n_positions**2 * (n_in + n_out)
+        return dataclasses.replace(unit, dense=is_dense)
+
+    def _generic(
+        self, name: str, inputs: Tensor, mix: Tensor, expected: list[dict[str, Tensor]]
+    ) -> GenericUnit:
+        unit = GenericUnit((name,), mapped=True)
+        try:
+            (feature,) = self._of_batch(inputs, mix[None], [unit], full=False)
+        except RuntimeError:
+            # torch.func has no rule for something in the module, such as a recurrent layer.
+            return GenericUnit((name,), mapped=False)
+        return dataclasses.replace(unit, mapped=self._agrees(unit, feature, expected))
+
+    def features(
+        self,
+        X: Tensor,
+        cotangents: Tensor,
+        units: Sequence[Unit],
+        *,
+        full: bool,
+        batch_rows: int,
+    ) -> list[Feature]:
+        """Return the features of rows, one for each unit.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, d)
+        cotangents : Tensor of shape (k, K)
+            The combinations u of the outputs whose gradients are asked for.
+        units : sequence of LayerUnit or GenericUnit
+        full : bool
+            Whether the combinations keep rows of their own; otherwise they are summed over.
+        batch_rows : int
+            Rows of one forward and backward pass.
+        """
+        features: list[Feature] = []
+        start = 0
+        for rows in X.split(batch_rows):
+            parts = self._of_batch(self.network.inputs(rows), cotangents, units, full=full)
+            if len(rows) == len(X):
+                return parts
+            if not features:
+                features = [
+                    type(part)(*(t.new_empty(len(X), *t.shape[1:]) for t in part.tensors))
+                    for part in parts
+                ]
+            stop = start + len(rows)
+            for feature, part in zip(features, parts, strict=True):
+                for storage, values in zip(feature.tensors, part.tensors, strict=True):
+                    storage[start:stop] = values
+            start = stop
+        return features
+
+    def _of_batch(
+        self, inputs: Tensor, cotangents: Tensor, units: Sequence[Unit], *, full: bool
+    ) -> list[Feature]:
+        found: dict[Unit, Feature] = {}
+        layered = [unit for unit in units if isinstance(unit, LayerUnit)]
+        if layered:
+            found.update(self._layer_features(inputs, cotangents, layered, full))
+        for mapped, gradients_of in ((True, mapped_gradients), (False, looped_gradients)):
+            generic = [u for u in units if isinstance(u, GenericUnit) and u.mapped == mapped]
+            if generic:
+                names = [unit.names[0] for unit in generic]
+                gradients = gradients_of(self.network, names, inputs, cotangents)
+                for unit, gradient in zip(generic, gradients, strict=True):
+                    found[unit] = dense(gradient, full)
+        return [found[unit] for unit in units]
+
+    def _layer_features(
+        self, inputs: Tensor, cotangents: Tensor, units: Sequence[LayerUnit], full: bool
+    ) -> dict[Unit, Feature]:
+        layers, outputs = self._forward(inputs)
+        if layers.signature != self._signature:
+            raise ValueError(
+                "module: the forward pass calls other layers, or layers on other shapes, for "
+                "some rows than for others, which the kernel does not support. Compute rows of "
+                "each kind apart."
+            )
+        indices = sorted({index for unit in units for index in unit.indices})
+        calls = [layers.calls[index] for index in indices]
+        gradients = []
+        for k, cotangent in enumerate(cotangents):
+            per_call = torch.autograd.grad(
+                outputs,
+                [call.edge for call in calls],
+                cotangent.expand_as(outputs),
+                retain_graph=k + 1 < len(cotangents),
+                allow_unused=True,
+            )
+            gradients.append(
+                {
+                    index: outputs.new_zeros(call.output_shape) if gradient is None else gradient
+                    for index, call, gradient in zip(indices, calls, per_call, strict=True)
+                }
+            )
+        return {unit: unit.feature(layers.calls, gradients, full) for unit in units}
+
+
+def _two_rows(X: Tensor) -> Tensor:
+    """Return the first row and the first one that differs from it, or the first alone."""
+    others = (X[0] != X).any(dim=1).nonzero().ravel()
+    return torch.cat([X[:1], X[others[:1]]])
+
+
+def _tolerance(values: Tensor) -> float:
+    """Return the relative difference above which two results are not the same."""
+    return math.sqrt(torch.finfo(values.dtype).eps)
