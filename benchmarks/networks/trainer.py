@@ -193,6 +193,7 @@ class Students:
             momentum=training.momentum,
             nesterov=training.momentum > 0,
             weight_decay=training.weight_decay,
+            fused=True,  # one pass over the weights
         )
         self._kept = _copy(self._state())
         self._active = torch.ones(len(self.recipes), dtype=torch.bool, device=self.device)
