@@ -44,6 +44,9 @@ ALLOWED = {
     | NUMERIC
     | {"_sklearn", "_progress", "_base", "_student", "_held_out_student", "_cv_results"}
     | {"_initial_network"},
+    "_streams": {"_array"},
+    "_nystrom_checkpoint": BASE | {"kernels", "linalg"},
+    "_nystrom_student": BASE | {"kernels", "linalg", "_streams", "_nystrom_checkpoint"},
     "inspection": BASE | NUMERIC | {"_logits", "_targets"},
     "__init__": {"_teacher", "_torch_teacher", "_student", "_student_cv"},
 }
