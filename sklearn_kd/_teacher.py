@@ -105,14 +105,20 @@ class NTKTeacher(TangentKernelClassifier):
     NotPSDError
         If the kernel matrix must be factored ("squared_error", converged) and is not positive
         definite, beyond rounding.
-
+    ValueError
+        If the stopping time is beyond the range of the dtype: for the log loss from 1e102
+        (float64) or 1e12 (float32) on, in units of the time in which a logit moves by one.
     FloatingPointError
-        If the kernel is so large that the stopping time cannot be reached; scale the inputs.
+        If 10 000 products with the kernel matrix do not lead from one stopping time to the next,
+        or rounding stops the gradient flow: stop earlier, or scale the inputs.
 
     Warns
     -----
     ConvergenceWarning
         If the converged log loss stopped before reaching its stationary point.
+    IllConditionedWarning
+        If rounding decides part of the logits, as it does where the kernel does not tell rows
+        with different labels apart and the stopping time is long.
 
     Notes
     -----

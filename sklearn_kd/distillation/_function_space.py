@@ -17,6 +17,8 @@ W       minus the derivative of ω r(f) in f           ``CurvatureRoot`` holds M
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,15 +26,23 @@ __all__ = ["CurvatureRoot", "KernelProduct", "residual"]
 
 
 class KernelProduct:
-    """The map a -> K a, counting how often it is applied: products are the cost of training."""
+    """The map a -> K a / unit, counting how often it is applied: products are what training costs.
 
-    def __init__(self, kernel_matrix: Tensor) -> None:
+    Parameters
+    ----------
+    kernel_matrix : Tensor of shape (n, n)
+    unit : float, default=1.0
+        A number of the size of the kernel's values, where these may be extreme.
+    """
+
+    def __init__(self, kernel_matrix: Tensor, unit: float = 1.0) -> None:
         self.kernel_matrix = kernel_matrix
+        self.root = math.sqrt(unit)  # half before and half after: neither overflows
         self.count = 0
 
     def __call__(self, coefs: Tensor) -> Tensor:
         self.count += 1
-        return self.kernel_matrix @ coefs
+        return self.kernel_matrix @ (coefs / self.root) / self.root
 
 
 def residual(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
@@ -77,6 +87,11 @@ class CurvatureRoot:
             self.probabilities = p
             self.likeliest = p.argmax(dim=1, keepdim=True)
             self.scale = (weights[:, None] * p).sqrt()
+
+    @property
+    def largest_squared(self) -> float:
+        """The size of W: the square of the largest entry of M, up to a factor of two."""
+        return self.scale.max().item() ** 2
 
     def apply(self, vector: Tensor) -> Tensor:
         """Return M x."""

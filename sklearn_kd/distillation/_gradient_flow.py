@@ -21,6 +21,7 @@ more than exprb53s3 at equal error.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,12 +31,17 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from sklearn_kd.distillation._function_space import CurvatureRoot, KernelProduct, residual
-from sklearn_kd.exceptions import NotPSDError
+from sklearn_kd.exceptions import IllConditionedWarning, NotPSDError
 
 __all__ = ["FlowInfo", "gradient_flow", "squared_error_targets"]
 
 MAX_KRYLOV_DIMENSION = 100
-MAX_STEPS = 2000  # a few hundred take any kernel of order one to time 1e7
+# Between two stopping times. 400 rows with labels at random take 3000 to time 1e10; 20 rows, whose
+# products cost next to nothing, 8000 to the longest time that there is.
+MAX_PRODUCTS = 10_000
+# The flow slows down as 1 / t: a step so far below t is one that rounding asks for.
+LEAST_RELATIVE_STEP = 1e-6
+MAX_ROUNDING = 0.1  # of the logits; step sizes cannot be controlled much beyond
 # Three Krylov spaces at a time, each with a basis and its images under K, in copies of the labels.
 KRYLOV_COPIES = 6 * MAX_KRYLOV_DIMENSION
 
@@ -133,11 +139,13 @@ class _KrylovSpace:
             raise FloatingPointError("gradient flow: a product with kernel_matrix is not finite.")
         eps = torch.finfo(following.dtype).eps
         self.ritz, self.rotation = eigh_tridiagonal(self.diagonal, self.off_diagonal[:-1])
-        # Kernels of low rank have zero eigenvalues, which rounding of K makes negative.
-        if self.ritz[0] < -math.sqrt(eps) * self.ritz[-1]:
+        # Kernels of low rank have zero eigenvalues, which rounding of K makes negative; a vector
+        # may have no part along the others.
+        if self.ritz[0] < -math.sqrt(eps) * max(self.ritz[-1], self.root.largest_squared):
             raise NotPSDError(
                 "kernel_matrix is not positive semi-definite: the curvature Mᵀ K M has eigenvalues "
-                f"{self.ritz[0]:.3g} and {self.ritz[-1]:.3g}. Use a positive semi-definite kernel."
+                f"{self.ritz[0]:.3g} and {self.ritz[-1]:.3g} relative to the diagonal of K. Use a "
+                "positive semi-definite kernel."
             )
         self.exhausted = self.off_diagonal[-1] <= 10 * eps * self.ritz[-1]
         self.next = (following / (self.off_diagonal[-1] or 1.0)).view_as(self.next)
@@ -227,11 +235,22 @@ def gradient_flow(
     ------
     ValueError
         If ``stopping_times`` do not increase, ``tol`` is beyond the dtype, or the kernel matrix
-        has non-finite entries.
+        has non-finite entries; for the log loss also if a stopping time, in units of the time in
+        which a logit moves by one at the start, is beyond 4e102 (float64) or 4e12 (float32):
+        residuals of separable rows fall as 1 / t, and squares of what is made of them would leave
+        the range of the dtype.
     NotPSDError
         If the kernel matrix shows a negative eigenvalue.
     FloatingPointError
-        If the step size collapses, or 2000 steps do not lead to the last stopping time.
+        If rounding moves logits by more than a tenth or makes the step size collapse, or 10 000
+        products with the kernel matrix do not lead from one stopping time to the next.
+
+    Warns
+    -----
+    IllConditionedWarning
+        If coefficients are so large that rounding in K a moves logits by more than
+        ``10 * tol * (1 + |f|)``. So it comes of rows that the kernel does not tell apart, but that
+        have different labels: their coefficients grow in proportion to time.
 
     Notes
     -----
@@ -262,13 +281,20 @@ def gradient_flow(
         )
 
     targets = labels if loss == "log_loss" else squared_error_targets(labels)
-    product = KernelProduct(kernel_matrix)
+    # In units of the kernel: K / unit and t * unit give unit * a.
+    unit = kernel_matrix.diagonal().abs().max().item() or 1.0
+    if not math.isfinite(unit):
+        raise ValueError("kernel_matrix has non-finite entries.")
+    product = KernelProduct(kernel_matrix, unit)
     row_weights = weights if labels.ndim == 1 else weights[:, None]
     state = torch.zeros_like(labels).repeat(2, *[1] * labels.ndim)  # a and K a
     coefs = []
     n_steps = n_rejected = 0
     t, step = 0.0, math.inf
-    for stopping_time in times:
+    # Beyond this time a squared error does not move; the log loss is refused before.
+    eternity = math.sqrt(torch.finfo(labels.dtype).max)
+    for stopping_time in (min(time * unit, eternity) for time in times):
+        n_products = product.count
         while t < stopping_time:
             force = row_weights * residual(state[1], targets, loss)
             root = CurvatureRoot(state[1], weights, loss)
@@ -277,49 +303,93 @@ def gradient_flow(
                 speed = flow.state[1].abs().max().item()
                 if not math.isfinite(speed):
                     raise ValueError("kernel_matrix has non-finite entries.")
+                if loss == "log_loss":
+                    _require_range(times[-1], speed * unit, labels.dtype)
                 step = 0.1 / speed if speed else math.inf  # no logit has moved far by then
-                unit = min(step, times[-1])
+                first, last = min(step, stopping_time), min(times[-1] * unit, eternity)
             while True:
                 remaining = stopping_time - t
                 # Two equal steps rather than a full one and a sliver.
                 trial = remaining if remaining <= step else min(step, remaining / 2)
                 while not flow.resolve(1, trial, 0.03 * tol):
                     trial *= 0.7
+                    _require_progress(trial, t, unit, tol)
                 proposal, error = _exprb53(flow, state, targets, row_weights, loss, trial, tol)
                 factor = min(5.0, max(0.1, 0.8 * max(error, 1e-9) ** -0.25))
                 if error <= 1:
                     break
                 n_rejected += 1
                 step = trial * factor
-                if n_steps + n_rejected > MAX_STEPS:
-                    raise FloatingPointError(_too_long(t, stopping_time, n_steps, speed))
-                if t + step == t:
-                    raise FloatingPointError(
-                        f"gradient flow: the step size collapsed to {step:.3g} at time {t:.3g}; "
-                        f"raise tol={tol} or use float64."
-                    )
+                _require_progress(step, t, unit, tol)
             state = proposal
             if labels.ndim == 2:  # the sum-zero gauge, which rounding leaves
                 state = state - state.mean(dim=2, keepdim=True)
             n_steps += 1
-            if n_steps + n_rejected > MAX_STEPS:
-                raise FloatingPointError(_too_long(t, stopping_time, n_steps, speed))
+            if not _rounding(state) < MAX_ROUNDING:
+                raise FloatingPointError(
+                    f"gradient flow: at time {t / unit:.3g} rounding in products with the kernel "
+                    "matrix decides the logits, since the kernel does not tell rows with "
+                    f"different labels apart; stopping_time={stopping_time / unit:.3g} is too "
+                    "long for it. Stop earlier, remove near-duplicate rows, or use float64."
+                )
+            if product.count - n_products > MAX_PRODUCTS:
+                raise FloatingPointError(
+                    f"gradient flow: {MAX_PRODUCTS} products with the kernel matrix lead to time "
+                    f"{t / unit:.3g}, not to stopping_time={stopping_time / unit:.3g}; logits "
+                    f"start out at {speed * unit:.3g} per unit of time. Use a smaller "
+                    "stopping_time, or scale the inputs so that kernel values are of order one."
+                )
             t = stopping_time if trial == remaining else t + trial
             step = max(step, trial * factor) if factor > 1 else trial * factor
             if report is not None:
-                start, end = math.log(unit), math.log(times[-1] + unit)
-                report((math.log(t + unit) - start) / (end - start))
+                start, end = math.log(first), math.log(last + first)
+                report((math.log(t + first) - start) / (end - start))
         state[1] = product(state[0])  # drops the rounding that the steps have gathered
-        coefs.append(state[0].clone())
+        coefs.append(state[0] / unit)
+        if not coefs[-1].isfinite().all():
+            raise FloatingPointError(
+                f"gradient flow: coefficients leave the range of {labels.dtype} against kernel "
+                f"values of at most {unit:.3g}; scale the inputs so that these are of order one."
+            )
+    if _rounding(state) > 10 * tol:
+        warnings.warn(
+            f"Rounding moves the logits by about {_rounding(state):.2g} of their size: the kernel "
+            "matrix is numerically singular, and the coefficients of rows with different labels "
+            "that it does not tell apart have grown large. Use a smaller stopping_time, or remove "
+            "near-duplicate rows.",
+            IllConditionedWarning,
+            stacklevel=3,
+        )
     return torch.stack(coefs), FlowInfo(product.count, n_steps, n_rejected)
 
 
-def _too_long(t: float, stopping_time: float, n_steps: int, speed: float) -> str:
-    return (
-        f"gradient flow: after {n_steps} steps the time is {t:.3g}, far from "
-        f"stopping_time={stopping_time:.3g}: logits start out at {speed:.3g} per unit of time. "
-        "Use a smaller stopping_time, or scale the inputs so that kernel values are of order one."
-    )
+def _require_range(stopping_time: float, speed: float, dtype: torch.dtype) -> None:
+    # With x = speed * t, residuals fall as 1/x, M as x^(-1/2), and the norm of Mᵀ K r has squares
+    # of size x^-3.
+    longest = torch.finfo(dtype).tiny ** (-1 / 3)
+    if stopping_time * speed > longest:
+        raise ValueError(
+            f"stopping_time={stopping_time:.3g} is beyond {dtype} for the log loss: logits start "
+            f"out at {speed:.3g} per unit of time, and residuals, which fall as 1 / time, leave "
+            f"its range. Use a stopping_time of at most {longest / speed:.3g}, or scale the inputs "
+            "so that kernel values are of order one."
+        )
+
+
+def _require_progress(step: float, t: float, unit: float, tol: float) -> None:
+    if not step > LEAST_RELATIVE_STEP * t:
+        raise FloatingPointError(
+            f"gradient flow: the step size collapsed to {step / unit:.3g} at time {t / unit:.3g}, "
+            f"where rounding decides; use a smaller stopping_time, raise tol={tol} or use float64."
+        )
+
+
+def _rounding(state: Tensor) -> float:
+    """Return about how much rounding in K a moves logits, as a multiple of 1 + |f|."""
+    # K has entries up to 1 here, and the errors of its products random signs. Within a factor of
+    # two of the error where measured, from 1e-5 to 0.1 (single against double precision).
+    moved = torch.finfo(state.dtype).eps * torch.linalg.vector_norm(state[0], dim=0).max()
+    return (moved / (1 + state[1].abs().max())).item()
 
 
 def _exprb53(

@@ -13,7 +13,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_kd.distillation._gradient_flow import _phi, gradient_flow, squared_error_targets
-from sklearn_kd.exceptions import NotPSDError
+from sklearn_kd.exceptions import IllConditionedWarning, NotPSDError
 
 TIMES = 10.0 ** np.arange(6)
 EVEN_LONGER = [1e-3, 1.0, 1e3, 1e5, 1e7]
@@ -252,9 +252,84 @@ def test_squared_error_targets():
     torch.testing.assert_close(two[:, 1] - two[:, 0], one)
 
 
-def test_too_many_steps_are_an_error_not_a_hang(monkeypatch):
-    monkeypatch.setattr("sklearn_kd.distillation._gradient_flow.MAX_STEPS", 5)
-    K = torch.tensor([[2.0, 1.0, 0.5], [1.0, 3.0, 1.0], [0.5, 1.0, 2.0]]).double()
-    labels = torch.tensor([0.0, 1.0, 0.0]).double()
-    with pytest.raises(FloatingPointError, match=r"after [56] steps .* scale the inputs"):
-        gradient_flow(K, labels, torch.full_like(labels, 1 / 3), stopping_times=[1e5])
+def small_task(dtype=torch.float64):
+    K = torch.tensor([[2.0, 1.0, 0.5], [1.0, 3.0, 1.0], [0.5, 1.0, 2.0]], dtype=dtype)
+    labels = torch.tensor([0.0, 1.0, 0.0], dtype=dtype)
+    return K, labels, torch.full_like(labels, 1 / 3)
+
+
+def test_too_many_products_are_an_error_not_a_hang(monkeypatch):
+    monkeypatch.setattr("sklearn_kd.distillation._gradient_flow.MAX_PRODUCTS", 50)
+    with pytest.raises(FloatingPointError, match=r"50 products .* stopping_time=.* scale the inp"):
+        gradient_flow(*small_task(), stopping_times=[1e5])
+    gradient_flow(*small_task(), stopping_times=np.geomspace(0.1, 1e5, 40))  # 50 for each
+
+
+@pytest.mark.parametrize("exponent", [-280, -150, -30, 30, 150, 280])
+@pytest.mark.parametrize("loss", ["log_loss", "squared_error"])
+def test_scaling_the_kernel_is_scaling_time(exponent, loss):
+    K, labels, weights = small_task()
+    scale = 10.0**exponent
+    expected, info = gradient_flow(K, labels, weights, stopping_times=[7.0, 1e4], loss=loss)
+    actual, scaled_info = gradient_flow(
+        scale * K, labels, weights, stopping_times=[7.0 / scale, 1e4 / scale], loss=loss
+    )
+    torch.testing.assert_close(scale * actual, expected, rtol=1e-10, atol=1e-12)
+    assert info.n_steps == scaled_info.n_steps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_times_beyond_the_range_of_the_dtype_are_refused_at_once(dtype):
+    K, labels, weights = small_task(dtype)
+    with pytest.raises(ValueError, match=r"stopping_time=1e\+150 is beyond .* of at most \d"):
+        gradient_flow(K, labels, weights, stopping_times=[1.0, 1e150])
+    # The squared error has long converged by then.
+    targets = squared_error_targets(labels)
+    coefs, _ = gradient_flow(K, labels, weights, stopping_times=[1e150], loss="squared_error")
+    torch.testing.assert_close(K @ coefs[0], targets)
+    coefs, _ = gradient_flow(
+        K * 1e30, labels, weights, stopping_times=[1e300], loss="squared_error"
+    )
+    torch.testing.assert_close(K * 1e30 @ coefs[0], targets)
+
+
+@pytest.mark.parametrize(("dtype", "time"), [(torch.float64, 1e100), (torch.float32, 1e12)])
+def test_logits_grow_as_the_logarithm_of_time_to_the_longest_one(dtype, time):
+    # One row: σ(−f) and its derivative give  f + e^f − 1 = K ω t, whatever the time.
+    K, one = torch.full((1, 1), 2.0, dtype=dtype), torch.ones(1, dtype=dtype)
+    coefs, info = gradient_flow(K, one, one, stopping_times=[time])
+    assert (K @ coefs[0]).item() == pytest.approx(math.log(2 * time), rel=1e-4)
+    assert info.n_products < 10_000
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_rows_not_told_apart_end_in_a_warning_or_an_error(n_classes):
+    # Coefficients grow in proportion to time, and with them the rounding of K a. The curvature is
+    # that of rounding alone, of either sign; the kernel is no less positive semi-definite for it.
+    rng = np.random.default_rng(0)
+    K = torch.full((20, 20), 13.0).double()
+    K += 1e-15 * torch.as_tensor(np.cov(rng.normal(size=(20, 20))))
+    y = rng.integers(0, n_classes, 20)
+    labels = torch.as_tensor(y.astype(float) if n_classes == 2 else np.eye(n_classes)[y])
+    weights = torch.full((20,), 0.05).double()
+    coefs, _ = gradient_flow(K, labels, weights, stopping_times=[1e6])
+    shares = labels.mean(dim=0).expand(labels.shape)
+    expected = torch.logit(shares) if n_classes == 2 else shares.log()
+    expected = expected if n_classes == 2 else expected - expected.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(K @ coefs[0], expected, rtol=0, atol=1e-3)
+    with pytest.warns(IllConditionedWarning, match="Rounding moves the logits by about 0"):
+        gradient_flow(K, labels, weights, stopping_times=[1e14])
+    with pytest.raises(FloatingPointError, match=r"rounding in products .* stopping_time=1e\+25"):
+        gradient_flow(K, labels, weights, stopping_times=[1e25])
+
+
+def test_single_precision_says_when_it_does_not_suffice():
+    rng = np.random.default_rng(0)
+    X, y = 1e-6 * rng.normal(size=(20, 3)), rng.integers(0, 2, 20).astype(float)
+    K, weights = oracles.relu_ntk(X), np.full(20, 1 / 20)
+    single = [array.astype(np.float32) for array in (K, y, weights)]
+    with pytest.warns(IllConditionedWarning, match=r"Rounding moves the logits by about 0\.029"):
+        coefs, _ = flow(*single, [1e6])
+    double, _ = flow(K, y, weights, [1e6])
+    error = np.abs(single[0] @ coefs[0] - K @ double[0]).max()
+    assert 5e-3 < error < 0.1
