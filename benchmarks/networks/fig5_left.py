@@ -96,12 +96,12 @@ def draw(results, temperature):
         axis.errorbar(x, mean, bar, color="C0", marker="o", capsize=3, label=label)
         axis.plot(x[mean.argmin()], mean.min(), "*", color="C3", ms=15, zorder=3, label="lowest")
         axis.axvspan(*PUBLISHED_BEST, color="0.9", zorder=0, label="the paper's optimum")
-        teacher = 100 * result["teacher_error"]
+        teacher, on_rows = (100 * result[k] for k in ("teacher_error", "teacher_error_on_pool"))
         if errors.min() - 3 < teacher < errors.max() + 3:
             axis.axhline(teacher, color="k", ls="--", lw=1, label="teacher")
         axis.set_xscale("symlog", linthresh=1e-4, linscale=0.5)
         axis.set(
-            title=f"{titles[name]} ({teacher:.1f} % error)",
+            title=f"{titles[name]}\n{on_rows:.1f} % wrong on the students' images",
             xlabel=f"hard ratio 1 − ρ (T = {temperature:g})",
             ylabel="test error (%)",
         )

@@ -27,10 +27,12 @@ from sklearn_kd.kernels import NTK, EmpiricalNTK
 SOFT_RATIO, TEMPERATURE = 0.8, 2.0
 N_TEACHER, N_TEST = 1000, 500
 COMPARISONS = {  # what is compared with what, and how it is called
-    "trained_infinite": "trained network − infinite-width kernel",
-    "trained_empirical": "trained network − its own kernel at w₀",
-    "empirical_infinite": "its own kernel at w₀ − infinite-width kernel",
+    "trained_infinite": "trained − infinite-width kernel",
+    "trained_empirical": "trained − own kernel at w₀",
+    "empirical_infinite": "own kernel at w₀ − infinite-width kernel",
 }
+COLORS = {"trained_infinite": "C0", "trained_empirical": "C1", "empirical_infinite": "C2"}
+TICKS = [0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2]
 
 
 def parse_arguments():
@@ -144,40 +146,42 @@ def along_width(group, quantity, comparison):
 def draw(results, widths):
     groups = curves(results)
     all_rows = sorted({key[0] for key in groups})
+    markers = dict(zip(sorted({key[1] for key in groups}), "vosD^", strict=False))
     figure, axes = plt.subplots(
-        1, len(all_rows), figsize=(5.6 * len(all_rows), 4.8), layout="constrained", squeeze=False
+        1,
+        len(all_rows),
+        figsize=(4.6 * len(all_rows) + 3.4, 4.6),
+        layout="constrained",
+        sharey=True,
     )
-    rates = sorted({key[1] for key in groups})
-    markers = dict(zip(rates, "osD^v", strict=False))
-    for axis, n_rows in zip(axes[0], all_rows, strict=True):
+    axes = np.atleast_1d(axes)
+    lines = {}  # by label, over all panels
+    for axis, n_rows in zip(axes, all_rows, strict=True):
         largest = 0
-        for (rows, rate, centred), group in groups.items():
-            if rows != n_rows:
-                continue
+        members = [(key, group) for key, group in groups.items() if key[0] == n_rows]
+        for number, ((_, rate, centred), group) in enumerate(members):
             for comparison in group[0]["rms"]:
-                if comparison == "empirical_infinite" and rate != rates[0]:
-                    continue  # the same for every learning rate
-                values = along_width(group, "rms", comparison)
-                color = f"C{list(COMPARISONS).index(comparison)}"
-                label = COMPARISONS[comparison]
+                label, style = COMPARISONS[comparison], {"marker": "x", "ls": ":"}
                 if comparison != "empirical_infinite":
-                    label += f", lr {rate:g}" + ("" if centred else ", plain")
-                style = {"marker": markers[rate], "ls": "-" if centred else "--", "ms": 5}
-                if comparison == "empirical_infinite":
-                    style = {"marker": "x", "ls": ":"}
-                axis.errorbar(
-                    widths, *mean_and_error(values), color=color, capsize=2, label=label, **style
-                )
-                largest = max(largest, values.mean(0)[0])
-        guide = 1.5 * largest * np.sqrt(widths[0] / np.array(widths))
-        axis.plot(widths, guide, color="0.6", lw=1, label="1/√width")
+                    label += f", learning rate {rate:g}" + ("" if centred else ", plain")
+                    style = {"marker": markers[rate], "ls": "-" if centred else "--"}
+                elif number:
+                    continue  # the same for every learning rate
+                mean, bar = mean_and_error(along_width(group, "rms", comparison))
+                style |= {"color": COLORS[comparison], "ms": 5, "capsize": 2}
+                lines[label] = axis.errorbar(widths, mean, bar, **style)
+                largest = max(largest, mean[0])
+        guide = 1.3 * largest * np.sqrt(widths[0] / np.array(widths))
+        (lines["∝ 1/√width"],) = axis.plot(widths, guide, color="0.6", lw=1)
         axis.set(title=f"{n_rows} training rows", xlabel="width", xscale="log", yscale="log")
         axis.set_xticks(widths, widths)
+        axis.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("distance of test logits (root mean square)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=2)
+    values = np.concatenate([line.get_ydata() for axis in axes for line in axis.lines[::3]])
+    axes[0].set_ylim(0.8 * values.min(), 1.2 * values.max())
+    axes[0].set_ylabel("distance of test logits (root mean square)")
+    figure.legend(lines.values(), lines.keys(), fontsize=8, loc="outside right center")
     return figure
 
 
