@@ -191,7 +191,12 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
         return NTK() if self.kernel is None else clone(self.kernel, safe=False)
 
     def _kernel_function(self) -> KernelFunction:
-        return as_kernel_function(self.kernel_)
+        """Return ``kernel_`` on tensors; kept, as that of a network takes a while to prepare."""
+        kernel, function = vars(self).get("_prepared", (None, None))
+        if function is None or kernel is not self.kernel_:
+            function = as_kernel_function(self.kernel_)
+            self._prepared = self.kernel_, function
+        return function
 
     def _require_memory(self, X: Tensor, n_classes: int, *, extra: int = 0) -> None:
         """Raise `MemoryBudgetError` before anything slow or large if the kernel will not fit."""
@@ -275,6 +280,7 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
         """Return the state without the n² factor, tensors on the CPU so that it loads anywhere."""
         state = super().__getstate__().copy()
         state.pop("_frame", None)
+        state.pop("_prepared", None)
         return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state.items()}
 
     def __sklearn_tags__(self) -> Tags:

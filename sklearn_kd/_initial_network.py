@@ -7,11 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from sklearn_kd._logits import canonical_logits
-from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.kernels._function import KernelFunction
 
 
-def initial_logits(init: str, kernel: Any, X: Tensor, n_classes: int) -> Tensor:
+def initial_logits(
+    init: str, kernel: Any, function: KernelFunction, X: Tensor, n_classes: int
+) -> Tensor:
     """Return z₀ of the rows ``X``, (n,) or (n, K): zero, or what the kernel's network says.
+
+    ``function`` is ``kernel`` on tensors.
 
     Raises
     ------
@@ -21,7 +25,6 @@ def initial_logits(init: str, kernel: Any, X: Tensor, n_classes: int) -> Tensor:
     """
     if init == "zero":
         return X.new_zeros((len(X),) if n_classes == 2 else (len(X), n_classes))
-    function = as_kernel_function(kernel)
     if not hasattr(function, "outputs"):
         raise ValueError(
             "init='network' starts from the outputs of the network behind the kernel and needs "

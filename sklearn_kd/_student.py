@@ -253,7 +253,10 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
 
             # 1. The logits z₀ of the network before training.
             self.kernel_ = self._kernel_to_use()
-            z_0 = initial_logits(self.init, self.kernel_, distinct.X, len(rows.classes))
+            n_classes = len(rows.classes)
+            z_0 = initial_logits(
+                self.init, self.kernel_, self._kernel_function(), distinct.X, n_classes
+            )
 
             # 2. The teacher's logits z_t on the training rows.
             self.teacher_, z_t = self._teach(X, rows, teacher_logits, progress)
@@ -386,7 +389,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         """Return z₀ of any rows; None is zero."""
         if self.fit_report_.init == "zero":
             return None
-        return initial_logits(self.fit_report_.init, self.kernel_, X, len(self.classes_))
+        function, n_classes = self._kernel_function(), len(self.classes_)
+        return initial_logits(self.fit_report_.init, self.kernel_, function, X, n_classes)
 
     def _logit_change(self) -> Tensor:
         """Return Δz = z_eff − z₀ on ``X_fit_``."""

@@ -31,6 +31,7 @@ from sklearn_kd._initial_network import initial_logits
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import HasMethods, StrOptions, fit_context
 from sklearn_kd._student import LinearizedKDStudent
+from sklearn_kd.kernels._function import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._memory import MEMORY_REMEDY, frame_bytes, require
 
@@ -104,7 +105,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         As in :class:`~sklearn.model_selection.GridSearchCV`, without times; in addition
         ``stderr_test_<score>``, the standard error of ``mean_test_<score>``. With ``cv=None`` the
         mean is the score of all leave-one-out predictions together, and the "splits" are ten
-        groups of them.
+        groups of them, or as many as the rarest class has rows if these are fewer than ten, but
+        more than one.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
     teacher_ : classifier or None
@@ -239,7 +241,9 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
 
             # 1. The logits z₀ of the networks before training, one for each kernel.
             starts = [
-                initial_logits(self.init, kernel, distinct.X, len(rows.classes))
+                initial_logits(
+                    self.init, kernel, as_kernel_function(kernel), distinct.X, len(rows.classes)
+                )
                 for kernel in grid.kernels
             ]
 
@@ -326,6 +330,11 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         """Return the folds as positions among the rows of positive weight."""
         everything = torch.arange(len(distinct.kept), device=distinct.kept.device)
         if splitter is None:
+            if len(distinct.X) < 2:
+                raise ValueError(
+                    "cv=None leaves one distinct row out at a time, and X holds only one of "
+                    "positive weight; there is nothing to train on."
+                )
             return [Fold(None, everything)]
         position = torch.full((len(rows.labels),), -1, device=distinct.kept.device)
         position[distinct.kept] = everything

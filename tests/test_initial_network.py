@@ -303,7 +303,7 @@ SCORING = {
     "risk": neg_transfer_risk_scorer,
     "inefficiency": neg_data_inefficiency_scorer,
 }
-GRID = {"soft_ratios": [0.3, 1.0], "temperatures": [1.0, 4.0], "alphas": [0.1, 0.5]}
+GRID = {"soft_ratios": [0.3, 1.0], "temperatures": [1.0, 4.0], "alphas": [0.1]}
 
 
 def refits(problem, kernels, cv):
@@ -327,13 +327,11 @@ def test_k_fold_equals_refits(problem, with_copies):
         teacher, **GRID, kernel=kernels, init="network", cv=3, scoring=SCORING, refit=False
     ).fit(X, y)
     reference = refits(problem, kernels, 3).fit(X, y)
-    # Ours go by kernel, then ridge, and theirs by ridge, then kernel.
-    order = np.arange(16).reshape(2, 2, 4).swapaxes(0, 1).ravel()
     for name in SCORING:
         for kind in ("mean", "std", "split0"):
             column = f"{kind}_test_{name}"
             np.testing.assert_allclose(
-                search.cv_results_[column][order], reference.cv_results_[column], **CLOSE
+                search.cv_results_[column], reference.cv_results_[column], **CLOSE
             )
 
 
