@@ -5,6 +5,8 @@ import numpy as np
 import scipy.integrate
 import scipy.special
 import scipy.stats
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Training in function space
 
@@ -380,3 +382,31 @@ def binomial_upper_bound(n_errors, n_rows, confidence_level):
             return seen - mpmath.mpf(confidence_level)
 
         return float(mpmath.findroot(excess, (0, 1), solver="bisect", tol=1e-40, maxsteps=200))
+
+
+# Tangent kernels of torch modules
+
+
+def tangent_kernel(module, inputs):
+    """All Θ_kl(x, x′) = J_k(x) J_l(x′)ᵀ, shape (n, K, n, K), from whole Jacobians by torch.func."""
+    trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+    def outputs(weights, x):
+        return torch.func.functional_call(module, weights, (x[None],)).reshape(-1)
+
+    jacobians = []
+    for x in inputs:
+        # torch.func has no rules for fused attention
+        with sdpa_kernel(SDPBackend.MATH):
+            jacobian = torch.func.jacrev(outputs)(trained, x)
+        jacobians.append(torch.cat([part.flatten(1) for part in jacobian.values()], dim=1))
+    J = torch.stack(jacobians)
+    return torch.einsum("nkp,mlp->nkml", J, J)
+
+
+def shared_tangent_kernel(module, inputs):
+    """The mean over outputs of Θ_kk, shape (n, n); for two outputs the kernel of f₁ − f₀."""
+    full = tangent_kernel(module, inputs)
+    if full.shape[1] == 2:
+        return full[:, 1, :, 1] - full[:, 1, :, 0] - full[:, 0, :, 1] + full[:, 0, :, 0]
+    return torch.einsum("nkmk->nm", full) / full.shape[1]

@@ -69,11 +69,12 @@ def mapped_gradients(
     cotangents : Tensor of shape (k, K)
         The vectors u.
     """
-    values = {name: network.parameters[name].detach() for name in names}
+    detached = {name: parameter.detach() for name, parameter in network.parameters.items()}
+    values = {name: detached[name] for name in names}
 
     def of_one(row: Tensor) -> tuple[Tensor, ...]:
         def outputs(parameters: dict[str, Tensor]) -> Tensor:
-            result = functional_call(network.module, parameters, (row[None],))
+            result = functional_call(network.module, detached | parameters, (row[None],))
             return result.reshape(-1)
 
         pull_back = vjp(outputs, values)[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -150,16 +150,33 @@ class Tangents:
                     "on the other rows. Each row must be treated by itself, and the first "
                     "dimension of the batch must be that of the rows (batch_first=True)."
                 )
-            if not alone.requires_grad:
-                raise ValueError(
-                    "module: its outputs depend on no parameter with requires_grad=True, so its "
-                    "tangent kernel is zero."
-                )
+            self._require_registered(alone)
             gradients = torch.autograd.grad(
                 alone, list(parameters.values()), mix, allow_unused=True, materialize_grads=True
             )
             per_row.append(dict(zip(parameters, gradients, strict=True)))
         return per_row
+
+    def _require_registered(self, outputs: Tensor) -> None:
+        """Raise unless the outputs depend on trainable parameters of the module, and on no others.
+
+        The copy of a module whose ``forward`` holds on to the original would give a kernel of 0.
+        """
+        known = {id(parameter) for parameter in self.network.parameters.values()}
+        used = list(_trainable_leaves(outputs))
+        strangers = [leaf for leaf in used if id(leaf) not in known]
+        if strangers:
+            raise ValueError(
+                f"module: its outputs depend on a tensor of shape {tuple(strangers[0].shape)} with "
+                "requires_grad=True that is not among module.parameters(), or not of a copy of the "
+                "module. Register it as a parameter, or detach it, and refer to it as an attribute "
+                "of self."
+            )
+        if not used:
+            raise ValueError(
+                "module: its outputs depend on no parameter with requires_grad=True, so its "
+                "tangent kernel is zero."
+            )
 
     def _agrees(self, unit: Unit, feature: Feature, expected: list[dict[str, Tensor]]) -> bool:
         """Whether the unit's kernel of two rows is that of the expected gradients."""
@@ -168,7 +185,12 @@ class Tangents:
         found = torch.zeros_like(gram)
         feature.add_gram(feature, found)
         difference = (found - gram).abs().max()
-        return bool(difference <= _tolerance(gram) * gram.diagonal().max())
+        total = torch.stack(
+            [torch.stack([g.square().sum() for g in row.values()]).sum() for row in expected]
+        )
+        # Of a parameter without effect, such as a bias before a normalisation, rounding is all.
+        allowed = _tolerance(gram) * gram.diagonal().max() + _tolerance(gram) ** 2 * total.max()
+        return bool(difference <= allowed)
 
     def _cheaper_form(self, unit: LayerUnit, feature: Feature) -> LayerUnit:
         """Return the unit with products of factors, or of gradients, whichever is cheaper."""
@@ -284,3 +306,16 @@ def _two_rows(X: Tensor) -> Tensor:
 def _tolerance(values: Tensor) -> float:
     """Return the relative difference above which two results are not the same."""
     return math.sqrt(torch.finfo(values.dtype).eps)
+
+
+def _trainable_leaves(outputs: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors on which the outputs depend and whose gradients autograd would keep."""
+    seen, pending = set(), [outputs.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        pending.extend(parent for parent, _ in node.next_functions)
