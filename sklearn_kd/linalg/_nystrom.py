@@ -35,6 +35,7 @@ loses what the kernel matrix costs, and takes 3.5 times as long as the sum.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import dataclass
 from typing import Self
@@ -211,9 +212,13 @@ class RestrictedStudent:
         self.jitter = max(jitter, basis.jitter)
         self.rcond = reciprocal_condition(self.lower)
         c = torch.cholesky_solve(sums.moments, self.lower)
-        self._c = c
         self.coefficients = torch.linalg.solve_triangular(basis.lower.T, c, upper=True)
         self._warn_if_ill_conditioned()
+
+    @functools.cached_property
+    def _both(self) -> Tensor:
+        """R S (M, M), lower triangular: φᵀ (G + αI)⁻¹ φ = ‖(R S)⁻¹ Θ(Z, x)‖²."""
+        return self.basis.lower @ self.lower
 
     def _warn_if_ill_conditioned(self) -> None:
         if self.jitter > 0 or self.rcond < torch.finfo(torch.float64).eps:
@@ -232,9 +237,9 @@ class RestrictedStudent:
         h is the derivative of f(xᵢ) in Δzᵢ. 1 − h is returned as 0 where rounding leaves less
         than half of its digits.
         """
-        features = self.basis.features(X)
-        logits = features @ self._c
-        half = torch.linalg.solve_triangular(self.lower.T, features, upper=True, left=False)
+        cross = self.basis.kernel.block(X, self.basis.centres).double()
+        logits = cross @ self.coefficients
+        half = torch.linalg.solve_triangular(self._both.T, cross, upper=True, left=False)
         leverage = half.square_().sum(dim=1)
         if weights is not None:
             leverage *= weights
@@ -245,9 +250,9 @@ class RestrictedStudent:
         """Return, for each training row, the prediction of the student trained on all others.
 
         f₋ᵢ(xᵢ) = Δzᵢ − (Δzᵢ − f(xᵢ)) / (1 − hᵢ). The centres stay as they are: a row that is a
-        centre is left out of the loss only. It takes the features of the rows anew, so over all
-        rows it is a second pass, of about the cost of the first: M² for the basis and M² for h
-        per row, where the first takes M² and somewhat over M².
+        centre is left out of the loss only. Over all rows it is a second pass: it evaluates
+        their kernel entries anew, and takes M² operations per row for h where the first pass
+        takes over 2 M².
 
         Parameters
         ----------
@@ -279,13 +284,15 @@ def block_rows(n_centres: int) -> int:
     return max(256, WORKSPACE_BYTES // (8 * n_centres))
 
 
-def nystrom_bytes(n_centres: int, n_features: int, n_targets: int, n_candidates: int) -> int:
+def nystrom_bytes(
+    n_rows: int, n_features: int, n_centres: int, n_targets: int, n_candidates: int
+) -> int:
     """Return the peak bytes of choosing centres among candidate rows, of the pass and the solve.
 
     The pass holds R, G and a block of features, twice, with its targets; the solve a factor of
     G, and copies of the coefficients; the choice a partial factor of the candidates' kernel.
     """
-    block = block_rows(n_centres)
+    block = min(n_rows, block_rows(n_centres))
     choice = n_candidates * (n_centres + 2 * n_features)
     sums = n_centres * (2 * n_centres + n_features + n_targets)
     rows = block * (2 * n_centres + n_features + 4 * n_targets)

@@ -163,8 +163,9 @@ def test_any_shape(n, share, alpha, n_targets, seed):
 
 def test_plan_grows_with_each_of_its_sizes():
     assert block_rows(10**6) == 256
-    base = nystrom_bytes(2000, 20, 32, 20_000)
+    sizes = {"n_rows": 10**6, "n_features": 20, "n_centres": 2000, "n_targets": 32}
+    base = nystrom_bytes(**sizes, n_candidates=20_000)
     assert base == pytest.approx(0.5 * 2**30, rel=0.4)
-    for larger in [(4000, 20, 32, 20_000), (2000, 2000, 32, 20_000), (2000, 20, 3200, 20_000),
-                   (2000, 20, 32, 200_000)]:  # fmt: skip
-        assert nystrom_bytes(*larger) > base
+    for name, value in sizes.items():
+        assert nystrom_bytes(**sizes | {name: 100 * value}, n_candidates=20_000) >= base
+        assert nystrom_bytes(**sizes | {name: value // 20}, n_candidates=2_000) < base
