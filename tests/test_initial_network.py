@@ -74,7 +74,8 @@ class Expansion:
         return np.array([[g.numpy() for g in row] for row in rows])
 
     def __call__(self, X, Y):
-        left, right = self.features(X), self.features(Y)
+        left = self.features(X)
+        right = left if X is Y else self.features(Y)
         return np.mean(left @ right.swapaxes(1, 2), axis=0)
 
 
