@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from typing import Any, NamedTuple
 
@@ -52,10 +53,18 @@ class FoldScores:
 
     Leave-one-out is one fold whose rows have a student each. It is scored as a whole, and once
     more in groups of rows that share the classes evenly, for the spread.
+
+    Raises
+    ------
+    ValueError
+        If there are row weights, and a score takes none.
     """
 
     def __init__(self, scoring: Any, problem: Problem) -> None:
         self.scorer = check_scoring(LinearizedKDStudent(), scoring=scoring)
+        if problem.rows.sample_weight is not None:
+            _require_weighted(self.scorer, scoring)
+        self._scoring = scoring
         self._problem = problem
         self._means: list[dict[str, np.ndarray]] = []  # {score: (n_recipes,)}
         self._splits: list[list[dict[str, np.ndarray]]] = []  # per split {score: (n_recipes,)}
@@ -89,7 +98,15 @@ class FoldScores:
         if training.sample_weight is not None:
             weights["sample_weight"] = training.sample_weight[samples]
         unseen = np.empty((len(y), 0))  # the students have their answers already
-        scores = [self.scorer(student, unseen, y, **weights) for student in students]
+        try:
+            scores = [self.scorer(student, unseen, y, **weights) for student in students]
+        except ValueError as error:
+            error.args = (
+                f"scoring={self._scoring!r} is not defined on {len(y)} held-out rows with the "
+                f"classes {np.unique(y).tolist()}: {error} Use a score that is, fewer folds, or "
+                "leave out classes of very few rows.",
+            )
+            raise
         named = [score if isinstance(score, dict) else {"score": score} for score in scores]
         return {name: np.array([score[name] for score in named], float) for name in named[0]}
 
@@ -98,6 +115,10 @@ class FoldScores:
         labels = self._problem.rows.labels[self._problem.distinct.kept[rows].cpu().numpy()]
         order = torch.as_tensor(np.argsort(labels, kind="stable"))
         n_groups = min(LOO_GROUPS, len(rows))
+        # Some scores, such as the log loss, need every class in every group.
+        rarest = np.unique(labels, return_counts=True)[1].min()
+        if rarest > 1:
+            n_groups = min(n_groups, int(rarest))
         return [order[start::n_groups].sort().values for start in range(n_groups)]
 
     def cv_results(self, grid: Grid) -> dict[str, Any]:
@@ -126,3 +147,19 @@ class FoldScores:
     def n_splits(self) -> int:
         """Number of folds, or of groups for leave-one-out."""
         return len(self._splits[0])
+
+
+def _require_weighted(scorer: Any, scoring: Any) -> None:
+    several = getattr(scorer, "_scorers", None)
+    for single in [scorer] if several is None else several.values():
+        if hasattr(single, "_accept_sample_weight"):
+            takes = single._accept_sample_weight()
+        else:  # a plain function, which scikit-learn's multi-metric scorer cannot ask
+            names = inspect.signature(single).parameters
+            takes = several is None and ("sample_weight" in names or "kwargs" in names)
+        if not takes:
+            raise ValueError(
+                f"scoring={scoring!r}: {single!r} takes no sample_weight, but fit was given one. "
+                "Use a metric that takes it, by sklearn.metrics.make_scorer, or a single function "
+                "of (estimator, X, y, sample_weight)."
+            )

@@ -6,6 +6,7 @@ the seed that repeats them, and the exit status is 1. `test_fuzz.py` runs a few 
 
 import argparse
 import collections
+import contextlib
 import os
 import random
 import sys
@@ -16,9 +17,16 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
 import fuzz_cases
 import fuzz_checks
+import fuzz_search
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
+
+CHECKS = fuzz_checks.CHECKS | fuzz_search.CHECKS
+
+
+class OutOfTime(BaseException):
+    """No failure of a case, so that hypothesis lets it pass."""
 
 
 def run(name, n_cases, seed, deadline):
@@ -36,7 +44,7 @@ def run(name, n_cases, seed, deadline):
     @hypothesis.given(st.data())
     def cases(data):
         if time.perf_counter() > deadline:
-            return
+            raise OutOfTime
         drawn = []
 
         def draw(strategy):
@@ -44,7 +52,7 @@ def run(name, n_cases, seed, deadline):
             return drawn[-1]
 
         try:
-            counts[fuzz_cases.outcome(fuzz_checks.CHECKS[name], draw)] += 1
+            counts[fuzz_cases.outcome(CHECKS[name], draw)] += 1
         except Exception as error:  # of whatever type: it is a defect to report, not to end at
             counts["DEFECT"] += 1
             frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -55,14 +63,15 @@ def run(name, n_cases, seed, deadline):
             text = f"{type(error).__name__}: {error}"
             defects.setdefault((where, text[:60]), []).append((text, drawn))
 
-    cases()
+    with contextlib.suppress(OutOfTime):
+        cases()
     return counts, defects
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000, help="in all, over the checks")
-    parser.add_argument("--checks", nargs="+", default=list(fuzz_checks.CHECKS), metavar="NAME")
+    parser.add_argument("--checks", nargs="+", default=list(CHECKS), metavar="NAME")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after these")
     options = parser.parse_args()

@@ -5,6 +5,7 @@ This runs a few cases of each check; `python tests/run_fuzz.py --cases 10000` ru
 
 import fuzz_cases
 import fuzz_checks
+import fuzz_search
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from sklearn_kd.exceptions import NotPSDError
 
+CHECKS = fuzz_checks.CHECKS | fuzz_search.CHECKS
 
-@pytest.mark.parametrize("name", fuzz_checks.CHECKS)
+
+@pytest.mark.parametrize("name", CHECKS)
 def test_right_answer_or_documented_error(name):
     @settings(
         max_examples=12 if name == "teacher" else 40,  # training takes longest
@@ -24,7 +27,7 @@ def test_right_answer_or_documented_error(name):
     )
     @given(st.data())
     def cases(data):
-        fuzz_cases.outcome(fuzz_checks.CHECKS[name], data.draw)
+        fuzz_cases.outcome(CHECKS[name], data.draw)
 
     cases()
 

@@ -8,7 +8,8 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process.kernels import Matern
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, LeaveOneOut, RepeatedStratifiedKFold
+from sklearn.metrics import log_loss, make_scorer
+from sklearn.model_selection import GridSearchCV, KFold, LeaveOneOut, RepeatedStratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 
@@ -302,3 +303,67 @@ def test_the_refit_takes_over_what_the_search_has(cv, kernels, monkeypatch):
     np.testing.assert_array_equal(search.best_estimator_.dual_coef_, student.dual_coef_)
     assert search.best_estimator_.frame_.kernel == student.frame_.kernel
     assert search.best_estimator_._frame_at_hand is None
+
+
+def test_leave_one_out_by_a_score_that_needs_every_class():
+    # The groups behind the standard error share out the rows of the rarest class.
+    X, y = load_breast_cancer(return_X_y=True)
+    X, y = scale(X)[:60], y[:60]
+    y[np.flatnonzero(y == 1)[4:]] = 0
+    z_t = X[:, 0]
+    recorded = []
+
+    def record(student, X, y):
+        recorded.append(student.predict_proba(X)[np.arange(len(y)), y])
+        return -log_loss(y, student.predict_proba(X))
+
+    single = {"soft_ratios": [0.7], "temperatures": [2.0], "refit": False}
+    search = LinearizedKDStudentCV(**single, scoring=record).fit(X, y, z_t)
+    assert search.n_splits_ == 4
+    given = search.cv_results_["mean_test_score"]
+    np.testing.assert_allclose(given, np.log(recorded[0]).mean(), rtol=1e-12)
+    by_name = LinearizedKDStudentCV(**single, scoring="neg_log_loss").fit(X, y, z_t)
+    np.testing.assert_array_equal(by_name.cv_results_["mean_test_score"], given)
+
+
+def test_a_score_that_a_fold_does_not_define_is_named():
+    X, y = np.arange(8.0)[:, None], np.repeat([0, 1], 4)
+    search = LinearizedKDStudentCV(scoring="neg_log_loss", cv=KFold(2))
+    with pytest.raises(ValueError, match=r"scoring='neg_log_loss' .* 4 held-out .* \[0\].* fewer"):
+        search.fit(X, y, teacher_logits=y - 0.5)
+
+
+@pytest.mark.parametrize(
+    "scoring",
+    [
+        lambda student, X, y: 0.5,
+        make_scorer(lambda y, predicted: 0.5),
+        {"risk": neg_transfer_risk_scorer, "mine": lambda student, X, y: 0.5},
+    ],
+)
+def test_weights_are_not_dropped_by_a_score_that_takes_none(data, scoring):
+    X, y, teacher = data
+    search = LinearizedKDStudentCV(teacher, scoring=scoring, refit=False, cv=3)
+    search.fit(X, y)
+    with pytest.raises(ValueError, match=r"takes no sample_weight, .*make_scorer"):
+        search.fit(X, y, sample_weight=np.ones(len(y)))
+
+
+def test_a_weighted_score_of_ones_own(data):
+    X, y, teacher = data
+    weights = np.random.default_rng(0).uniform(0.5, 2, len(y))
+
+    def mine(student, X, y, sample_weight=None):
+        return student.score(X, y, sample_weight)
+
+    settings = {"teacher": teacher, "cv": 3, **GRID}
+    search = LinearizedKDStudentCV(**settings, scoring=mine).fit(X, y, sample_weight=weights)
+    reference = LinearizedKDStudentCV(**settings).fit(X, y, sample_weight=weights)
+    np.testing.assert_array_equal(
+        search.cv_results_["mean_test_score"], reference.cv_results_["mean_test_score"]
+    )
+
+
+def test_one_distinct_row_cannot_be_left_out():
+    with pytest.raises(ValueError, match=r"cv=None .* only one of positive weight"):
+        LinearizedKDStudentCV().fit(np.ones((4, 2)), [0, 1, 0, 1], teacher_logits=np.ones(4))
