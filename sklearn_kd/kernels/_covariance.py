@@ -24,7 +24,7 @@ from sklearn_kd.kernels._rows import input_variances, require_finite
 
 @dataclass(frozen=True)
 class CovarianceRows:
-    """Rows ready for products, with their variance in every layer."""
+    """Rows ready for products, with their variance in every layer; in float64."""
 
     inputs: Tensor  # (n, d), σ_w x / √d
     variances: Tensor  # (L + 1, n)
@@ -38,7 +38,11 @@ class CovarianceRows:
 
 @dataclass(frozen=True)
 class CovarianceRecursion:
-    """q₁₂ ← σ_w² E[g g] + σ_b² and Θ ← q₁₂ + σ_w² Θ E[g′g′], layer by layer."""
+    """q₁₂ ← σ_w² E[g g] + σ_b² and Θ ← q₁₂ + σ_w² Θ E[g′g′], layer by layer.
+
+    Computed in float64 whatever the dtype of the rows, and rounded once: of nearly parallel rows
+    cos ω = √(1 − sin²ω) is known to ε/cos²ω, and 1/cos²ω is as large as the variance.
+    """
 
     activation: Smooth
     depth: int
@@ -50,12 +54,12 @@ class CovarianceRecursion:
 
     def rows(self, X: Tensor, like: CovarianceRows | None = None) -> CovarianceRows:
         """Prepare rows ``X`` of shape (n, d); ``like`` is not needed here."""
-        inputs = X * (self.weight_std / math.sqrt(X.shape[1]))
+        inputs = X.double() * (self.weight_std / math.sqrt(X.shape[1]))
         return CovarianceRows(inputs, self.variances(X))
 
     def variances(self, X: Tensor) -> Tensor:
         """Return q₁₁ of the rows of ``X`` in every layer, shape (L + 1, n)."""
-        variance = input_variances(X, self.weight_std, self.bias_std)
+        variance = input_variances(X.double(), self.weight_std, self.bias_std)
         variances = [variance]
         for _ in range(self.depth):
             average, _ = self.activation.dual(variance, variance, variance)

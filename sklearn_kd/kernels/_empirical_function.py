@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,10 @@ class EmpiricalKernel:
         self.device = device
         self.dtype = dtype
         self._tangents: dict[tuple[torch.device, torch.dtype], Tangents] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without what the first call works out."""
+        return vars(self) | {"_tangents": {}}
 
     @full_precision()
     def block(self, X: Tensor, Y: Tensor) -> Tensor:

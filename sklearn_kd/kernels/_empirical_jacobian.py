@@ -81,7 +81,7 @@ def mapped_gradients(
         (gradients,) = vmap(pull_back)(cotangents)
         return tuple(gradients[name] for name in names)
 
-    with plain_attention():
+    with network.lock, plain_attention():
         return list(vmap(of_one)(inputs))
 
 

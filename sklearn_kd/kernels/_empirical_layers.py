@@ -14,6 +14,7 @@ way is left to `_empirical_jacobian`.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from sklearn_kd.kernels._empirical_features import Feature, Lookup, Outer, dense
+from sklearn_kd.kernels._empirical_features import Dense, Feature, Lookup, Outer, dense
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,6 @@ class Call:
     version: int  # of the input, which must not be overwritten afterwards
     left: Callable[[Tensor], Tensor]  # (n, S, i) from the input; grouped: (n, groups, S, i)
     right: Callable[[Tensor], Tensor]  # (n, S, o) from the output's gradient; likewise
-
-    def factors(self, gradients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return the left factor, and the right ones for the gradients of several outputs."""
-        return self.left(self.input), [self.right(gradient) for gradient in gradients]
 
     @property
     def signature(self) -> tuple:
@@ -321,6 +318,14 @@ class LayerUnit:
     indices: tuple[int, ...]  # of the calls
     dense: bool  # whether the gradients themselves are cheaper than their factors
 
+    def as_dense(self) -> list[LayerUnit]:
+        """Return the same parameters, each by itself, with the gradients themselves."""
+        parts = ("weight", "bias") if self.part == "both" else (self.part,)
+        return [
+            LayerUnit((name,), part, self.indices, dense=True)
+            for name, part in zip(self.names, parts, strict=True)
+        ]
+
     def feature(
         self, calls: Sequence[Call], gradients: Sequence[Mapping[int, Tensor]], full: bool
     ) -> Feature:
@@ -335,26 +340,36 @@ class LayerUnit:
             Whether outputs keep rows of their own.
         """
         mine = [calls[index] for index in self.indices]
-        lefts, rights = [], []
-        for index, call in zip(self.indices, mine, strict=True):
-            left, per_output = call.factors([found[index] for found in gradients])
-            lefts.append(left)
-            rights.append(torch.stack(per_output, dim=1))  # (n, K, S, o) or (n, K, groups, S, o)
-        # a second call of the same layer is nothing but more positions
-        right = torch.cat(rights, dim=-2)
         kind = mine[0].kind
+        # by output, then by call; a second call of a layer is nothing but more positions
+        rights = [
+            [calls[index].right(found[index]) for index in self.indices] for found in gradients
+        ]
         if self.part == "bias":
-            return dense(right.sum(dim=-2), full)
-        left = torch.cat(lefts, dim=1 if kind == "embedding" else -2)
-        if kind == "embedding":
-            return Lookup(left, _outputs_apart_or_side_by_side(right, full))
+            return _dense([_total(right.sum(dim=-2) for right in found) for found in rights], full)
+        lefts = [call.left(call.input) for call in mine]
         if kind == "norm":
-            return dense((left[:, None] * right).sum(dim=-2), full)
+            values = [
+                _total(
+                    torch.linalg.vecdot(*pair, dim=-2) for pair in zip(lefts, found, strict=True)
+                )
+                for found in rights
+            ]
+            return _dense(values, full)
+        if self.dense:
+            values = [
+                _total(right.mT @ left for left, right in zip(lefts, found, strict=True))
+                for found in rights
+            ]
+            return _dense(values, full)
+        joined = [_joined(found, dim=1) for found in rights]  # K times (n, S, o)
+        right = torch.stack(joined, dim=1) if full else _joined(joined, dim=2)[:, None]
+        left = _joined(lefts, dim=1)
+        if kind == "embedding":
+            return Lookup(left, right)
         if self.part == "both":
             left = torch.cat([left, left.new_ones(*left.shape[:-1], 1)], dim=-1)
-        if self.dense:
-            return dense(right.mT @ left[:, None], full)
-        return Outer(left, _outputs_apart_or_side_by_side(right, full))
+        return Outer(left, right)
 
     def change(self, changes: Mapping[str, Tensor]) -> Tensor:
         """Return a change of these parameters as the matrix that features are applied to."""
@@ -364,9 +379,19 @@ class LayerUnit:
         return torch.cat([weight.flatten(1), changes[self.names[1]][:, None]], dim=1)
 
 
-def _outputs_apart_or_side_by_side(right: Tensor, full: bool) -> Tensor:
-    """Return (n, K, S, o) as it is, or as (n, 1, S, K o)."""
-    return right if full else right.transpose(1, 2).flatten(2)[:, None]
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)
+
+
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    # `torch.cat` copies even a single tensor
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=dim)
+
+
+def _dense(values: Sequence[Tensor], full: bool) -> Dense:
+    """Return the gradients (n, ...) of several outputs as a feature."""
+    stacked = values[0][:, None] if len(values) == 1 else torch.stack(list(values), dim=1)
+    return dense(stacked, full)
 
 
 def layer_units(calls: Sequence[Call], candidates: Iterable[str], n_rows: int) -> list[LayerUnit]:

@@ -11,6 +11,7 @@ z₀(x)     `logits`     (n,) or (n, K) the same in the library's gauge
 from __future__ import annotations
 
 import copy
+import threading
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,13 @@ class Network:
         Shape of one input; a row of that many numbers is reshaped to it.
     device : torch.device
     dtype : torch.dtype
+
+    Attributes
+    ----------
+    module : nn.Module
+        The copy. `torch.func` exchanges its parameters while it works: hold ``lock`` to call it.
+    parameters : dict of str to Parameter
+        The trainable parameters of the copy.
     """
 
     def __init__(
@@ -93,6 +101,7 @@ class Network:
         self.module = copy.deepcopy(module).to(device=device, dtype=dtype).eval()
         for parameter in self.module.parameters():
             parameter.grad = None
+        self.lock = threading.Lock()
         self.input_shape = input_shape
         self.parameters = {
             name: parameter
@@ -117,7 +126,8 @@ class Network:
         ValueError
             If that is not of shape (n, K) or (n,), or not finite.
         """
-        outputs = self.module(inputs)
+        with self.lock:
+            outputs = self.module(inputs)
         if not isinstance(outputs, Tensor):
             raise TypeError(
                 f"module returned a {type(outputs).__name__}; it must return one tensor of logits. "

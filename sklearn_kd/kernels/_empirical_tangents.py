@@ -77,7 +77,7 @@ class Tangents:
         for unit in layer_units(layers.calls, in_order, len(inputs)):
             (feature,) = self._of_batch(inputs, mix[None], [unit], full=False)
             if self._agrees(unit, feature, expected):
-                self.units.append(self._cheaper_form(unit, feature))
+                self.units += self._cheaper_form(unit, feature)
         covered = {name for unit in self.units for name in unit.names}
         for name in network.parameters:
             if name not in covered:
@@ -192,13 +192,13 @@ class Tangents:
         allowed = _tolerance(gram) * gram.diagonal().max() + _tolerance(gram) ** 2 * total.max()
         return bool(difference <= allowed)
 
-    def _cheaper_form(self, unit: LayerUnit, feature: Feature) -> LayerUnit:
+    def _cheaper_form(self, unit: LayerUnit, feature: Feature) -> list[LayerUnit]:
         """Return the unit with products of factors, or of gradients, whichever is cheaper."""
         if type(feature) is not Outer:
-            return unit
+            return [unit]
         (_, n_positions, n_in), n_out = feature.left.shape, feature.right.shape[-1] * self.n_outputs
         is_dense = n_in * n_out < n_positions**2 * (n_in + n_out)
-        return dataclasses.replace(unit, dense=is_dense)
+        return unit.as_dense() if is_dense else [unit]
 
     def _generic(
         self, name: str, inputs: Tensor, mix: Tensor, expected: list[dict[str, Tensor]]

@@ -82,7 +82,7 @@ class InfiniteKernel:
     def diag(self, X: Tensor) -> Tensor:
         """Return K(x, x) for each row of ``X``, shape (n,), in O(n d)."""
         recursion = self._recursion
-        return recursion.diagonal(recursion.variances(X))
+        return recursion.diagonal(recursion.variances(X)).to(X.dtype)
 
     def gradient(self, X: Tensor) -> Tensor:
         """Return the derivatives of K(X, X) in log σ_w and log σ_b, shape (n, n, 2)."""

@@ -1,6 +1,8 @@
 """Tangent kernels of modules against whole Jacobians, whatever the chunks and bundles."""
 
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import oracles
@@ -259,10 +261,8 @@ def test_the_jacobian_is_never_held(monkeypatch):
 def test_two_threads_share_a_kernel():
     X = rows_for("attention", N)
     kernel, expected = kernel_of("attention"), expected_of("attention", X)
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(2) as pool:
-        for found in pool.map(kernel.gram, [X] * 4):
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(kernel.gram, [X] * 12):
             assert_close(found, expected)
     assert torch.backends.cuda.flash_sdp_enabled()
 
@@ -271,3 +271,10 @@ def test_module_of_one_linear_layer_is_the_linear_kernel():
     X = rows_for("mlp, one output", N)
     expected = X @ X.T + 1
     assert_close(EmpiricalKernel(nn.Linear(6, 3).double()).gram(X), expected)
+
+
+def test_pickles():
+    X = rows_for("attention", N)
+    kernel = kernel_of("attention")
+    K = kernel.gram(X)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(kernel)).gram(X), K)

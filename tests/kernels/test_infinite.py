@@ -155,15 +155,47 @@ def test_angles_that_underflow_on_the_way_down_are_zero(dtype, depth):
     torch.testing.assert_close(block[:, 0], kernel.diag(X))
 
 
-@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 1e7), (torch.float32, 1e3)])
-def test_rows_to_which_the_erf_is_a_step_are_refused(dtype, size):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rows_to_which_the_erf_is_a_step_are_refused(dtype):
     # There 1 − cos²ω ~ 1/q₁₁ is rounding alone, and K(x, x) would be wrong by any factor.
     X = rows(3, 2).to(dtype)
-    X[1] *= size
+    X[1] *= 1e7
     kernel = InfiniteKernel(activation="erf")
     for evaluate in (kernel.gram, kernel.diag, lambda rows: kernel.block(X[:1], rows)):
         with pytest.raises(ValueError, match=r"rows \[1\].*not resolved .* activation='relu'"):
             evaluate(X)
+
+
+@pytest.mark.parametrize("activation", ["erf", "gelu"])
+def test_smooth_kernels_in_float32_lose_no_more_than_its_rounding(activation):
+    # Pixels from 0 to 255: variances of 2e4, which the recursion in float32 would not resolve.
+    X = (100 * rows(6, 4)).abs().float()
+    X = torch.cat([X, X * (1 + 1e-4 * rows(6, 4)).float()])
+    kernel = InfiniteKernel(3, activation)
+    exact = kernel.gram(X.double())
+    for single in (kernel.gram(X), kernel.block(X, X)):
+        assert single.dtype == torch.float32
+        torch.testing.assert_close(single.double(), exact, rtol=1e-7, atol=0)
+    assert kernel.diag(X).dtype == torch.float32
+    assert torch.equal(kernel.diag(X), kernel.gram(X).diagonal())
+    assert kernel.gradient(X).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("activation", "size"), [("erf", 1.0), ("erf", 1e3), ("gelu", 1e8)])
+def test_nearly_parallel_rows_are_known_to_the_documented_error(activation, size):
+    X = size * rows(8, 4)
+    X[4:] = X[:4] * (1 + 1e-9 * rows(4, 4))
+    settings = {"depth": 3, "activation": activation, "weight_std": 1.0, "bias_std": 1.0}
+    kernel = InfiniteKernel(**settings)
+    gram, epsilon = kernel.gram(X), np.finfo(float).eps
+    variance = float((X.square().mean(dim=1) + 1).max())
+    tolerance = 10 * epsilon * variance if activation == "erf" else 2 * np.sqrt(epsilon)
+    # Rows x and x (1 + δ) have the kernel of x and x to δ² on the way to it; the diagonal is
+    # known to the same error.
+    pairs = gram[:4, 4:].diagonal()
+    bound = torch.sqrt(gram.diagonal()[:4] * gram.diagonal()[4:])
+    assert (pairs <= bound * (1 + tolerance)).all()
+    assert (pairs >= bound * (1 - tolerance)).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e200])
