@@ -48,7 +48,7 @@ class TrainingRows(NamedTuple):
     def weights(self) -> Tensor:
         """Row weights (n,), ones where none were given, beside ``X``."""
         if self.sample_weight is None:
-            return self.X.new_ones(len(self.X))
+            return self.X.new_ones(len(self.labels))
         return torch.as_tensor(self.sample_weight, dtype=self.X.dtype, device=self.X.device)
 
 
@@ -75,19 +75,27 @@ class DistinctRows(NamedTuple):
         )
 
 
-def distinct_rows(rows: TrainingRows) -> DistinctRows:
-    """Merge exact copies, which a loss that is linear in the labels cannot tell apart."""
+def distinct_rows(rows: TrainingRows, copies: MergedRows | None = None) -> DistinctRows:
+    """Merge exact copies, which a loss that is linear in the labels cannot tell apart.
+
+    ``copies`` says which of all rows are copies, for rows that are not in memory: X is then empty.
+    """
     weights = rows.weights
     kept = weights.nonzero()[:, 0]
-    X, kept_weights = rows.X[kept], weights[kept]
+    kept_weights = weights[kept]
+    if copies is None:
+        X = rows.X[kept]
+        merged = merge_rows(X)
+        X = X[merged.first]
+    else:
+        X, merged = rows.X[:0], copies.among(kept)
     labels = torch.as_tensor(rows.labels, device=X.device)[kept]
     hard_labels = labels if len(rows.classes) == 2 else one_hot(labels, len(rows.classes))
-    merged = merge_rows(X)
     return DistinctRows(
         kept=kept,
         kept_weights=kept_weights,
         merged=merged,
-        X=X[merged.first],
+        X=X,
         hard_labels=merged.mean(hard_labels.to(X.dtype), kept_weights),
         weights=merged.total(kept_weights),
     )
@@ -97,7 +105,7 @@ def rows_report(rows: TrainingRows, distinct: DistinctRows) -> dict[str, Any]:
     """Return what every fit reports: how many rows became what, and where it was computed."""
     return {
         "n_rows": len(rows.labels),
-        "n_distinct_rows": len(distinct.X),
+        "n_distinct_rows": distinct.merged.n_distinct,
         "n_merged_rows": distinct.merged.n_merged,
         "n_zero_weight_rows": len(rows.labels) - len(distinct.kept),
         "device": str(distinct.X.device),
@@ -156,6 +164,13 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
         if y is not None:
             y = move_to(y, xp=np, device="cpu")
         X, y = validate_data(self, X, y, dtype=[xp.float64, xp.float32], ensure_min_samples=2)
+        classes, labels, sample_weight = self._check_labels(y, sample_weight)
+        return TrainingRows(X, self._to_working(X), classes, labels, sample_weight)
+
+    def _check_labels(
+        self, y: np.ndarray, sample_weight: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return the classes, the index of each label among them, and checked weights."""
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
@@ -171,7 +186,7 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
                 ensure_non_negative=True,
             )
             self._require_representable(sample_weight)
-        return TrainingRows(X, self._to_working(X), classes, labels, sample_weight)
+        return classes, labels, sample_weight
 
     def _require_representable(self, sample_weight: np.ndarray) -> None:
         """Raise where a weight, or the sum of them all, is 0 or infinite in the working dtype."""

@@ -109,6 +109,15 @@ def _require_finite(X: Tensor, numbers: int | np.ndarray) -> None:
         )
 
 
+def is_streamed(X: Any) -> bool:
+    """Whether ``X`` is a source of rows that need not be in memory: folder, memory map, dask."""
+    return isinstance(X, str | Path | np.memmap) or _is_dask(X)
+
+
+def _is_dask(X: Any) -> bool:
+    return hasattr(X, "dask") and hasattr(X, "blocks")
+
+
 def as_row_stream(X: Any) -> RowStream:
     """Return the rows of ``X`` as a stream.
 
@@ -135,7 +144,7 @@ def as_row_stream(X: Any) -> RowStream:
     """
     if isinstance(X, str | Path):
         return _folder_stream(Path(X))
-    if hasattr(X, "dask") and hasattr(X, "blocks"):
+    if _is_dask(X):
         return _dask_stream(X)
     array = X if hasattr(X, "shape") and hasattr(X, "dtype") else np.asarray(X)
     _require_table(array.shape, str(array.dtype), "X")

@@ -34,6 +34,20 @@ class MergedRows(NamedTuple):
         """Number of rows that are copies of an earlier row."""
         return len(self.group) - len(self.first)
 
+    def among(self, kept: Tensor) -> MergedRows:
+        """Return which of the rows ``kept``, increasing row numbers, are copies of which."""
+        if len(kept) == len(self.group):
+            return self
+        group = self.group.to(kept.device)[kept]
+        positions = torch.arange(len(kept), device=kept.device)
+        first = torch.full_like(self.first, len(kept), device=kept.device)
+        first = first.scatter_reduce(0, group, positions, "amin")
+        occurs = first < len(kept)
+        first, order = first[occurs].sort()
+        number = torch.empty_like(self.first, device=kept.device)
+        number[occurs.nonzero()[order, 0]] = torch.arange(len(order), device=kept.device)
+        return MergedRows(first, number[group])
+
     def total(self, values: Tensor) -> Tensor:
         """Return the sum of ``values`` (n, ...) over the copies of each row (n_distinct, ...)."""
         shape = (self.n_distinct, *values.shape[1:])

@@ -53,6 +53,9 @@ from sklearn_kd.linalg._memory import WORKSPACE_BYTES
 # only those inside a group are computed. More groups make the products too small to be fast.
 _GRAM_GROUPS = 4
 
+# Columns of the candidates' kernel that the choice of centres reads at a time.
+PIVOT_BLOCK = 128
+
 # 1 − h below this has lost half of its digits to the rounding of h.
 _SMALLEST_REMAINDER = torch.finfo(torch.float64).eps ** 0.5
 
@@ -161,6 +164,8 @@ class RestrictedStudent:
     ----------
     coefficients : Tensor of shape (M, C)
         b, float64.
+    weight_change_norm : float
+        ‖Δ_ŵ‖₂ = √(bᵀ Θ_ZZ b), squares summed over the columns.
     jitter : float
         The largest that a factorization needed; 0 almost always.
     rcond : float
@@ -213,6 +218,7 @@ class RestrictedStudent:
         self.rcond = reciprocal_condition(self.lower)
         c = torch.cholesky_solve(sums.moments, self.lower)
         self.coefficients = torch.linalg.solve_triangular(basis.lower.T, c, upper=True)
+        self.weight_change_norm = torch.linalg.vector_norm(c).item()
         self._warn_if_ill_conditioned()
 
     @functools.cached_property
@@ -293,7 +299,7 @@ def nystrom_bytes(
     G, and copies of the coefficients; the choice a partial factor of the candidates' kernel.
     """
     block = min(n_rows, block_rows(n_centres))
-    choice = n_candidates * (n_centres + 2 * n_features)
+    choice = n_candidates * (n_centres + 4 * PIVOT_BLOCK + 2 * n_features)
     sums = n_centres * (2 * n_centres + n_features + n_targets)
     rows = block * (2 * n_centres + n_features + 4 * n_targets)
     solve = n_centres * (n_centres + 3 * n_targets)

@@ -44,3 +44,13 @@ def test_rows_without_copies_keep_their_values_bit_for_bit():
     values, weights = torch.as_tensor(rng.normal(size=52)), torch.as_tensor(rng.uniform(size=52))
     mean = merge_rows(X).mean(values, weights)
     assert (mean[:50] == values[:50]).all()
+
+
+def test_copies_among_some_of_the_rows():
+    rng = np.random.default_rng(0)
+    X = torch.as_tensor(rng.integers(0, 2, size=(60, 4)).astype(float))
+    for share in (0.05, 0.5, 1.0):
+        kept = torch.as_tensor(np.flatnonzero(rng.random(60) <= share))
+        expected, found = merge_rows(X[kept]), merge_rows(X).among(kept)
+        assert (found.first == expected.first).all()
+        assert (found.group == expected.group).all()
