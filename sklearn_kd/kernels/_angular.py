@@ -57,7 +57,8 @@ class AngularRows:
     """Rows ready for products, with what each layer needs of them."""
 
     inputs: Tensor  # (n, d)
-    right: Tensor  # (n, d + 3), left[i] · right[j] = p
+    centred: Tensor  # (n, d + 1), z = u − mean u
+    spread: Tensor  # (n,), |z|²/4
     variances: Tensor  # (L + 1, n), a²
     stds: Tensor  # (L + 1, n), a
     f: Tensor  # (L, n)
@@ -72,7 +73,8 @@ class AngularRows:
     def __getitem__(self, rows: slice) -> AngularRows:
         return AngularRows(
             self.inputs[rows],
-            self.right[rows],
+            self.centred[rows],
+            self.spread[rows],
             self.variances[:, rows],
             self.stds[:, rows],
             self.f[:, rows],
@@ -81,20 +83,6 @@ class AngularRows:
             self.origin,
             self.ranges,
         )
-
-    @property
-    def spread(self) -> Tensor:
-        """|u − mean u|²/4, shape (n,)."""
-        return self.right[:, -1]
-
-    @functools.cached_property
-    def left(self) -> Tensor:
-        """The left factor of p, shape (n, d + 3)."""
-        # p = |z|²/4 + |z′|²/4 − z·z′/2 with z = u − mean u and right = (z, 1, |z|²/4)
-        left = self.right * -0.5
-        left[:, -2] = self.spread
-        left[:, -1] = 1
-        return left
 
 
 @dataclass(frozen=True)
@@ -130,16 +118,15 @@ class AngularRecursion:
             origin = mean, turn.mean(dim=1)
         else:
             origin = like.origin
-        right = X.new_empty(n, d + 3)
-        torch.addcmul(-origin[0][:-1], X, scale[:, None], out=right[:, :d])
-        right[:, d] = last - origin[0][-1]
-        right[:, d + 1] = 1
-        right[:, d + 2] = torch.linalg.vector_norm(right[:, : d + 1], dim=1).square() / 4
+        centred = X.new_empty(n, d + 1)
+        torch.addcmul(-origin[0][:-1], X, scale[:, None], out=centred[:, :d])
+        centred[:, d] = last - origin[0][-1]
+        spread = torch.linalg.vector_norm(centred, dim=1).square() / 4
 
         turn = turn - origin[1][:, None]
         sine, cosine = torch.sin(turn / 2), torch.cos(turn / 2)
         ranges = torch.stack([turn.amin(dim=1), turn.amax(dim=1), f.amax(dim=1)], dim=1).tolist()
-        return AngularRows(X, right, variances, stds, f, sine, cosine, origin, ranges)
+        return AngularRows(X, centred, spread, variances, stds, f, sine, cosine, origin, ranges)
 
     def variances(self, X: Tensor) -> Tensor:
         """Return q₁₁ of the rows of ``X`` in every layer, shape (L + 1, n)."""
@@ -166,7 +153,7 @@ class AngularRecursion:
         """Write K(x, y) into ``out`` (n, m); ``same`` says that x and y are the same rows."""
         p, T, F, A, B, h = (buffer[: out.numel()].view(out.shape) for buffer in work)
         one = torch.ones((), dtype=p.dtype, device=p.device)
-        torch.mm(x.left, y.right.T, out=p)
+        _chords(x, y, p)
         close = _CLOSE[p.dtype]
         threshold = close * float(x.spread.amax() + y.spread.amax())
         if same:
@@ -274,7 +261,7 @@ class AngularRecursion:
 
     def gradient(self, x: AngularRows, y: AngularRows) -> Tensor:
         """Return the derivatives of K(x, y) in log σ_w and log σ_b, shape (2, n, m)."""
-        p = torch.mm(x.left, y.right.T).clamp_(0, 1)
+        p = _chords(x, y, x.centred.new_empty(len(x), len(y))).clamp_(0, 1)
         lost = (_CLOSE[p.dtype] * (x.spread[:, None] + y.spread)).clamp_min_(_CLOSE[p.dtype] ** 2)
         i, j = torch.nonzero(p < lost, as_tuple=True)
         p[i, j] = self._pair_chords(x.inputs[i], y.inputs[j], x.stds[0, i], y.stds[0, j])[0]
@@ -319,6 +306,12 @@ class AngularRecursion:
         if self.kind == "nngp":
             T, d_T = 1 - 2 * p, -2 * d_p
         return x.stds[-1][:, None] * y.stds[-1] * (T * (d_a + d_b) + d_T)
+
+
+def _chords(x: AngularRows, y: AngularRows, out: Tensor) -> Tensor:
+    """Write p = |z|²/4 + |z′|²/4 − z·z′/2 into ``out`` of shape (n, m)."""
+    torch.add(x.spread[:, None], y.spread, out=out)
+    return out.addmm_(x.centred, y.centred.T, alpha=-0.5)
 
 
 def _nonzero(divisor: Tensor) -> Tensor:

@@ -190,8 +190,7 @@ def test_nearly_parallel_rows_are_known_to_the_documented_error(activation, size
     gram, epsilon = kernel.gram(X), np.finfo(float).eps
     variance = float((X.square().mean(dim=1) + 1).max())
     tolerance = 10 * epsilon * variance if activation == "erf" else 2 * np.sqrt(epsilon)
-    # Rows x and x (1 + δ) have the kernel of x and x to δ² on the way to it; the diagonal is
-    # known to the same error.
+    # Rows this close have K(x, x′) = √(K(x, x) K(x′, x′)) to far below these errors.
     pairs = gram[:4, 4:].diagonal()
     bound = torch.sqrt(gram.diagonal()[:4] * gram.diagonal()[4:])
     assert (pairs <= bound * (1 + tolerance)).all()
