@@ -17,6 +17,10 @@ from sklearn_kd.exceptions import NotPSDError
 # Largest jitter tried, relative to the mean diagonal.
 MAX_RELATIVE_JITTER = {torch.float64: 1e-8, torch.float32: 1e-4}
 
+# A jitter that lets rounding decide more than two digits is too small: with rcond near ε the order
+# of the rows moved logits by several times their size, with a hundred times that by a hundredth.
+LEAST_RCOND_WITH_JITTER = 100  # in units of ε
+
 _EXACT_EIGENVALUE_ROWS = 1000
 
 
@@ -41,7 +45,8 @@ def factor_in_place(assemble: Callable[[], Tensor]) -> Factor:
     NotPSDError
         If no admissible jitter makes A positive definite. The jitters tried are 0, then
         10·ε·mean(diag A) and 100 times more at each try, up to 1e-8 (float64) or 1e-4
-        (float32) times mean(diag A).
+        (float32) times mean(diag A), until one makes A positive definite with a reciprocal
+        condition of 100 ε or more; of the largest the former will do.
     """
     matrix = assemble()
     scale = matrix.diagonal().mean().item()
@@ -56,7 +61,9 @@ def factor_in_place(assemble: Callable[[], Tensor]) -> Factor:
         info = torch.empty((), dtype=torch.int32, device=matrix.device)
         torch.linalg.cholesky_ex(matrix.T, out=(matrix.T, info))
         if info.item() == 0:
-            return Factor(matrix.T, jitter)
+            is_final = jitter == 0 or not jitter < largest
+            if is_final or reciprocal_condition(matrix.T) >= LEAST_RCOND_WITH_JITTER * epsilon:
+                return Factor(matrix.T, jitter)
         matrix = assemble()
         if not jitter < largest:
             raise NotPSDError(_not_psd_message(matrix, jitter))

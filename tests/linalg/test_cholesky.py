@@ -44,11 +44,11 @@ def test_factor_overwrites_the_storage_and_reads_only_the_upper_triangle():
 @pytest.mark.parametrize(
     ("dtype", "lowest", "expected"),
     [
-        (torch.float64, -1e-15, 10 * 2.0**-52),
+        (torch.float64, -1e-15, 1e3 * 2.0**-52),  # 10 ε would leave a single digit
         (torch.float64, -1e-14, 1e3 * 2.0**-52),
         (torch.float64, -1e-12, 1e5 * 2.0**-52),
         (torch.float64, -8e-9, 1e-8),
-        (torch.float32, -1e-7, 10 * 2.0**-23),
+        (torch.float32, -1e-7, 1e-4),
         (torch.float32, -1e-5, 1e-4),
     ],
 )
@@ -61,6 +61,30 @@ def test_jitter_grows_by_hundreds_of_the_mean_diagonal_from_clean_data(dtype, lo
     assert jitter == pytest.approx(expected * mean, rel=1e-6, abs=0)
     assert len(calls) > 1
     torch.testing.assert_close(lower @ lower.T, matrix + jitter * torch.eye(50, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_jitter_leaves_digits_to_what_is_solved(dtype):
+    # Of rank 20: the smallest jitter to succeed would leave rcond far below ε, and answers that
+    # depend on the order of the rows.
+    rng = np.random.default_rng(0)
+    features, new = rng.normal(size=(60, 20)), rng.normal(size=(5, 20))
+    z = features @ rng.normal(size=20) + 0.1 * rng.normal(size=60)
+
+    def predictions(order):
+        rows = torch.as_tensor(features[order], dtype=dtype)
+        lower, jitter = factor_in_place(assembling(rows @ rows.T)[0])
+        assert jitter > 0
+        targets = torch.as_tensor(z[order], dtype=dtype)
+        a = torch.cholesky_solve(targets[:, None], lower)[:, 0]
+        return torch.as_tensor(new, dtype=dtype) @ (rows.T @ a), reciprocal_condition(lower)
+
+    first, rcond = predictions(np.arange(60))
+    second, _ = predictions(rng.permutation(60))
+    if dtype == torch.float64:
+        assert rcond >= 100 * torch.finfo(dtype).eps
+        torch.testing.assert_close(first, second, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(first, second, rtol=0.3, atol=0.3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
