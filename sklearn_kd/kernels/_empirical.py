@@ -58,7 +58,7 @@ class EmpiricalNTK(Kernel):
         as estimators need one value for each pair of rows.
     batch_size : int or "auto", default="auto"
         Number of rows evaluated at a time; "auto" takes as many as a part of ``memory_limit``, of
-        320 MiB at most, has room for. Gradients are never held for all rows and parameters.
+        512 MiB at most, has room for. Gradients are never held for all rows and parameters.
     device : str or torch.device, default="auto"
         Where the module is evaluated; "auto" is where the rows are.
     dtype : {"auto", "float32", "float64"}, default="auto"

@@ -23,7 +23,7 @@ from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._tiles import in_parallel, product, stream
 
 # What features, activations and patches may take beside the kernel matrix.
-WORKSPACE_BYTES = 320 * 2**20
+WORKSPACE_BYTES = 512 * 2**20
 # Of these, the share of the features that are held at a time.
 _FEATURE_SHARE = 0.8
 # Outputs and parameters are split rather than multiply chunks of fewer rows than this.
@@ -56,7 +56,7 @@ class EmpiricalKernel:
         kernel of their difference f₁ − f₀.
     batch_size : int, default=None
         Rows evaluated at a time. None: as many as fit ``workspace_bytes``.
-    workspace_bytes : int, default=320 MiB
+    workspace_bytes : int, default=512 MiB
         What may be held at a time beside results, if it suffices for one row.
     device, dtype : default=None
         Where and in what precision the module is evaluated. None: those of the rows.

@@ -11,6 +11,7 @@ z₀(x)     `logits`     (n,) or (n, K) the same in the library's gauge
 from __future__ import annotations
 
 import copy
+import math
 import threading
 
 import torch
@@ -114,7 +115,14 @@ class Network:
         """Return rows (n, d) as a batch for the module: reshaped, token ids as integers."""
         if self._tokens is not None:
             X = _as_token_ids(X, self._tokens.num_embeddings)
-        return X if self.input_shape is None else X.reshape(-1, *self.input_shape)
+        if self.input_shape is None:
+            return X
+        if math.prod(self.input_shape) != X.shape[1]:
+            raise ValueError(
+                f"input_shape={self.input_shape} takes {math.prod(self.input_shape)} features, but "
+                f"X has {X.shape[1]}."
+            )
+        return X.reshape(-1, *self.input_shape)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the module's outputs on a batch, shape (n, K).
@@ -126,8 +134,15 @@ class Network:
         ValueError
             If that is not of shape (n, K) or (n,), or not finite.
         """
-        with self.lock:
-            outputs = self.module(inputs)
+        try:
+            with self.lock:
+                outputs = self.module(inputs)
+        except RuntimeError as error:
+            error.add_note(
+                f"module was given rows of {math.prod(inputs.shape[1:])} features as a batch of "
+                f"shape {tuple(inputs.shape)}; if it does not take that, set input_shape."
+            )
+            raise
         if not isinstance(outputs, Tensor):
             raise TypeError(
                 f"module returned a {type(outputs).__name__}; it must return one tensor of logits. "
