@@ -1,0 +1,158 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_kd.exceptions import MemoryBudgetError
+from sklearn_kd.kernels import EmpiricalNTK
+from sklearn_kd.kernels._function import ArrayKernel
+from sklearn_kd.kernels._infinite import InfiniteKernel
+from sklearn_kd.linalg import _operator
+from sklearn_kd.linalg._operator import (
+    DenseOperator,
+    MemmapOperator,
+    RidgeOperator,
+    TiledOperator,
+)
+
+N_ROWS = 300
+KERNEL = InfiniteKernel(depth=2)
+
+
+@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def X(dtype):
+    return torch.as_tensor(np.random.default_rng(0).normal(size=(N_ROWS, 4)), dtype=dtype)
+
+
+@pytest.fixture
+def tiles_of_128(monkeypatch):
+    """So that 300 rows make two whole tiles and a ragged one on each side."""
+    monkeypatch.setattr(_operator, "_TILE", 128)
+    monkeypatch.setattr(_operator, "tile_size", lambda device: 1)
+    monkeypatch.setattr(_operator, "WORKSPACE_BYTES", 128 * N_ROWS * 8)
+
+
+def build(name, X, folder):
+    """Return an operator and the matrix it stands for."""
+    matrix = KERNEL.gram(X)
+    if name == "dense":
+        return DenseOperator(matrix), matrix
+    if name == "memmap":
+        return MemmapOperator.write(KERNEL, X, folder / "gram"), matrix
+    if name == "memmap, read only":
+        MemmapOperator.write(KERNEL, X, folder / "gram")
+        dtype = np.dtype(str(X.dtype).removeprefix("torch."))
+        return MemmapOperator(np.memmap(folder / "gram", dtype, "r", shape=matrix.shape)), matrix
+    if name == "tiled":
+        return TiledOperator(KERNEL, X), matrix
+    ridge = torch.linspace(0, 2, len(X), dtype=X.dtype)
+    operator, matrix = build(name.removesuffix(" with ridge"), X, folder)
+    return RidgeOperator(operator, ridge), matrix + ridge.diag()
+
+
+OPERATORS = ["dense", "memmap", "memmap, read only", "tiled"]
+OPERATORS += ["dense with ridge", "memmap with ridge", "tiled with ridge"]
+
+
+@pytest.mark.usefixtures("tiles_of_128")
+@pytest.mark.parametrize("name", OPERATORS)
+class TestContract:
+    @pytest.fixture(autouse=True)
+    def _build(self, name, X, tmp_path):
+        self.operator, self.matrix = build(name, X, tmp_path)
+        self.tolerance = 100 * torch.finfo(X.dtype).eps * self.matrix.max().item()
+
+    def assert_equal(self, actual, expected):
+        assert actual.dtype == self.matrix.dtype
+        torch.testing.assert_close(actual, expected, rtol=0, atol=self.tolerance)
+
+    def test_shape_dtype_device(self):
+        assert self.operator.shape == (N_ROWS, N_ROWS)
+        assert self.operator.n_rows == N_ROWS
+        assert self.operator.dtype == self.matrix.dtype
+        assert self.operator.device == self.matrix.device
+
+    def test_diagonal(self):
+        self.assert_equal(self.operator.diag(), self.matrix.diagonal())
+
+    def test_columns(self):
+        indices = torch.tensor([299, 0, 130, 130, 127])
+        self.assert_equal(self.operator.columns(indices), self.matrix[:, indices])
+
+    def test_block(self):
+        rows, columns = torch.tensor([0, 140, 299, 140]), torch.tensor([299, 7, 140])
+        self.assert_equal(self.operator.block(rows, columns), self.matrix[rows][:, columns])
+
+    def test_parts_agree_bitwise_on_the_diagonal(self):
+        rows = torch.tensor([0, 140, 299])
+        diagonal = self.operator.diag()[rows]
+        assert torch.equal(self.operator.block(rows, rows).diagonal(), diagonal)
+        assert torch.equal(self.operator.columns(rows)[rows, [0, 1, 2]], diagonal)
+
+    @pytest.mark.parametrize("width", [1, 7])
+    def test_product(self, width):
+        V = torch.as_tensor(np.random.default_rng(1).normal(size=(N_ROWS, width)))
+        V = V.to(self.matrix.dtype)
+        kept = V.clone()
+        torch.testing.assert_close(
+            self.operator.matmat(V), self.matrix @ V, rtol=0, atol=20 * self.tolerance
+        )
+        assert torch.equal(V, kept)
+
+    def test_results_can_be_written_to(self):
+        for part in (self.operator.diag, lambda: self.operator.columns(torch.tensor([3, 5]))):
+            part().fill_(7)
+        self.assert_equal(self.operator.diag(), self.matrix.diagonal())
+        self.assert_equal(self.operator.columns(torch.tensor([3])), self.matrix[:, [3]])
+
+
+def test_memory_map_has_both_triangles_without_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(_operator, "_TILE", 10)
+    X = torch.linspace(-1, 1, 33, dtype=torch.float64)[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        operator = MemmapOperator.write(KERNEL, X, tmp_path / "gram")
+    assert np.array_equal(operator.matrix, operator.matrix.T)
+    assert (tmp_path / "gram").stat().st_size == 33**2 * 8
+
+
+def test_memory_map_that_the_disk_cannot_hold(tmp_path, monkeypatch):
+    free = _operator.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(_operator.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(MemoryBudgetError, match=r"n=33 .* 4\.254 KiB on disk, but only 1000"):
+        MemmapOperator.write(KERNEL, torch.ones(33, 1), tmp_path / "gram")
+    assert not (tmp_path / "gram").exists()
+
+
+@pytest.mark.parametrize("n_rows", [128, 300])
+def test_tiled_product_evaluates_each_pair_of_rows_once(n_rows, monkeypatch):
+    monkeypatch.setattr(_operator, "_TILE", 128)
+    seen = []
+
+    def function(x, y):
+        seen.append((len(x), len(y)))
+        return x @ y.T
+
+    X = torch.arange(2.0 * n_rows, dtype=torch.float64).reshape(n_rows, 2) / n_rows
+    operator = TiledOperator(ArrayKernel(function), X)
+    V = torch.ones(n_rows, 1, dtype=torch.float64)
+    torch.testing.assert_close(operator.matmat(V), X @ (X.T @ V))
+    entries = sum(n * m for n, m in seen)
+    # a Gram matrix on the diagonal counts as its whole tile at most
+    assert entries <= (n_rows**2 + 3 * 512 * n_rows) / 2
+    assert max(n * m for n, m in seen) <= 512**2
+
+
+def test_kernel_with_a_product_of_its_own_is_asked_for_it():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 1))
+    kernel = EmpiricalNTK(module.double()).to_torch()
+    X = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(20, 3)
+    V = torch.eye(20, dtype=torch.float64)[:, :4]
+    product = TiledOperator(kernel, X).matmat(V)
+    torch.testing.assert_close(product, kernel.gram(X) @ V, rtol=1e-12, atol=1e-12)
