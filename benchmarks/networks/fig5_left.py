@@ -100,6 +100,8 @@ def draw(results, temperature):
         if errors.min() - 3 < teacher < errors.max() + 3:
             axis.axhline(teacher, color="k", ls="--", lw=1, label="teacher")
         axis.set_xscale("symlog", linthresh=1e-4, linscale=0.5)
+        axis.set_xticks(x, [f"{value:g}" for value in x.round(6)])
+        axis.set_xlim(-2e-5, 1.4 * x.max())
         axis.set(
             title=f"{titles[name]}\n{on_rows:.1f} % wrong on the students' images",
             xlabel=f"hard ratio 1 − ρ (T = {temperature:g})",

@@ -66,6 +66,22 @@ def four_or_nine(folder):
     return (X - X.mean()) / X.std(), (y[pair] == 9).astype(int)
 
 
+def teacher_logits(X, y, arguments):
+    """Return the teacher's logits on the students' rows, kept in a file.
+
+    Students are trained in several calls, perhaps by several versions of the library, and must all
+    see the same targets to the last bit.
+    """
+    n_rows = max(arguments.rows)
+    file = arguments.output / f"linearization_{arguments.depth}" / f"teacher_{n_rows}.npy"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        teacher = NTKTeacher(NTK(depth=arguments.depth), stopping_time=100.0)
+        teacher.fit(X[:N_TEACHER], y[:N_TEACHER])
+        np.save(file, teacher.decision_function(X[N_TEACHER : N_TEACHER + n_rows]))
+    return np.load(file)
+
+
 def compare(X, y, z_t, X_test, setting, arguments, clock):
     """Return the distances of one setting, (n_seeds,) each, and how well training converged."""
     n_rows, width, learning_rate, centred = setting
@@ -189,8 +205,7 @@ def main():
     arguments = parse_arguments()
     clock = Clock(arguments.seconds)
     X, y = four_or_nine(arguments.data)
-    teacher = NTKTeacher(NTK(depth=arguments.depth), stopping_time=100.0)
-    teacher.fit(X[:N_TEACHER], y[:N_TEACHER])
+    z_t_of_rows = teacher_logits(X, y, arguments)
     X_test = X[-N_TEST:]
 
     # The first learning rate on all numbers of rows, and plain; the others on the first number.
@@ -201,7 +216,7 @@ def main():
     results = []
     for n_rows, rate, centred in kinds:
         rows = slice(N_TEACHER, N_TEACHER + n_rows)
-        z_t = teacher.decision_function(X[rows])
+        z_t = z_t_of_rows[:n_rows]
         for width in arguments.widths:
             setting = n_rows, width, rate, centred
             results.append(compare(X[rows], y[rows], z_t, X_test, setting, arguments, clock))
