@@ -28,7 +28,8 @@ from sklearn.model_selection import GridSearchCV, ParameterGrid, StratifiedKFold
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
 from sklearn_kd.distillation import effective_logits
 
-GRID = {"soft_ratio": [0.1, 0.3, 0.5, 0.7, 0.9, 0.96, 0.99, 1.0], "temperature": [1, 2, 5, 10]}
+# GridSearchCV takes the first of equal candidates; LinearizedKDStudentCV the one of largest ρ.
+GRID = {"soft_ratio": [1.0, 0.99, 0.96, 0.9, 0.7, 0.5, 0.3, 0.1], "temperature": [1, 2, 5, 10]}
 N_TEACHER = 1000
 DEPTH = 3
 

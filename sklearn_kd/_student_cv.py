@@ -26,6 +26,7 @@ from sklearn_kd._held_out_student import (
     Problem,
     WholeKernel,
     held_out_students,
+    serves_all_folds,
 )
 from sklearn_kd._initial_network import initial_logits
 from sklearn_kd._progress import FitTask
@@ -235,8 +236,10 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             distinct = distinct_rows(rows)
             splitter = None if self.cv is None else check_cv(self.cv, rows.labels, classifier=True)
             folds = self._folds(splitter, rows, distinct)
-            # Folds and ridges share the kernel matrix; each needs a factor beside it.
-            shares_matrix = splitter is not None or len(grid.alphas) > 1
+            serves_folds = serves_all_folds(folds, distinct, grid.alphas, refit=bool(self.refit))
+            # Ridges, and folds with factors of their own, share the kernel matrix beside these.
+            has_factors = splitter is not None and not serves_folds
+            shares_matrix = has_factors or len(grid.alphas) > 1
             self._require_matrices(distinct, 1 + shares_matrix)
 
             # 1. The logits z₀ of the networks before training, one for each kernel.
@@ -256,7 +259,12 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
 
             # 3. For each kernel and ridge the students that have not seen a fold, one factor each.
             scores = FoldScores(self.scoring, problem)
-            whole = WholeKernel(distinct, self.memory_limit, keep_matrix=shares_matrix)
+            whole = WholeKernel(
+                distinct,
+                self.memory_limit,
+                keep_matrix=shares_matrix,
+                serves_folds=serves_folds,
+            )
             for kernel, z_0 in zip(grid.kernels, starts, strict=True):
                 whole.use(kernel)
                 for alpha in grid.alphas:

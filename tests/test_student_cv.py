@@ -9,7 +9,14 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process.kernels import Matern
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, make_scorer
-from sklearn.model_selection import GridSearchCV, KFold, LeaveOneOut, RepeatedStratifiedKFold
+from sklearn.model_selection import (
+    GridSearchCV,
+    KFold,
+    LeaveOneOut,
+    RepeatedStratifiedKFold,
+    ShuffleSplit,
+    StratifiedKFold,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 
@@ -81,6 +88,49 @@ def test_k_fold_equals_refits(data, with_copies):
     assert search.n_splits_ == 3
     stderr = np.std([search.cv_results_[f"split{i}_test_risk"] for i in range(3)], axis=0, ddof=1)
     np.testing.assert_allclose(search.cv_results_["stderr_test_risk"], stderr / np.sqrt(3))
+
+
+NUMBERS = {
+    "size": lambda student, X, y: np.abs(student.decision_function(X)).mean(),
+    "inefficiency": neg_data_inefficiency_scorer,
+}
+
+
+@pytest.mark.parametrize(
+    "cv",
+    [
+        StratifiedKFold(5),
+        KFold(8, shuffle=True, random_state=0),
+        RepeatedStratifiedKFold(n_splits=6, n_repeats=2, random_state=0),
+        ShuffleSplit(6, test_size=0.1, random_state=0),
+        ShuffleSplit(6, test_size=0.1, train_size=0.8, random_state=0),  # not all others
+    ],
+    ids=["5", "8 shuffled", "repeated", "random", "subsets"],
+)
+def test_folds_left_out_of_one_factor_equal_refits(data, cv):
+    X, y, teacher = data
+    search = LinearizedKDStudentCV(teacher, **GRID, cv=cv, scoring=NUMBERS, refit=False).fit(X, y)
+    reference = explicit(teacher, cv, NUMBERS).fit(X, y)
+    check_same(
+        search.cv_results_, reference.cv_results_, ["mean_test_size", "mean_test_inefficiency"]
+    )
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_kd.exceptions.IllConditionedWarning")
+@pytest.mark.parametrize("distance", [1e-8, 1e-13])
+def test_folds_that_are_far_better_conditioned_than_all_rows_together(data, distance):
+    """Of near-copies every fold leaves one out; with both the second kernel matrix is singular."""
+    X, y, teacher = data
+    X = X.copy()
+    X[5:10] = X[:5] * (1 + distance)
+    cv = []
+    for some in np.array_split(np.arange(10, 150), 10):
+        test = np.concatenate([np.arange(5, 10), some])
+        cv.append((np.setdiff1d(np.arange(150), test), test))
+    search = LinearizedKDStudentCV(teacher, **GRID, cv=cv, scoring=NUMBERS, refit=False).fit(X, y)
+    reference = explicit(teacher, cv, NUMBERS).fit(X, y)
+    # A held-out near-copy adds a direction at the limit of rounding: no inefficiency here.
+    check_same(search.cv_results_, reference.cv_results_, ["mean_test_size"])
 
 
 def test_leave_one_out_equals_refits(data):

@@ -1,0 +1,87 @@
+"""Rows left out of a factored problem, against a factor of the others."""
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_kd.exceptions import IllConditionedWarning
+from sklearn_kd.kernels import NTK
+from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._held_out import (
+    Solved,
+    block_held_out,
+    blocks_pay,
+    fold_held_out,
+    resolves_blocks,
+)
+
+N = 60
+
+
+@pytest.fixture(params=[(4,), (4, 3)], ids=["binary", "3 classes"])
+def problem(request):
+    rng = np.random.default_rng(0)
+    X = torch.as_tensor(rng.normal(size=(N, 4)))
+    return X, torch.as_tensor(rng.normal(size=(N, *request.param)))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+@pytest.mark.parametrize("held_out", ["first", "last", "all over", "single", "all but one"])
+def test_blocks_equal_factors(problem, alpha, held_out):
+    X, targets = problem
+    shuffled = torch.as_tensor(np.random.default_rng(1).permutation(N))
+    rows = {
+        "first": torch.arange(12),
+        "last": torch.arange(50, N),
+        "all over": shuffled[:20],
+        "single": torch.tensor([37]),
+        "all but one": shuffled[: N - 1],
+    }[held_out]
+    kernel = NTK().to_torch()
+    frame = TangentFrame(kernel, X, alpha=alpha)
+    found = block_held_out(Solved.of(frame, targets), rows)
+    train = torch.as_tensor(np.setdiff1d(np.arange(N), rows))
+    expected = fold_held_out(
+        kernel.gram(X),
+        train,
+        rows,
+        targets[train],
+        alpha=alpha,
+        weights=torch.ones(len(train), dtype=torch.float64),
+    )
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(found.logits, expected.logits, **close)
+    torch.testing.assert_close(found.new_directions(), expected.new_directions(), **close)
+    torch.testing.assert_close(found.squared_norms, expected.squared_norms, **close)
+    assert found.n_rows == expected.n_rows == len(train)
+
+
+@pytest.mark.parametrize("rows", [[0], [59], [5, 3, 40], list(range(59, -1, -1))])
+def test_block_of_the_inverse(problem, rows):
+    X, _ = problem
+    kernel = NTK().to_torch()
+    expected = torch.linalg.inv(kernel.gram(X))[rows][:, rows]
+    block = TangentFrame(kernel, X).inverse_block(torch.tensor(rows))
+    torch.testing.assert_close(block, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_factor_for_each_of_a_few_folds_is_cheaper():
+    assert not blocks_pay(1000, [500, 500], frame_is_needed=True)
+    assert not blocks_pay(1000, [334, 333, 333], frame_is_needed=True)
+    assert blocks_pay(1000, 5 * [200], frame_is_needed=True)
+    assert blocks_pay(1000, 10 * [100], frame_is_needed=False)
+    assert not blocks_pay(1000, [200], frame_is_needed=False)
+
+
+def test_all_rows_may_have_too_few_digits():
+    X = torch.as_tensor(np.random.default_rng(0).normal(size=(20, 3)))
+    kernel = NTK().to_torch()
+    assert resolves_blocks(TangentFrame(kernel, X))
+    X[7] = X[3] * (1 + 1e-8)
+    assert resolves_blocks(TangentFrame(kernel, X))
+    X[7] = X[3] * (1 + 1e-13)
+    assert not resolves_blocks(TangentFrame(kernel, X))
+    with pytest.warns(IllConditionedWarning, match="jitter"):
+        frame = TangentFrame(as_kernel_function(lambda A, B: A @ B.T), X)
+    assert not resolves_blocks(frame)
