@@ -43,6 +43,11 @@ N_PROBES = 1000
 NYSTROM_REMEDY = "Use a smaller n_components, fewer candidates at once, or raise memory_limit."
 
 
+def candidate_rows(n_rows: int, n_components: int) -> int:
+    """Return the number of rows among which that many centres are chosen."""
+    return min(n_rows, CANDIDATES_PER_CENTRE * n_components)
+
+
 @dataclass(frozen=True)
 class StreamedRows:
     """Training rows that are read block by block, with what they are to be fitted to.
@@ -215,7 +220,7 @@ def nystrom_pass(
     device = torch.device(device)
     n_rows = rows.stream.n_rows
     n_components = min(n_components, n_rows)
-    n_candidates = min(n_rows, CANDIDATES_PER_CENTRE * n_components)
+    n_candidates = candidate_rows(n_rows, n_components)
     shape = rows.target_shape
     n_targets = int(np.prod(shape))
     planned = nystrom_bytes(n_rows, rows.stream.n_features, n_components, n_targets, n_candidates)

@@ -11,7 +11,6 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import ParameterGrid
 from sklearn.utils import Bunch, check_random_state
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklearn_kd._array import like, to_tensor
@@ -137,7 +136,7 @@ class PrefixPathMixin:
         >>> path.transfer_risk.mean(axis=0).round(3)
         array([0.011, 0.005, 0.001, 0.   ])
         """
-        check_is_fitted(self)
+        self._require_all_rows("prefix_path")
         check_options(
             n_permutations=n_permutations, init=init, window=window, random_state=random_state
         )

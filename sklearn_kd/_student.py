@@ -6,7 +6,6 @@ Symbols (paper -> code -> shape), with n distinct rows and K classes (no K axis 
 z_t      ``teacher_logits_``      (n_samples,) or (n_samples, K)
 z_eff    ``effective_logits_``    (n,) or (n, K)
 z₀       ``initial_logits_``      (n,) or (n, K)
-Θ_n      ``frame_``               (n, n), as the factor L with Θ_n + α W⁻¹ = L Lᵀ
 Θ_n⁻¹Δz  ``dual_coef_``           (n,) or (n, K)
 ‖Δ_ŵ‖    ``weight_change_norm_``  scalar
 =======  =======================  ============
@@ -15,7 +14,7 @@ z₀       ``initial_logits_``      (n,) or (n, K)
 from __future__ import annotations
 
 import warnings
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -47,6 +46,15 @@ from sklearn_kd._logits import (
 from sklearn_kd._prefix_path import PrefixPathMixin
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context, move_to
+from sklearn_kd._solvers import (
+    SOLVERS,
+    Options,
+    Size,
+    Solution,
+    System,
+    choose_solver,
+    solution_of,
+)
 from sklearn_kd._targets import RECIPE, merged_effective_logits, root_of_eq_3
 from sklearn_kd._teacher import NTKTeacher
 from sklearn_kd._torch_teacher import TorchTeacher
@@ -92,6 +100,18 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
     cv : int, splitter, iterable or "prefit", default=5
         Cross-fitting of an unfitted teacher, as `sklearn.model_selection.check_cv` reads it.
         "prefit" takes ``teacher`` as already fitted.
+    solver : {"auto", "cholesky", "nystrom"}, default="auto"
+        How Eq. 4 is solved. "cholesky" factors the kernel matrix of all rows. "nystrom" restricts
+        the student to the span of ``n_components`` rows, its centres, and passes once over the
+        rows, which need not be in memory. "auto" never approximates.
+    n_components : int, default=1000
+        Number of centres of ``solver="nystrom"``. With all rows as centres it is the exact
+        student.
+    centres : {"rpcholesky", "uniform"}, default="rpcholesky"
+        How ``solver="nystrom"`` chooses its centres among ten times as many rows drawn at random:
+        by randomly pivoted Cholesky, or uniformly.
+    random_state : int, RandomState or None, default=None
+        Draws the centres.
     device : str or torch.device, default="auto"
         Where to compute. "auto" is CUDA where available, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -114,13 +134,14 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
     teacher_logits_ : ndarray of shape (n_samples,) or (n_samples, n_classes)
         The teacher's logits on the rows of ``X``, summing to zero over three or more classes.
     effective_logits_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
-        Effective logits z_eff (Eq. 3), in the order of ``X_fit_``.
+        Effective logits z_eff (Eq. 3) of the distinct training rows, in order of appearance.
     initial_logits_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
-        What the student said before training, z₀, in the order of ``X_fit_``.
+        What the student said before training, z₀, on the same rows.
     dual_coef_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
-        Coefficients of the kernel expansion (Eq. 4).
+        Coefficients of the kernel expansion (Eq. 4), in the order of ``X_fit_``.
     X_fit_ : ndarray of shape (n_distinct, n_features)
-        The distinct training rows of positive weight, in order of appearance.
+        The rows of the kernel expansion: the distinct training rows of positive weight, in order
+        of appearance, or the (n_centres, n_features) centres of ``solver="nystrom"``.
     kernel_ : callable
         The kernel that was used.
     weight_change_norm_ : float
@@ -128,11 +149,19 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
     jitter_ : float
         What was added to the kernel's diagonal for its factorization; 0 almost always.
     rcond_ : float
-        Estimated reciprocal condition number of the kernel matrix.
+        Estimated reciprocal condition number of the matrix that was solved with.
+    solver_ : str
+        The solver that was used.
+    n_iter_ : int or None
+        Iterations of the solver; None for solvers without.
     fit_report_ : Bunch
         ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
         ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped), ``init``,
-        ``alpha``, ``jitter``, ``rcond``, ``device`` and ``dtype``.
+        ``alpha``, ``jitter``, ``rcond``, ``solver``, ``device`` and ``dtype``. Of "nystrom" also
+        ``n_centres``, ``captured_trace`` (share of the trace of Θ that the centres explain; 1 is
+        exact), ``fit_gap`` and ``held_out_gap`` (root mean squares over up to 1000 training rows
+        of z_eff − f, f the student, or the one trained on all rows but that one), and
+        ``planned_bytes``.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -178,8 +207,9 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
     True
     """
 
-    # Of all training rows, from the search that has this student refitted.
+    # From the search that has this student refitted: the frame of all training rows, or more.
     _frame_at_hand: TangentFrame | None = None
+    _solution_at_hand: Solution | None = None
 
     _parameter_constraints: ClassVar[dict] = {
         **TangentKernelClassifier._parameter_constraints,
@@ -190,6 +220,10 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         "alpha": [Interval(Real, 0, None, closed="left")],
         "init": [StrOptions({"zero", "network"})],
         "cv": ["cv_object", StrOptions({"prefit"})],
+        "solver": [StrOptions({"auto", *SOLVERS})],
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "centres": [StrOptions({"rpcholesky", "uniform"})],
+        "random_state": ["random_state"],
         "cache_size": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
     }
 
@@ -204,6 +238,10 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         alpha: float = 0.0,
         init: str = "zero",
         cv: Any = 5,
+        solver: str = "auto",
+        n_components: int = 1000,
+        centres: str = "rpcholesky",
+        random_state: int | np.random.RandomState | None = None,
         device: str | torch.device = "auto",
         dtype: str = "auto",
         memory_limit: float | str = "auto",
@@ -217,6 +255,10 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         self.alpha = alpha
         self.init = init
         self.cv = cv
+        self.solver = solver
+        self.n_components = n_components
+        self.centres = centres
+        self.random_state = random_state
         self.device = device
         self.dtype = dtype
         self.memory_limit = memory_limit
@@ -248,8 +290,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         with fit_task(self, X, y, sample_weight, n_stages=4) as progress:
             rows = self._check_rows(X, y, sample_weight)
             distinct = distinct_rows(rows)
-            if self._frame_at_hand is None:
-                self._require_memory(distinct.X, len(rows.classes))
+            solver = self._solver_to_use(distinct.X, len(rows.classes))
 
             # 1. The logits z₀ of the network before training.
             self.kernel_ = self._kernel_to_use()
@@ -265,33 +306,36 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
             # 3. The logits at which the distillation loss is stationary, z_eff (Eq. 3).
             z_eff = merged_effective_logits(z_t.values, distinct, self._recipe())
 
-            # 4. The tangent frame, Θ_n + α W⁻¹ = L Lᵀ.
-            with progress.stage("kernel-and-factor"):
-                frame = self._build_frame(distinct.X, distinct.weights, self.alpha)
-
-            # 5. The converged student, a = Θ_n⁻¹ Δz with Δz = z_eff − z₀ (Eq. 4).
-            with progress.stage("solve"):
-                dual_coef = frame.solve(z_eff - z_0)
+            # 4. The converged student, a = (Θ_n + α W⁻¹)⁻¹ Δz with Δz = z_eff − z₀ (Eq. 4).
+            system = System(
+                self._kernel_function(), distinct.X, distinct.weights, z_eff - z_0, self.alpha
+            )
+            student = self._solve(solver, system, progress)
 
             self.classes_ = rows.classes
             self.teacher_logits_ = like(z_t.values, rows.array)
             self.effective_logits_ = like(z_eff, rows.array)
             self.initial_logits_ = like(z_0, rows.array)
-            self.dual_coef_ = like(dual_coef, rows.array)
-            self.X_fit_ = like(distinct.X, rows.array)
-            self.weight_change_norm_ = frame.weight_change_norm(z_eff - z_0, dual_coef)
-            self.jitter_ = frame.jitter
-            self.rcond_ = frame.rcond
+            self.dual_coef_ = like(student.dual_coef, rows.array)
+            self.X_fit_ = like(student.X_fit, rows.array)
+            self.weight_change_norm_ = student.weight_change_norm
+            self.jitter_ = student.jitter
+            self.rcond_ = student.rcond
+            self.solver_ = solver
+            self.n_iter_ = student.n_iter
             self.fit_report_ = Bunch(
                 **rows_report(rows, distinct),
                 n_clipped_teacher_rows=z_t.n_clipped,
                 init=self.init,
-                alpha=frame.alpha,
-                jitter=frame.jitter,
-                rcond=frame.rcond,
+                alpha=self.alpha,
+                jitter=student.jitter,
+                rcond=student.rcond,
+                solver=solver,
+                **student.report,
             )
             self._distinct = distinct.to_host()
-            self._frame = frame
+            if student.frame is not None:
+                self._frame = student.frame
         return self
 
     def _teach(
@@ -353,11 +397,36 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         """Return the parameters that only the effective logits depend on."""
         return {name: getattr(self, name) for name in RECIPE}
 
-    def _build_frame(self, X: Tensor, weights: Tensor, alpha: float) -> TangentFrame:
+    def _options(self) -> Options:
+        """Return the parameters that solvers read."""
+        return Options(**{name: getattr(self, name) for name in Options._fields})
+
+    def _solver_to_use(self, X: Tensor, n_classes: int) -> str:
+        """Return the solver's name, before anything slow or large if it will not fit."""
         if self._frame_at_hand is not None:
-            frame, self._frame_at_hand = self._frame_at_hand, None
-            frame.kernel = self._kernel_function()
-            return frame
+            return "cholesky"
+        if self._solution_at_hand is not None:
+            return self.solver
+        n_targets = 1 if n_classes == 2 else n_classes
+        size = Size(len(X), X.shape[1], n_targets, X.dtype, X.device)
+        what = f"LinearizedKDStudent.fit on n={len(X)} distinct rows"
+        return choose_solver(self.solver, size, self._options(), what=what)
+
+    def _solve(self, solver: str, system: System, progress: FitTask) -> Solution:
+        """Return the student's solution; what is at hand is used once."""
+        frame, self._frame_at_hand = self._frame_at_hand, None
+        solution, self._solution_at_hand = self._solution_at_hand, None
+        if frame is not None:
+            frame.kernel = system.kernel
+            with progress.stage("kernel-and-factor"):
+                pass
+            with progress.stage("solve"):
+                solution = solution_of(frame, system.targets)
+        if solution is not None:
+            return solution
+        return SOLVERS[solver].solve(system, self._options(), progress)
+
+    def _build_frame(self, X: Tensor, weights: Tensor, alpha: float) -> TangentFrame:
         return frames.frame(
             self._kernel_function(),
             X,
@@ -375,8 +444,11 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
 
     @property
     def frame_(self) -> TangentFrame:
-        """The tangent frame of the training rows; rebuilt after unpickling, which drops it."""
-        check_is_fitted(self)
+        """The tangent frame of the training rows; rebuilt where it is missing.
+
+        It is after unpickling, which drops it, and after solvers that do without.
+        """
+        self._require_all_rows("frame_")
         if not hasattr(self, "_frame"):
             self._frame = self._build_frame(
                 self._to_working(self.X_fit_),
@@ -384,6 +456,16 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
                 self.fit_report_.alpha,
             )
         return self._frame
+
+    def _require_all_rows(self, what: str) -> None:
+        """Raise where the kernel expansion is not one of all training rows."""
+        check_is_fitted(self)
+        if self.solver_ == "nystrom":
+            raise AttributeError(
+                f"{what} needs the tangent frame of all training rows, which a student fitted with "
+                "solver='nystrom' does not have; fit one with solver='auto', on fewer rows if "
+                "these do not fit."
+            )
 
     def _initial_logits(self, X: Tensor) -> Tensor | None:
         """Return z₀ of any rows; None is zero."""

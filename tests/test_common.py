@@ -20,6 +20,7 @@ from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
         NTKTeacher(stopping_time=[1.0, 10.0]),
         LinearizedKDStudent(),
         LinearizedKDStudent(LogisticRegression(), soft_ratio=0.5, alpha=0.1, cv=3),
+        LinearizedKDStudent(solver="nystrom", n_components=20),
         LinearizedKDStudentCV(),
         LinearizedKDStudentCV(LogisticRegression(), alphas=[0.0, 0.1], cv=3),
     ]

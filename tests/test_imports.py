@@ -37,7 +37,10 @@ ALLOWED = {
     "_student": BASE
     | NUMERIC
     | {"_sklearn", "_progress", "_logits", "_base", "_prefix_path", "_targets", "_teacher"}
-    | {"_frame_cache", "_torch_teacher", "_initial_network"},
+    | {"_frame_cache", "_torch_teacher", "_initial_network", "_solvers"},
+    "_solvers": BASE
+    | NUMERIC
+    | {"_sklearn", "_progress", "_frame_cache", "_streams", "_nystrom_student"},
     "_held_out_student": BASE | {"_base", "_targets", "kernels", "linalg"},
     "_cv_results": {"_held_out_student", "_student"},
     "_student_cv": BASE

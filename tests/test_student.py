@@ -389,7 +389,7 @@ def test_bad_input_is_a_clear_error_and_leaves_no_half_fitted_state(case, fitted
 def test_a_million_distinct_rows_do_not_fit_and_say_so_at_once():
     X = np.arange(1e6).reshape(-1, 1)
     student = LinearizedKDStudent(LogisticRegression())
-    with pytest.raises(MemoryBudgetError, match=r"n=1000000 distinct rows needs 7.2.. TiB"):
+    with pytest.raises(MemoryBudgetError, match=r"n=1000000 .*'cholesky' needs 7.2.. TiB.*nystrom"):
         student.fit(X, np.arange(10**6) % 2)
 
 

@@ -1,0 +1,227 @@
+"""The solvers of the student's equations, one entry each in `SOLVERS`.
+
+(Θ_n + α W⁻¹) a = Δz (Eq. 4), with n distinct rows, their total weights W and K columns:
+
+============  ==================================  ==============================================
+solver        what it finds                       what it holds
+============  ==================================  ==============================================
+"cholesky"    a, to rounding                      the (n, n) factor
+"nystrom"     the best f in the span of M of the  (M, M) sums over the rows, a block of rows
+              n features, see `linalg._nystrom`
+============  ==================================  ==============================================
+
+"auto" is the first exact one that fits the memory; what changes the problem is asked for by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from sklearn_kd._frame_cache import frames
+from sklearn_kd._nystrom_student import (
+    NYSTROM_REMEDY,
+    StreamedRows,
+    candidate_rows,
+    nystrom_student,
+)
+from sklearn_kd._progress import FitTask
+from sklearn_kd._streams import RowStream, as_row_stream
+from sklearn_kd.kernels._function import KernelFunction
+from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._memory import budget_bytes, frame_bytes, require
+from sklearn_kd.linalg._nystrom import nystrom_bytes
+
+
+CHOLESKY_REMEDY = (
+    "Use fewer rows, dtype='float32' (half the bytes), solver='nystrom' (an approximation), or "
+    "raise memory_limit."
+)
+
+
+class System(NamedTuple):
+    """(Θ_n + α W⁻¹) a = Δz on distinct rows."""
+
+    kernel: KernelFunction
+    X: Tensor | RowStream  # (n, d); a stream only for solvers that take one
+    weights: Tensor  # (n,) in the working dtype on the working device
+    targets: Tensor  # (n,) or (n, K), Δz
+    alpha: float
+
+
+class Size(NamedTuple):
+    """Shape of a system: rows n, features d, columns K, and where and how it is computed."""
+
+    n_rows: int
+    n_features: int
+    n_targets: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Options(NamedTuple):
+    """The student's parameters that solvers read, each what it needs."""
+
+    memory_limit: float | str = "auto"
+    cache_size: float | str = "auto"
+    n_components: int = 1000
+    centres: str = "rpcholesky"
+    random_state: Any = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The student that a solver found: f(x) = z₀(x) + Θ(x, X_fit) dual_coef.
+
+    ``frame`` is the tangent frame, where the solver has built it; ``report`` is what the solver
+    adds to ``fit_report_``.
+    """
+
+    dual_coef: Tensor  # (m,) or (m, K)
+    X_fit: Tensor  # (m, d)
+    weight_change_norm: float
+    jitter: float
+    rcond: float
+    n_iter: int | None = None
+    frame: TangentFrame | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How to solve a `System`, and what that takes.
+
+    Parameters
+    ----------
+    solve : callable
+        ``solve(system, options, progress)`` returns the `Solution`.
+    planned_bytes : callable
+        ``planned_bytes(size, options)`` returns the peak bytes, from shapes alone.
+    remedy : str
+        What to do where these do not fit.
+    takes_streams : bool, default=False
+        Whether rows that are not in memory will do.
+    """
+
+    solve: Callable[[System, Options, FitTask], Solution]
+    planned_bytes: Callable[[Size, Options], int]
+    remedy: str
+    takes_streams: bool = False
+
+
+def solve_cholesky(system: System, options: Options, progress: FitTask) -> Solution:
+    """Return the exact student by the tangent frame, Θ_n + α W⁻¹ = L Lᵀ."""
+    assert isinstance(system.X, Tensor)
+    with progress.stage("kernel-and-factor"):
+        frame = frames.frame(
+            system.kernel,
+            system.X,
+            alpha=system.alpha,
+            weights=system.weights,
+            memory_limit=options.memory_limit,
+            cache_size=options.cache_size,
+        )
+    with progress.stage("solve"):
+        return solution_of(frame, system.targets)
+
+
+def solution_of(frame: TangentFrame, targets: Tensor) -> Solution:
+    """Return the exact student of a frame that is at hand."""
+    dual_coef = frame.solve(targets)
+    return Solution(
+        dual_coef,
+        frame.X,
+        frame.weight_change_norm(targets, dual_coef),
+        frame.jitter,
+        frame.rcond,
+        frame=frame,
+    )
+
+
+def cholesky_bytes(size: Size, options: Options) -> int:
+    """Return the peak bytes of the frame and a solve with it."""
+    return frame_bytes(size.n_rows, size.n_features, size.n_targets, size.dtype)
+
+
+def solve_nystrom(system: System, options: Options, progress: FitTask) -> Solution:
+    """Return the student restricted to ``n_components`` centres, by one pass over the rows."""
+    X = system.X if isinstance(system.X, RowStream) else as_row_stream(system.X)
+    weights = None if (system.weights == 1).all() else system.weights
+    with progress.stage("solve"):
+        student = nystrom_student(
+            system.kernel,
+            StreamedRows(X, lambda rows: system.targets[rows], weights),
+            n_components=options.n_components,
+            alpha=system.alpha,
+            centres=options.centres,
+            random_state=check_random_state(options.random_state),
+            dtype=system.weights.dtype,
+            device=system.weights.device,
+            memory_limit=options.memory_limit,
+        )
+    report = student.report
+    return Solution(
+        student.coefficients.to(system.weights.dtype),
+        student.centres,
+        student.solution.weight_change_norm,
+        report.jitter,
+        report.rcond,
+        report={
+            name: report[name]
+            for name in ("n_centres", "captured_trace", "fit_gap", "held_out_gap", "planned_bytes")
+        },
+    )
+
+
+def nystrom_system_bytes(size: Size, options: Options) -> int:
+    """Return the peak bytes of the choice of centres, the pass and its solution."""
+    n_centres = min(options.n_components, size.n_rows)
+    n_candidates = candidate_rows(size.n_rows, n_centres)
+    return nystrom_bytes(size.n_rows, size.n_features, n_centres, size.n_targets, n_candidates)
+
+
+SOLVERS = {
+    "cholesky": Solver(solve_cholesky, cholesky_bytes, CHOLESKY_REMEDY),
+    "nystrom": Solver(solve_nystrom, nystrom_system_bytes, NYSTROM_REMEDY, takes_streams=True),
+}
+
+# In the order in which "auto" tries them.
+EXACT = ("cholesky", "pcg")
+
+
+def choose_solver(name: str, size: Size, options: Options, *, what: str) -> str:
+    """Return the name of the solver to use, once it is known to fit the memory.
+
+    Parameters
+    ----------
+    name : str
+        The student's ``solver``. "auto" is the first exact solver that fits.
+    size : Size
+    options : Options
+    what : str
+        The computation, for the message.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If it does not fit ``memory_limit``.
+    """
+    names = [exact for exact in EXACT if exact in SOLVERS] if name == "auto" else [name]
+    budget = budget_bytes(options.memory_limit, size.device)
+    for chosen in names:
+        planned = SOLVERS[chosen].planned_bytes(size, options)
+        if planned <= budget:
+            return chosen
+    require(
+        planned,
+        options.memory_limit,
+        size.device,
+        what=f"{what} with solver={chosen!r}",
+        remedy=SOLVERS[chosen].remedy,
+    )
+    return chosen
