@@ -39,7 +39,7 @@ def parse_arguments():
     add("--epochs", type=int, default=12)
     add("--learning-rate", type=float, default=0.2)
     add("--temperature", type=float, default=30.0)
-    add("--seeds", type=int, default=8)
+    add("--seeds", type=int, default=6)
     add("--teachers", nargs="+", choices=["own", "resnet20"], default=["own", "resnet20"])
     arguments = options.parse_args()
     if arguments.quick:

@@ -41,7 +41,7 @@ def parse_arguments():
     add("--rows", type=int, nargs="+", default=[32, 8], help="rows of a student")
     add("--widths", type=int, nargs="+", default=[32, 128, 512, 2048])
     add("--depth", type=int, default=2, help="hidden layers")
-    add("--learning-rates", type=float, nargs="+", default=[0.3, 0.1, 1.0])
+    add("--learning-rates", type=float, nargs="+", default=[0.3, 1.0, 3.0])
     add("--momentum", type=float, default=0.9)
     add("--tolerance", type=float, default=0.01, help="of the training logits, root mean square")
     add("--epochs", type=int, default=4000, help="at most")

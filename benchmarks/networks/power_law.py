@@ -29,15 +29,15 @@ BATCH = 128
 def parse_arguments():
     options = parser(__doc__)
     add = options.add_argument
-    add("--rows", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192])
-    add("--soft-ratios", type=float, nargs="+", default=[1.0, 0.999, 0.9])
+    add("--rows", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096])
+    add("--soft-ratios", type=float, nargs="+", default=[1.0, 0.9])
     add("--side", type=int, default=16, help="images are averaged down to this size (32: as is)")
     add("--channels", type=int, default=16, help="of the first stage of the ResNet")
     add("--blocks", type=int, default=1, help="per stage: 1 is ResNet-8, 3 is ResNet-20")
-    add("--epochs", type=int, default=12, help="on the most rows; n of them take √(most/n) as many")
+    add("--epochs", type=int, default=15, help="on the most rows; n of them take √(most/n) as many")
     add("--learning-rate", type=float, default=0.2)
     add("--temperature", type=float, default=30.0)
-    add("--seeds", type=int, default=3)
+    add("--seeds", type=int, default=4)
     arguments = options.parse_args()
     if arguments.quick:
         arguments.rows, arguments.soft_ratios = [128, 256, 512], [1.0, 0.9]
