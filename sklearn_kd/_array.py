@@ -61,10 +61,13 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def like(tensor: Tensor, reference: Any) -> Any:
-    """Return ``tensor`` in the array library, and on the device, of ``reference``."""
+    """Return ``tensor`` in the array library, and on the device, of ``reference``.
+
+    It is a numpy array for a reference of no array library, such as a stream of rows.
+    """
     if isinstance(reference, Tensor):
         return tensor.to(reference.device)
-    if isinstance(reference, np.ndarray):
+    if isinstance(reference, np.ndarray) or not hasattr(reference, "__array_namespace__"):
         return to_numpy(tensor)
     return reference.__array_namespace__().asarray(to_numpy(tensor), device=reference.device)
 

@@ -28,6 +28,7 @@ from sklearn_kd._sklearn import (
     get_namespace,
     move_to,
 )
+from sklearn_kd._streams import RowStream, as_row_stream, is_streamed
 from sklearn_kd.kernels import NTK
 from sklearn_kd.kernels._function import KernelFunction, as_kernel_function
 from sklearn_kd.kernels._tiles import matmat
@@ -43,6 +44,7 @@ class TrainingRows(NamedTuple):
     classes: np.ndarray  # (K,)
     labels: np.ndarray  # (n,) indices into classes
     sample_weight: np.ndarray | None  # (n,)
+    stream: RowStream | None = None  # rows that are not in memory; array and X are then (0, d)
 
     @property
     def weights(self) -> Tensor:
@@ -167,6 +169,12 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
         classes, labels, sample_weight = self._check_labels(y, sample_weight)
         return TrainingRows(X, self._to_working(X), classes, labels, sample_weight)
 
+    def _check_stream(self, X: Any, *, reset: bool) -> RowStream:
+        """Return rows that need not be in memory; their values are checked as they are read."""
+        stream = as_row_stream(X)
+        validate_data(self, np.empty((1, stream.n_features)), reset=reset, skip_check_array=True)
+        return stream
+
     def _check_labels(
         self, y: np.ndarray, sample_weight: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -200,6 +208,8 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
             )
 
     def _to_working(self, X: Any) -> Tensor:
+        if isinstance(X, RowStream):
+            X = X.take(np.arange(len(X)))
         return to_tensor(X, dtype=resolve_dtype(self.dtype), device=resolve_device(self.device))
 
     def _kernel_to_use(self) -> Any:
@@ -226,12 +236,21 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
 
     def _check_new_rows(self, X: Any, method: str) -> Any:
         check_is_fitted(self)
+        if is_streamed(X):
+            return self._check_stream(X, reset=False)
         check_same_namespace(X, self, attribute="X_fit_", method=method)
         xp, _ = get_namespace(X)
         return validate_data(self, X, dtype=[xp.float64, xp.float32], reset=False)
 
     def _logits(self, X: Any, coefficients: Any) -> Tensor:
-        """Return Θ(X, X_fit) a, in row blocks of bounded memory."""
+        """Return the logits of rows, in blocks of bounded memory."""
+        if not isinstance(X, RowStream):
+            return self._logits_in_memory(X, coefficients)
+        blocks = X.blocks(dtype=resolve_dtype(self.dtype), device=resolve_device(self.device))
+        return torch.cat([self._logits_in_memory(block, coefficients) for _, block in blocks])
+
+    def _logits_in_memory(self, X: Any, coefficients: Any) -> Tensor:
+        """Return Θ(X, X_fit) a, few kernel entries at a time."""
         coefficients = self._to_working(coefficients)
         columns = coefficients.reshape(len(coefficients), -1)
         rows, fitted = self._to_working(X), self._to_working(self.X_fit_)
@@ -246,8 +265,9 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows to predict.
+        X : array-like of shape (n_samples, n_features), dask array or path of a folder
+            Rows to predict. Memory maps, dask arrays and folders of ``.npy`` or ``.npz`` files
+            are read block by block.
 
         Returns
         -------
@@ -263,8 +283,9 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows to predict.
+        X : array-like of shape (n_samples, n_features), dask array or path of a folder
+            Rows to predict. Memory maps, dask arrays and folders of ``.npy`` or ``.npz`` files
+            are read block by block.
 
         Returns
         -------
@@ -279,8 +300,9 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows to predict.
+        X : array-like of shape (n_samples, n_features), dask array or path of a folder
+            Rows to predict. Memory maps, dask arrays and folders of ``.npy`` or ``.npz`` files
+            are read block by block.
 
         Returns
         -------

@@ -16,9 +16,10 @@ from sklearn.utils import indexable
 from sklearn.utils.validation import has_fit_parameter
 from torch import Tensor
 
-from sklearn_kd._array import to_tensor
+from sklearn_kd._array import to_numpy, to_tensor
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import safe_indexing
+from sklearn_kd._streams import as_row_stream, is_streamed
 
 
 class Logits(NamedTuple):
@@ -76,7 +77,7 @@ def logits_of(teacher: Any, X: Any, classes: np.ndarray) -> Logits:
 
     They come from ``decision_function`` where the teacher has it, else they are the log-odds
     (K ≥ 3: centred log-probabilities) of ``predict_proba``, with probabilities clipped from below
-    at the resolution of their dtype.
+    at the resolution of their dtype. Rows that need not be in memory are read block by block.
 
     Raises
     ------
@@ -86,6 +87,10 @@ def logits_of(teacher: Any, X: Any, classes: np.ndarray) -> Logits:
         If the teacher has neither method.
     """
     _check_classes(teacher, classes)
+    if is_streamed(X):
+        blocks = [logits_of(teacher, to_numpy(b), classes) for _, b in as_row_stream(X).blocks()]
+        values = torch.cat([block.values for block in blocks])
+        return Logits(values, sum(block.n_clipped for block in blocks))
     name = type(teacher).__name__
     n_rows = X.shape[0] if hasattr(X, "shape") else len(X)
     if hasattr(teacher, "decision_function"):

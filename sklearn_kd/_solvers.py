@@ -37,7 +37,6 @@ from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._memory import budget_bytes, frame_bytes, require
 from sklearn_kd.linalg._nystrom import nystrom_bytes
 
-
 CHOLESKY_REMEDY = (
     "Use fewer rows, dtype='float32' (half the bytes), solver='nystrom' (an approximation), or "
     "raise memory_limit."

@@ -8,7 +8,7 @@ always in the same order.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,12 @@ import torch
 from torch import Tensor
 
 from sklearn_kd._array import to_tensor
+from sklearn_kd._stream_parts import ArrayPart, DaskPart, FilePart, Part
 
 _SUFFIXES = (".npy", ".npz")
+
+# Rows that are read at a time where nothing else decides it: 16 MiB, but at most so many.
+_BLOCK_BYTES, _MOST_BLOCK_ROWS = 16 * 2**20, 65_536
 
 
 class RowStream:
@@ -26,28 +30,54 @@ class RowStream:
 
     Parameters
     ----------
-    sizes : sequence of int
-        Number of rows of each part.
+    parts : sequence of Part
+        The parts, in order.
     n_features : int
         Number of columns.
-    load : callable
-        ``load(i)`` returns part i, of shape (sizes[i], n_features): an array, or a memory map,
-        of which only the rows that are asked for are read.
     """
 
-    def __init__(self, sizes: Sequence[int], n_features: int, load: Callable[[int], Any]) -> None:
+    def __init__(self, parts: Sequence[Part], n_features: int) -> None:
         self.n_features = n_features
+        self._parts = parts
+        sizes = [part.n_rows for part in parts]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._load = load
 
     @property
     def n_rows(self) -> int:
         """Number of rows of all parts."""
         return int(self._starts[-1])
 
+    def __len__(self) -> int:
+        return self.n_rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, d)."""
+        return self.n_rows, self.n_features
+
+    def between(self, start: int, stop: int) -> RowStream:
+        """Return the rows from ``start`` on, before ``stop``, as a stream of their own."""
+        cuts = np.clip(self._starts, start, stop)
+        parts = [
+            self._parts[i].between(*(cuts[i : i + 2] - self._starts[i]).tolist())
+            for i in np.flatnonzero(np.diff(cuts)).tolist()
+        ]
+        return RowStream(parts, self.n_features)
+
+    def only(self, numbers: np.ndarray) -> RowStream:
+        """Return the rows with these increasing numbers as a stream of their own."""
+        if len(numbers) == self.n_rows:
+            return self
+        cuts = np.searchsorted(numbers, self._starts)
+        parts = [
+            self._parts[i].only(numbers[cuts[i] : cuts[i + 1]] - self._starts[i])
+            for i in np.flatnonzero(np.diff(cuts)).tolist()
+        ]
+        return RowStream(parts, self.n_features)
+
     def blocks(
         self,
-        n_block_rows: int,
+        n_block_rows: int | None = None,
         start: int = 0,
         *,
         dtype: torch.dtype = torch.float64,
@@ -55,15 +85,17 @@ class RowStream:
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield (rows, X) for consecutive blocks of at most ``n_block_rows`` rows.
 
-        Blocks do not reach over the edge of a part, so they are the same whatever ``start`` is,
-        the first row of one of them.
+        None is what 16 MiB hold, but at most 65536. Blocks do not reach over the edge of a part,
+        so they are the same whatever ``start`` is, the first row of one of them.
 
         Raises
         ------
         ValueError
             If a row holds NaN or infinity, or a part has another shape than announced.
         """
-        for part in range(len(self._starts) - 1):
+        if n_block_rows is None:
+            n_block_rows = min(_MOST_BLOCK_ROWS, max(1, _BLOCK_BYTES // (8 * self.n_features)))
+        for part in range(len(self._parts)):
             first, last = int(self._starts[part]), int(self._starts[part + 1])
             if last <= start:
                 continue
@@ -88,7 +120,7 @@ class RowStream:
         return out
 
     def _part(self, part: int) -> Any:
-        values = self._load(part)
+        values = self._parts[part].load()
         expected = (int(self._starts[part + 1] - self._starts[part]), self.n_features)
         if tuple(values.shape) != expected:
             raise ValueError(
@@ -148,7 +180,7 @@ def as_row_stream(X: Any) -> RowStream:
         return _dask_stream(X)
     array = X if hasattr(X, "shape") and hasattr(X, "dtype") else np.asarray(X)
     _require_table(array.shape, str(array.dtype), "X")
-    return RowStream([array.shape[0]], array.shape[1], lambda _: array)
+    return RowStream([ArrayPart(array)], array.shape[1])
 
 
 def _folder_stream(folder: Path) -> RowStream:
@@ -169,14 +201,8 @@ def _folder_stream(folder: Path) -> RowStream:
                 f"{path.name} in X={str(folder)!r} has {shape[1]} columns, but {files[0].name} has "
                 f"{shapes[0][1]}; all files must have the same."
             )
-    return RowStream([n for n, _ in shapes], shapes[0][1], lambda part: _read(files[part]))
-
-
-def _read(path: Path) -> np.ndarray:
-    if path.suffix == ".npy":
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    with np.load(path, allow_pickle=False) as file:
-        return file["X"]
+    parts = [FilePart(path, n) for path, (n, _) in zip(files, shapes, strict=True)]
+    return RowStream(parts, shapes[0][1])
 
 
 def _header(path: Path) -> tuple[tuple[int, ...], str]:
@@ -204,7 +230,8 @@ def _dask_stream(X: Any) -> RowStream:
             "X is a dask array whose shape is not known; call X.compute_chunk_sizes() first."
         )
     _require_table(X.shape, str(X.dtype), "X")
-    return RowStream(X.chunks[0], X.shape[1], lambda part: X.blocks[part].compute())
+    parts = [DaskPart(X.blocks[i], n_rows) for i, n_rows in enumerate(X.chunks[0])]
+    return RowStream(parts, X.shape[1])
 
 
 def _require_table(shape: tuple[int, ...], dtype: str, name: str) -> None:

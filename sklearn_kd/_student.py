@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -28,6 +29,7 @@ from torch.nn.functional import one_hot
 
 from sklearn_kd._array import like, to_tensor
 from sklearn_kd._base import (
+    DistinctRows,
     TangentKernelClassifier,
     TrainingRows,
     distinct_rows,
@@ -55,6 +57,8 @@ from sklearn_kd._solvers import (
     choose_solver,
     solution_of,
 )
+from sklearn_kd._streamed_rows import check_streamed_rows, distinct_of_stream
+from sklearn_kd._streams import RowStream, is_streamed
 from sklearn_kd._targets import RECIPE, merged_effective_logits, root_of_eq_3
 from sklearn_kd._teacher import NTKTeacher
 from sklearn_kd._torch_teacher import TorchTeacher
@@ -270,8 +274,10 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows. The teacher is given ``X`` as it is, a data frame too.
+        X : array-like of shape (n_samples, n_features), dask array or path of a folder
+            Training rows. The teacher is given ``X`` as it is, a data frame too. With
+            ``solver="nystrom"`` the rows of a memory map, a dask array or a folder of ``.npy`` or
+            ``.npz`` files (array ``X``), in the order of their names, are read block by block.
         y : array-like of shape (n_samples,)
             Hard labels: integers or strings.
         teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
@@ -289,14 +295,14 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         self.__dict__.pop("_frame", None)  # frees the n² factor of an earlier fit
         with fit_task(self, X, y, sample_weight, n_stages=4) as progress:
             rows = self._check_rows(X, y, sample_weight)
-            distinct = distinct_rows(rows)
-            solver = self._solver_to_use(distinct.X, len(rows.classes))
+            distinct, distinct_X = self._distinct_rows(rows)
+            solver = self._solver_to_use(distinct_X, distinct.weights, len(rows.classes))
 
             # 1. The logits z₀ of the network before training.
             self.kernel_ = self._kernel_to_use()
-            n_classes = len(rows.classes)
+            kernel, n_classes = self._kernel_function(), len(rows.classes)
             z_0 = initial_logits(
-                self.init, self.kernel_, self._kernel_function(), distinct.X, n_classes
+                self.init, self.kernel_, kernel, distinct_X, n_classes, distinct.weights
             )
 
             # 2. The teacher's logits z_t on the training rows.
@@ -307,9 +313,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
             z_eff = merged_effective_logits(z_t.values, distinct, self._recipe())
 
             # 4. The converged student, a = (Θ_n + α W⁻¹)⁻¹ Δz with Δz = z_eff − z₀ (Eq. 4).
-            system = System(
-                self._kernel_function(), distinct.X, distinct.weights, z_eff - z_0, self.alpha
-            )
+            system = System(kernel, distinct_X, distinct.weights, z_eff - z_0, self.alpha)
             student = self._solve(solver, system, progress)
 
             self.classes_ = rows.classes
@@ -338,6 +342,23 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
                 self._frame = student.frame
         return self
 
+    def _check_rows(self, X: Any, y: Any, sample_weight: Any) -> TrainingRows:
+        if self.solver in SOLVERS and SOLVERS[self.solver].takes_streams and is_streamed(X):
+            return check_streamed_rows(self, X, y, sample_weight)
+        if isinstance(X, str | Path):
+            raise ValueError(
+                f"X={str(X)!r} is a folder of rows, which solver={self.solver!r} cannot read; use "
+                "solver='nystrom', or pass the rows."
+            )
+        return super()._check_rows(X, y, sample_weight)
+
+    def _distinct_rows(self, rows: TrainingRows) -> tuple[DistinctRows, Tensor | RowStream]:
+        """Return the rows with exact copies merged, and where their X is."""
+        if rows.stream is not None:
+            return distinct_of_stream(rows)
+        distinct = distinct_rows(rows)
+        return distinct, distinct.X
+
     def _teach(
         self, X: Any, rows: TrainingRows, teacher_logits: Any, progress: FitTask
     ) -> tuple[Any, Logits]:
@@ -361,6 +382,12 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         if is_fitted:
             with progress.stage("logits-of-teacher"):
                 return self.teacher, logits_of(self.teacher, X, rows.classes)
+        if rows.stream is not None and not isinstance(X, np.ndarray):
+            raise ValueError(
+                "The teacher is unfitted, and cannot be cross-fitted on rows that are read block "
+                "by block; fit it on some of them in memory and pass FrozenEstimator(teacher), or "
+                "pass teacher_logits to fit."
+            )
         teacher = self._default_teacher() if self.teacher is None else clone(self.teacher)
         z_t = cross_fitted_logits(
             teacher,
@@ -401,14 +428,14 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         """Return the parameters that solvers read."""
         return Options(**{name: getattr(self, name) for name in Options._fields})
 
-    def _solver_to_use(self, X: Tensor, n_classes: int) -> str:
+    def _solver_to_use(self, X: Tensor | RowStream, weights: Tensor, n_classes: int) -> str:
         """Return the solver's name, before anything slow or large if it will not fit."""
         if self._frame_at_hand is not None:
             return "cholesky"
         if self._solution_at_hand is not None:
             return self.solver
         n_targets = 1 if n_classes == 2 else n_classes
-        size = Size(len(X), X.shape[1], n_targets, X.dtype, X.device)
+        size = Size(len(X), X.shape[1], n_targets, weights.dtype, weights.device)
         what = f"LinearizedKDStudent.fit on n={len(X)} distinct rows"
         return choose_solver(self.solver, size, self._options(), what=what)
 
@@ -479,9 +506,9 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         z_eff, z_0 = map(self._to_working, (self.effective_logits_, self.initial_logits_))
         return z_eff - z_0
 
-    def _logits(self, X: Any, coefficients: Any) -> Tensor:
+    def _logits_in_memory(self, X: Any, coefficients: Any) -> Tensor:
         """Return z₀(x) + Θ(x, X_fit) a."""
-        change = super()._logits(X, coefficients)
+        change = super()._logits_in_memory(X, coefficients)
         z_0 = self._initial_logits(self._to_working(X))
         return change if z_0 is None else z_0 + change
 

@@ -26,9 +26,12 @@ ALLOWED = {
     "metrics": BASE | {"_sklearn", "linalg", "distillation", "kernels"},
     "datasets": set(),
     "_progress": {"_sklearn"},
-    "_logits": BASE | {"_sklearn", "_progress"},
-    "_base": BASE | NUMERIC | {"_sklearn", "_progress", "_logits"},
-    "_initial_network": BASE | {"_logits", "kernels"},
+    "_stream_parts": set(),
+    "_streams": {"_array", "_stream_parts"},
+    "_logits": BASE | {"_sklearn", "_progress", "_streams"},
+    "_base": BASE | NUMERIC | {"_sklearn", "_progress", "_logits", "_streams"},
+    "_streamed_rows": BASE | {"_base", "_streams", "linalg"},
+    "_initial_network": BASE | {"_logits", "_streams", "kernels"},
     "_teacher": BASE | NUMERIC | {"_sklearn", "_progress", "_logits", "_base"},
     "_torch_teacher": BASE | {"_sklearn", "_logits"},
     "_targets": {"_base", "distillation"},
@@ -37,7 +40,8 @@ ALLOWED = {
     "_student": BASE
     | NUMERIC
     | {"_sklearn", "_progress", "_logits", "_base", "_prefix_path", "_targets", "_teacher"}
-    | {"_frame_cache", "_torch_teacher", "_initial_network", "_solvers"},
+    | {"_frame_cache", "_torch_teacher", "_initial_network", "_solvers"}
+    | {"_streams", "_streamed_rows"},
     "_solvers": BASE
     | NUMERIC
     | {"_sklearn", "_progress", "_frame_cache", "_streams", "_nystrom_student"},
@@ -47,7 +51,6 @@ ALLOWED = {
     | NUMERIC
     | {"_sklearn", "_progress", "_base", "_student", "_held_out_student", "_cv_results"}
     | {"_initial_network"},
-    "_streams": {"_array"},
     "_nystrom_checkpoint": BASE | {"kernels", "linalg"},
     "_nystrom_student": BASE | {"kernels", "linalg", "_streams", "_nystrom_checkpoint"},
     "inspection": BASE | NUMERIC | {"_logits", "_targets"},
