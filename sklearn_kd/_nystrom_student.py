@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import joblib
 import numpy as np
 import torch
 from sklearn.utils import Bunch
@@ -36,6 +37,9 @@ from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
 
 # Centres are chosen among at most so many rows per centre, drawn at random.
 CANDIDATES_PER_CENTRE = 10
+
+# A worker is sent so many rows per centre at a time: its M² sums then cost little to send back.
+ROWS_PER_TASK = 8
 
 # Rows on which the gaps are measured, and by which a resumed pass knows its data again.
 N_PROBES = 1000
@@ -88,6 +92,14 @@ class StreamedRows:
         for rows, X in self.stream.blocks(size, start, dtype=dtype, device=device):
             yield rows, X, *self.fitted_to(rows, device)
 
+    def between(self, start: int, stop: int) -> StreamedRows:
+        """Return the rows from ``start`` on, before ``stop``, with no more than is theirs."""
+        rows = slice(start, stop)
+        # Clones: the pickle of a view would hold all of its base.
+        targets = self.targets(rows).clone()
+        weights = None if self.weights is None else self.weights[rows].clone()
+        return StreamedRows(self.stream.between(start, stop), targets.__getitem__, weights)
+
     def sample(self, size: int, random_state: np.random.RandomState) -> np.ndarray:
         """Return increasing numbers of at most ``size`` rows of positive weight, at random."""
         if self.weights is None:
@@ -134,6 +146,8 @@ def nystrom_student(
     memory_limit: float | str = "auto",
     beside: int = 0,
     checkpoint: Checkpoint | None = None,
+    n_jobs: int | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> NystromStudent:
     """Fit the student restricted to ``n_components`` centres, in one pass over the rows.
 
@@ -160,6 +174,8 @@ def nystrom_student(
         memory_limit=memory_limit,
         beside=beside,
         checkpoint=checkpoint,
+        n_jobs=n_jobs,
+        on_progress=on_progress,
     )
     return solve_pass(done, alpha)
 
@@ -176,6 +192,8 @@ def nystrom_pass(
     memory_limit: float | str = "auto",
     beside: int = 0,
     checkpoint: Checkpoint | None = None,
+    n_jobs: int | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> NystromPass:
     """Choose the centres and sum over all rows, a block at a time.
 
@@ -203,6 +221,11 @@ def nystrom_pass(
     checkpoint : Checkpoint, default=None
         File to which the sums are written at intervals, and from which a later call with the
         same rows, targets and options goes on. It is removed at the end of the pass.
+    n_jobs : int, default=None
+        Number of `joblib` workers that sum over spans of rows; None is 1 outside of a
+        `joblib.parallel_config`. ``memory_limit`` is that of this process.
+    on_progress : callable, default=None
+        Called with the share of the rows that is done.
 
     Returns
     -------
@@ -224,6 +247,9 @@ def nystrom_pass(
     shape = rows.target_shape
     n_targets = int(np.prod(shape))
     planned = nystrom_bytes(n_rows, rows.stream.n_features, n_components, n_targets, n_candidates)
+    n_workers = joblib.effective_n_jobs(n_jobs)
+    if n_workers > 1:  # two finished spans for each worker may wait to be added
+        planned += 2 * n_workers * 8 * n_components * (n_components + n_targets)
     planned += beside
     require(
         planned,
@@ -249,10 +275,11 @@ def nystrom_pass(
         )
     resumed_at_row = state.next_row
     written = time.monotonic()
-    for block, X, targets, weights in rows.blocks(n_components, dtype, device, resumed_at_row):
-        state.sums.add(state.basis, X, targets, weights)
+    for next_row in _add_rows(state, rows, n_components, dtype, device, n_jobs):
+        state.next_row = next_row
+        if on_progress is not None:
+            on_progress(next_row / n_rows)
         if checkpoint is not None and time.monotonic() - written >= checkpoint.seconds:
-            state.next_row = block.stop
             checkpoint.save(state, n_rows, n_components)
             written = time.monotonic()
     if checkpoint is not None:
@@ -266,6 +293,44 @@ def nystrom_pass(
         planned_bytes=planned,
     )
     return NystromPass(state.basis, state.sums, state.probes, shape, report)
+
+
+def _add_rows(
+    state: PassState,
+    rows: StreamedRows,
+    n_components: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    n_jobs: int | None,
+) -> Iterator[int]:
+    """Add the rows from ``state.next_row`` on to the sums, and yield what row comes next."""
+    n_rows, start = rows.stream.n_rows, state.next_row
+    span = max(block_rows(n_components), ROWS_PER_TASK * n_components)
+    if joblib.effective_n_jobs(n_jobs) == 1 or n_rows - start <= span:
+        for block, X, targets, weights in rows.blocks(n_components, dtype, device, start):
+            state.sums.add(state.basis, X, targets, weights)
+            yield block.stop
+        return
+    ends = [*range(start + span, n_rows, span), n_rows]
+    tasks = (
+        joblib.delayed(_sums_over)(state.basis, rows.between(first, last), n_components, device)
+        for first, last in zip([start, *ends], ends, strict=False)
+    )
+    parts = joblib.Parallel(n_jobs, return_as="generator")(tasks)
+    for end, part in zip(ends, parts, strict=True):
+        state.sums.merge(part)
+        yield end
+
+
+def _sums_over(
+    basis: CentreBasis, rows: StreamedRows, n_components: int, device: torch.device
+) -> RowSums:
+    """Return the sums over some rows; what a worker does."""
+    n_targets = int(np.prod(rows.target_shape))
+    sums = RowSums.zeros(len(basis.centres), n_targets, device)
+    for _, X, targets, weights in rows.blocks(n_components, basis.centres.dtype, device):
+        sums.add(basis, X, targets, weights)
+    return sums
 
 
 def _choose_centres(

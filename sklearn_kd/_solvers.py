@@ -15,8 +15,10 @@ solver        what it finds                       what it holds
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklearn_kd._frame_cache import frames
+from sklearn_kd._nystrom_checkpoint import Checkpoint
 from sklearn_kd._nystrom_student import (
     NYSTROM_REMEDY,
     StreamedRows,
@@ -36,6 +39,9 @@ from sklearn_kd.kernels._function import KernelFunction
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._memory import budget_bytes, frame_bytes, require
 from sklearn_kd.linalg._nystrom import nystrom_bytes
+
+# So many times at most a pass over the rows tells callbacks how far it is.
+N_REPORTS = 100
 
 CHOLESKY_REMEDY = (
     "Use fewer rows, dtype='float32' (half the bytes), solver='nystrom' (an approximation), or "
@@ -71,6 +77,8 @@ class Options(NamedTuple):
     n_components: int = 1000
     centres: str = "rpcholesky"
     random_state: Any = None
+    n_jobs: int | None = None
+    checkpoint: str | os.PathLike | None = None
 
 
 @dataclass(frozen=True)
@@ -150,8 +158,9 @@ def cholesky_bytes(size: Size, options: Options) -> int:
 def solve_nystrom(system: System, options: Options, progress: FitTask) -> Solution:
     """Return the student restricted to ``n_components`` centres, by one pass over the rows."""
     X = system.X if isinstance(system.X, RowStream) else as_row_stream(system.X)
+    checkpoint = options.checkpoint
     weights = None if (system.weights == 1).all() else system.weights
-    with progress.stage("solve"):
+    with progress.stage("pass-over-rows", N_REPORTS) as task:
         student = nystrom_student(
             system.kernel,
             StreamedRows(X, lambda rows: system.targets[rows], weights),
@@ -162,6 +171,9 @@ def solve_nystrom(system: System, options: Options, progress: FitTask) -> Soluti
             dtype=system.weights.dtype,
             device=system.weights.device,
             memory_limit=options.memory_limit,
+            n_jobs=options.n_jobs,
+            checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint)),
+            on_progress=task.report,
         )
     report = student.report
     return Solution(
@@ -172,7 +184,14 @@ def solve_nystrom(system: System, options: Options, progress: FitTask) -> Soluti
         report.rcond,
         report={
             name: report[name]
-            for name in ("n_centres", "captured_trace", "fit_gap", "held_out_gap", "planned_bytes")
+            for name in (
+                "n_centres",
+                "captured_trace",
+                "fit_gap",
+                "held_out_gap",
+                "resumed_at_row",
+                "planned_bytes",
+            )
         },
     )
 

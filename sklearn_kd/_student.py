@@ -13,6 +13,7 @@ z₀       ``initial_logits_``      (n,) or (n, K)
 
 from __future__ import annotations
 
+import os
 import warnings
 from numbers import Integral, Real
 from pathlib import Path
@@ -116,6 +117,13 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         by randomly pivoted Cholesky, or uniformly.
     random_state : int, RandomState or None, default=None
         Draws the centres.
+    n_jobs : int, default=None
+        Workers, of any :mod:`joblib` backend, that pass over the rows with ``solver="nystrom"``.
+        None is 1 outside of a `joblib.parallel_config`; -1 is all processors.
+    checkpoint : str or path, default=None
+        File to which ``solver="nystrom"`` writes about once a minute what it knows of the rows
+        so far. After an interruption the same ``fit`` goes on from there; at the end the file is
+        removed.
     device : str or torch.device, default="auto"
         Where to compute. "auto" is CUDA where available, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -164,8 +172,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         ``alpha``, ``jitter``, ``rcond``, ``solver``, ``device`` and ``dtype``. Of "nystrom" also
         ``n_centres``, ``captured_trace`` (share of the trace of Θ that the centres explain; 1 is
         exact), ``fit_gap`` and ``held_out_gap`` (root mean squares over up to 1000 training rows
-        of z_eff − f, f the student, or the one trained on all rows but that one), and
-        ``planned_bytes``.
+        of z_eff − f, f the student, or the one trained on all rows but that one),
+        ``resumed_at_row`` and ``planned_bytes``.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -228,6 +236,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "centres": [StrOptions({"rpcholesky", "uniform"})],
         "random_state": ["random_state"],
+        "n_jobs": [Integral, None],
+        "checkpoint": [str, os.PathLike, None],
         "cache_size": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
     }
 
@@ -246,6 +256,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         n_components: int = 1000,
         centres: str = "rpcholesky",
         random_state: int | np.random.RandomState | None = None,
+        n_jobs: int | None = None,
+        checkpoint: str | os.PathLike | None = None,
         device: str | torch.device = "auto",
         dtype: str = "auto",
         memory_limit: float | str = "auto",
@@ -263,6 +275,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         self.n_components = n_components
         self.centres = centres
         self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
         self.memory_limit = memory_limit

@@ -44,7 +44,8 @@ ALLOWED = {
     | {"_streams", "_streamed_rows"},
     "_solvers": BASE
     | NUMERIC
-    | {"_sklearn", "_progress", "_frame_cache", "_streams", "_nystrom_student"},
+    | {"_sklearn", "_progress", "_frame_cache", "_streams"}
+    | {"_nystrom_student", "_nystrom_checkpoint"},
     "_held_out_student": BASE | {"_base", "_targets", "kernels", "linalg"},
     "_cv_results": {"_held_out_student", "_student"},
     "_student_cv": BASE

@@ -1,15 +1,21 @@
 """solver="nystrom" of the student: sources of rows, copies, teachers, what it refuses."""
 
+import functools
 import pickle
 
+import joblib
 import numpy as np
 import pytest
 import torch
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
+import sklearn_kd._nystrom_student
+import sklearn_kd._solvers
 from sklearn_kd import LinearizedKDStudent
+from sklearn_kd._nystrom_checkpoint import Checkpoint
 from sklearn_kd.exceptions import MemoryBudgetError
+from sklearn_kd.linalg._nystrom import RowSums
 from sklearn_kd.metrics import neg_data_inefficiency_scorer
 
 RNG = np.random.default_rng(0)
@@ -153,7 +159,7 @@ def test_rows_that_are_not_finite_are_named(source):
 
 def test_a_folder_needs_a_solver_that_reads_it(tmp_path):
     folder(tmp_path, X)
-    with pytest.raises(ValueError, match=r"is a folder.*solver='auto' cannot.*use solver='nystrom'"):
+    with pytest.raises(ValueError, match=r"is a folder.*'auto' cannot read; use solver='nyst"):
         LinearizedKDStudent().fit(tmp_path, Y, Z_T)
 
 
@@ -202,3 +208,45 @@ def test_init_network_moves_from_the_outputs(source):
     np.testing.assert_allclose(fitted.initial_logits_, expected.initial_logits_)
     found = fitted.decision_function(source(X_NEW, "new"))
     np.testing.assert_allclose(found, expected.decision_function(X_NEW), rtol=1e-6)
+
+
+def test_an_interrupted_fit_goes_on_where_it_was(tmp_path, monkeypatch, source):
+    monkeypatch.setattr(sklearn_kd._nystrom_student, "block_rows", lambda n_centres: 32)
+    at_every_block = functools.partial(Checkpoint, seconds=0)
+    monkeypatch.setattr(sklearn_kd._solvers, "Checkpoint", at_every_block)
+    rows = source(X)
+    expected = student(alpha=0.1).fit(rows, Y, Z_T)
+    fit = student(alpha=0.1, checkpoint=tmp_path / "pass.npz")
+    add = RowSums.add
+    seen = []
+
+    def interrupted(self, basis, X, *arguments):
+        seen.append(len(X))
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        add(self, basis, X, *arguments)
+
+    monkeypatch.setattr(RowSums, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit.fit(rows, Y, Z_T)
+    assert not hasattr(fit, "dual_coef_")
+    with pytest.raises(ValueError, match=r"checkpoint=.*another number of rows or n_components"):
+        LinearizedKDStudent(**{**fit.get_params(), "n_components": 41}).fit(rows, Y, Z_T)
+    fit.fit(rows, Y, Z_T)
+    assert fit.fit_report_.resumed_at_row == sum(seen[:5]) > 0
+    np.testing.assert_allclose(fit.dual_coef_, expected.dual_coef_, rtol=1e-12, atol=1e-12)
+    assert not list(tmp_path.glob("pass*"))
+
+
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_workers_sum_over_spans_of_rows(monkeypatch, backend, tmp_path):
+    monkeypatch.setattr(sklearn_kd._nystrom_student, "block_rows", lambda n_centres: 32)
+    monkeypatch.setattr(sklearn_kd._nystrom_student, "ROWS_PER_TASK", 1)
+    folder(tmp_path, X)
+    weights = np.linspace(0, 2, 300)
+    expected = student(alpha=0.1).fit(X, Y, Z_T, weights)
+    for rows in (X, tmp_path):
+        with joblib.parallel_config(backend=backend, n_jobs=2):
+            fitted = student(alpha=0.1).fit(rows, Y, Z_T, weights)
+        np.testing.assert_allclose(fitted.dual_coef_, expected.dual_coef_, rtol=0, atol=1e-10)
+        assert fitted.fit_report_.planned_bytes > expected.fit_report_.planned_bytes

@@ -121,6 +121,11 @@ class RowSums:
 
         return cls(zero(n_centres, n_centres), zero(n_centres, n_targets), zero(), zero())
 
+    def merge(self, other: RowSums) -> None:
+        """Add the sums over other rows, in the same basis."""
+        for own, more in zip(vars(self).values(), vars(other).values(), strict=True):
+            own += more
+
     @property
     def captured_trace(self) -> float:
         """Share of tr Θ that the centres explain, in [0, 1]; 1 is all of it."""
