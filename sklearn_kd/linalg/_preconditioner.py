@@ -1,0 +1,136 @@
+"""Preconditioners M = C Cᵀ ≈ A, of which conjugate gradients ask for products with C⁻¹ and C⁻ᵀ.
+
+With both, conjugate gradients can work on Ã = C⁻¹ A C⁻ᵀ, whose condition is small where A's is not,
+and orthonormalise blocks of search directions without losing digits.
+
+Symbols of the low-rank preconditioner:
+
+=====  =============  =====================================================================
+A      Θ + diag(ρ)    the kernel matrix with its ridge
+F      ``factor``     (n, k) Θ ≈ F Fᵀ by randomly pivoted Cholesky
+D      ``diagonal``   (n,) ρ + μ, with μ the mean of the diagonal that F leaves of Θ
+M                     F Fᵀ + diag(D)
+H      ``reduction``  (n, k) C⁻¹ = (I − H Hᵀ) D^(−1/2)
+=====  =============  =====================================================================
+
+A − F Fᵀ has n − k eigenvalues that matter, and F is as good as a multiple of the identity for them:
+μ is their mean, whatever the ridge. So alpha = 0 needs no special case.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sklearn_kd.kernels._precision import full_precision
+from sklearn_kd.linalg._memory import WORKSPACE_BYTES
+from sklearn_kd.linalg._pivoted_cholesky import PivotedCholesky
+
+# D / ‖F Fᵀ‖ is at least this: below, F Fᵀ + D carries nothing of D in its last digits.
+_LEAST_SHIFT = 1e-13
+
+
+class Preconditioner(Protocol):
+    """M = C Cᵀ, positive definite."""
+
+    # Of its products: the coarser it is, the sooner what is carried along drifts from the truth.
+    dtype: torch.dtype
+
+    def solve(self, V: Tensor) -> Tensor:
+        """Return C⁻¹ V for V of shape (n, p), float64."""
+
+    def solve_transposed(self, V: Tensor) -> Tensor:
+        """Return C⁻ᵀ V for V of shape (n, p), float64."""
+
+
+class IdentityPreconditioner:
+    """M = I: plain conjugate gradients."""
+
+    dtype = torch.float64
+
+    def solve(self, V: Tensor) -> Tensor:
+        """Return V."""
+        return V.clone()
+
+    solve_transposed = solve
+
+
+class LowRankPreconditioner:
+    """M = F Fᵀ + D from a partial Cholesky factorization.
+
+    Parameters
+    ----------
+    partial : PivotedCholesky
+        Θ ≈ F Fᵀ. Its factor is overwritten: a second (n, k) array might not fit.
+    ridge : Tensor of shape (n,), default=None
+        ρ ≥ 0 with A = Θ + diag(ρ); None is 0.
+
+    Attributes
+    ----------
+    rank : int
+        k.
+    shift : float
+        μ, what stands for the part of Θ that F leaves.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_kd.linalg._operator import DenseOperator
+    >>> from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
+    >>> from sklearn_kd.linalg._preconditioner import LowRankPreconditioner
+    >>> A = torch.diag(torch.tensor([100.0, 50.0, 1.0, 1.0, 1.0]).double())
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> partial = randomly_pivoted_cholesky(DenseOperator(A), 2, generator=generator)
+    >>> M = LowRankPreconditioner(partial)
+    >>> M.solve(M.solve_transposed(torch.eye(5).double())).shape
+    torch.Size([5, 5])
+    """
+
+    @full_precision()
+    def __init__(self, partial: PivotedCholesky, ridge: Tensor | None = None) -> None:
+        F = partial.factor
+        n, self.rank = F.shape
+        self.dtype = F.dtype
+        largest = F.double().square().sum().item()
+        left = partial.trace / max(n - self.rank, 1)
+        self.shift = max(left, _LEAST_SHIFT * largest)
+        diagonal = F.new_full((n,), self.shift, dtype=torch.float64)
+        if ridge is not None:
+            diagonal += ridge
+        if not diagonal.all():  # Θ is zero, and so is the ridge
+            diagonal.fill_(1.0)
+        self.root = diagonal.sqrt()
+        F /= self.root.to(F.dtype)[:, None]
+        # With Fᵀ D⁻¹ F = V S² Vᵀ: H = D^(−1/2) F V S⁻¹ (1 − (1 + S²)^(−1/2))^½
+        squares, V = torch.linalg.eigh((F.T @ F).double())
+        squares.clamp_min_(0)
+        # (1 − (1 + s)^(−1/2)) / s without the difference, which is 1/2 at s = 0
+        root = (1 + squares).sqrt()
+        shrink = 1 / (root * (1 + root))
+        K = (V * shrink.sqrt()).to(F.dtype)
+        step = max(1, WORKSPACE_BYTES // (8 * max(self.rank, 1)))
+        for start in range(0, n, step):
+            rows = slice(start, start + step)
+            F[rows] = F[rows] @ K
+        self.reduction = F
+
+    @full_precision()
+    def _reduce(self, V: Tensor) -> Tensor:
+        H = self.reduction
+        return V - (H @ (H.T @ V.to(H.dtype))).to(V.dtype)
+
+    def solve(self, V: Tensor) -> Tensor:
+        """Return C⁻¹ V = (I − H Hᵀ) D^(−1/2) V."""
+        return self._reduce(V / self.root[:, None])
+
+    def solve_transposed(self, V: Tensor) -> Tensor:
+        """Return C⁻ᵀ V = D^(−1/2) (I − H Hᵀ) V."""
+        return self._reduce(V).div_(self.root[:, None])
+
+
+def default_rank(n_rows: int) -> int:
+    """Return a rank k for n rows at which the factor takes about as long as a few products."""
+    return min(n_rows, 100 + round(5 * math.sqrt(n_rows)))
