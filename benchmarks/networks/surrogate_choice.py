@@ -400,9 +400,10 @@ def parse_arguments():
 def main():
     arguments = parse_arguments()
     clock = Clock(arguments.seconds)
+    every = list(problems(arguments))
+    trained = [trained_accuracies(problem, arguments, clock) for problem in every]
     results = {}
-    for problem in problems(arguments):
-        accuracies, is_right, cost = trained_accuracies(problem, arguments, clock)
+    for problem, (accuracies, is_right, cost) in zip(every, trained, strict=True):
         scores = {name: surrogate(problem, name) for name in KERNELS}
         train, test = problem.train, problem.test
         results[problem.name] = {
