@@ -39,7 +39,7 @@ from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
 CANDIDATES_PER_CENTRE = 10
 
 # A worker is sent so many rows per centre at a time: its M² sums then cost little to send back.
-ROWS_PER_TASK = 8
+ROWS_PER_TASK = 16
 
 # Rows on which the gaps are measured, and by which a resumed pass knows its data again.
 N_PROBES = 1000
