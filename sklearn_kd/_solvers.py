@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from sklearn.utils import check_random_state
+from sklearn.utils import Bunch, check_random_state
 from torch import Tensor
 
 from sklearn_kd._frame_cache import frames
 from sklearn_kd._nystrom_checkpoint import Checkpoint
 from sklearn_kd._nystrom_student import (
     NYSTROM_REMEDY,
+    NystromStudent,
     StreamedRows,
     candidate_rows,
     nystrom_student,
@@ -158,7 +159,6 @@ def cholesky_bytes(size: Size, options: Options) -> int:
 def solve_nystrom(system: System, options: Options, progress: FitTask) -> Solution:
     """Return the student restricted to ``n_components`` centres, by one pass over the rows."""
     X = system.X if isinstance(system.X, RowStream) else as_row_stream(system.X)
-    checkpoint = options.checkpoint
     weights = None if (system.weights == 1).all() else system.weights
     with progress.stage("pass-over-rows", N_REPORTS) as task:
         student = nystrom_student(
@@ -172,27 +172,38 @@ def solve_nystrom(system: System, options: Options, progress: FitTask) -> Soluti
             device=system.weights.device,
             memory_limit=options.memory_limit,
             n_jobs=options.n_jobs,
-            checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint)),
+            checkpoint=checkpoint_at(options.checkpoint),
             on_progress=task.report,
         )
-    report = student.report
+    return restricted_solution(student, system.weights.dtype)
+
+
+def checkpoint_at(path: str | os.PathLike | None, number: int = 0) -> Checkpoint | None:
+    """Return the checkpoint of the first pass at ``path``, and of later ones beside it."""
+    if path is None:
+        return None
+    return Checkpoint(Path(path) if number == 0 else Path(f"{os.fspath(path)}.{number}"))
+
+
+def restricted_solution(
+    student: NystromStudent, dtype: torch.dtype, column: int | None = None
+) -> Solution:
+    """Return the solution that a pass came to; that of one ``column`` of those of a grid."""
+    report = Bunch(**student.report)
+    coefficients = student.coefficients
+    if column is not None:
+        coefficients = coefficients[:, column]
+        for gap in ("fit_gap", "held_out_gap"):
+            report[gap] = None if report[gap] is None else report[gap][column]
+    in_basis = student.solution.basis.lower.T @ coefficients.reshape(len(coefficients), -1)
+    names = ("n_centres", "captured_trace", "fit_gap", "held_out_gap", "resumed_at_row")
     return Solution(
-        student.coefficients.to(system.weights.dtype),
+        coefficients.to(dtype),
         student.centres,
-        student.solution.weight_change_norm,
+        torch.linalg.vector_norm(in_basis).item(),
         report.jitter,
         report.rcond,
-        report={
-            name: report[name]
-            for name in (
-                "n_centres",
-                "captured_trace",
-                "fit_gap",
-                "held_out_gap",
-                "resumed_at_row",
-                "planned_bytes",
-            )
-        },
+        report={name: report[name] for name in (*names, "planned_bytes")},
     )
 
 

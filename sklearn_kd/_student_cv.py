@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,7 +18,6 @@ from sklearn_kd._base import (
     DistinctRows,
     TangentKernelClassifier,
     TrainingRows,
-    distinct_rows,
     fit_task,
 )
 from sklearn_kd._cv_results import FoldScores, Grid
@@ -29,8 +29,10 @@ from sklearn_kd._held_out_student import (
     serves_all_folds,
 )
 from sklearn_kd._initial_network import initial_logits
+from sklearn_kd._nystrom_search import read_rows, restricted_search
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import HasMethods, StrOptions, fit_context
+from sklearn_kd._solvers import Solution
 from sklearn_kd._student import LinearizedKDStudent
 from sklearn_kd.kernels._function import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
@@ -46,6 +48,10 @@ _OF_THE_BEST = (
     "X_fit_",
     "dual_coef_",
 )
+
+
+# What only solver="nystrom" reads.
+_OF_NYSTROM = ("n_components", "centres", "random_state", "n_jobs", "checkpoint")
 
 
 class LinearizedKDStudentCV(TangentKernelClassifier):
@@ -85,6 +91,14 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
     teacher_cv : int, splitter, iterable, "prefit" or None, default=None
         Cross-fitting of an unfitted teacher: ``cv`` of :class:`LinearizedKDStudent`. None: by the
         folds of ``cv``, five for leave-one-out.
+    solver : {"auto", "cholesky", "nystrom"}, default="auto"
+        "auto" and "cholesky" factor the kernel matrix. "nystrom" restricts the students to the
+        span of ``n_components`` centres, the same for all of them, and scores the whole grid by
+        leave-one-out (``cv=None``): one pass over the rows for each kernel, and one for each
+        ridge. They need not be in memory, but effective logits and predictions of all rows and
+        candidates are. With all rows as centres it is the exact search.
+    n_components, centres, random_state, n_jobs, checkpoint
+        Of ``solver="nystrom"``, as in :class:`LinearizedKDStudent`.
     device : str or torch.device, default="auto"
         Where to compute. "auto" is CUDA where available, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -170,6 +184,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         "refit": ["boolean", str],
         "one_standard_error": ["boolean"],
         "teacher_cv": ["cv_object", StrOptions({"prefit"}), None],
+        "solver": [StrOptions({"auto", "cholesky", "nystrom"})],
+        **{name: LinearizedKDStudent._parameter_constraints[name] for name in _OF_NYSTROM},
     }
 
     def __init__(
@@ -187,6 +203,12 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         refit: bool | str = True,
         one_standard_error: bool = False,
         teacher_cv: Any = None,
+        solver: str = "auto",
+        n_components: int = 1000,
+        centres: str = "rpcholesky",
+        random_state: int | np.random.RandomState | None = None,
+        n_jobs: int | None = None,
+        checkpoint: str | os.PathLike | None = None,
         device: str | torch.device = "auto",
         dtype: str = "auto",
         memory_limit: float | str = "auto",
@@ -203,6 +225,12 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         self.refit = refit
         self.one_standard_error = one_standard_error
         self.teacher_cv = teacher_cv
+        self.solver = solver
+        self.n_components = n_components
+        self.centres = centres
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
         self.memory_limit = memory_limit
@@ -229,11 +257,14 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         """
         grid = self._grid()
         n_stages = len(grid.kernels) * len(grid.alphas) + 3  # teaching may take two
+        n_stages += len(grid.kernels) if self.solver == "nystrom" else 0
         with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
             for name in _OF_THE_BEST:
                 self.__dict__.pop(name, None)
-            rows = self._check_rows(X, y, sample_weight)
-            distinct = distinct_rows(rows)
+            rows, distinct, stream = read_rows(self, X, y, sample_weight)
+            if stream is not None:
+                given = X, y, teacher_logits, sample_weight
+                return restricted_search(self, grid, rows, distinct, stream, given, progress)
             splitter = None if self.cv is None else check_cv(self.cv, rows.labels, classifier=True)
             folds = self._folds(splitter, rows, distinct)
             serves_folds = serves_all_folds(folds, distinct, grid.alphas, refit=bool(self.refit))
@@ -331,6 +362,11 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             device=self.device,
             dtype=self.dtype,
             memory_limit=self.memory_limit,
+            solver=self.solver,
+            n_components=self.n_components,
+            centres=self.centres,
+            random_state=self.random_state,
+            n_jobs=self.n_jobs,
             **recipe,
         )
 
@@ -404,13 +440,16 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         y: Any,
         teacher_logits: Tensor,
         sample_weight: Any,
-        frame: TangentFrame,
+        at_hand: TangentFrame | Solution,
         progress: FitTask,
     ) -> None:
         teacher = None if self.teacher_ is None else FrozenEstimator(self.teacher_)
         params = {"kernel": self.kernel, **self.best_params_}
         student = self._student(teacher, 5, **params, temperature_scaling=self.temperature_scaling)
-        student._frame_at_hand = frame
+        if isinstance(at_hand, Solution):
+            student._solution_at_hand = at_hand
+        else:
+            student._frame_at_hand = at_hand
         with progress.fit_of(student, "refit"):
             self.best_estimator_ = student.fit(X, y, teacher_logits.numpy(), sample_weight)
         for name in ("kernel_", "X_fit_", "dual_coef_"):

@@ -22,6 +22,7 @@ from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
         LinearizedKDStudent(LogisticRegression(), soft_ratio=0.5, alpha=0.1, cv=3),
         LinearizedKDStudent(solver="nystrom", n_components=20),
         LinearizedKDStudentCV(),
+        LinearizedKDStudentCV(solver="nystrom", n_components=20),
         LinearizedKDStudentCV(LogisticRegression(), alphas=[0.0, 0.1], cv=3),
     ]
 )

@@ -51,7 +51,9 @@ ALLOWED = {
     "_student_cv": BASE
     | NUMERIC
     | {"_sklearn", "_progress", "_base", "_student", "_held_out_student", "_cv_results"}
-    | {"_initial_network"},
+    | {"_initial_network", "_nystrom_search", "_solvers"},
+    "_nystrom_search": {"_base", "_cv_results", "_held_out_student", "_initial_network", "_solvers"}
+    | {"_nystrom_student", "_progress", "_streamed_rows", "_streams", "kernels", "linalg"},
     "_nystrom_checkpoint": BASE | {"kernels", "linalg"},
     "_nystrom_student": BASE | {"kernels", "linalg", "_streams", "_nystrom_checkpoint"},
     "inspection": BASE | NUMERIC | {"_logits", "_targets"},

@@ -1,0 +1,235 @@
+"""The search over students restricted to centres: one pass for all candidates of a kernel.
+
+ρ and T change only the columns of Δz, and the ridge only what is added to the sums over the rows.
+So one pass serves all of them, and a second one for each ridge gives every row's prediction by the
+students that were trained on all other rows, in closed form.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from sklearn_kd._base import DistinctRows, TrainingRows, distinct_rows
+from sklearn_kd._cv_results import FoldScores, Grid
+from sklearn_kd._held_out_student import Fold, HeldOutStudent, Problem
+from sklearn_kd._initial_network import initial_logits
+from sklearn_kd._nystrom_student import (
+    NYSTROM_REMEDY,
+    NystromPass,
+    StreamedRows,
+    leave_one_out_blocks,
+    nystrom_pass,
+    solve_pass,
+)
+from sklearn_kd._progress import FitTask
+from sklearn_kd._solvers import (
+    N_REPORTS,
+    SOLVERS,
+    Options,
+    Size,
+    Solution,
+    checkpoint_at,
+    restricted_solution,
+)
+from sklearn_kd._streamed_rows import check_streamed_rows, distinct_of_stream
+from sklearn_kd._streams import RowStream, as_row_stream, is_streamed
+from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.linalg._memory import require
+
+
+def read_rows(
+    search: Any, X: Any, y: Any, sample_weight: Any
+) -> tuple[TrainingRows, DistinctRows, RowStream | None]:
+    """Return the checked rows, the distinct ones, and a stream of these if there are more than M.
+
+    Where all distinct rows would be centres the restricted student is the exact one, of which
+    every row can be left out: then they are in memory, and there is no stream.
+    """
+    if search.solver != "nystrom":
+        rows = search._check_rows(X, y, sample_weight)
+        return rows, distinct_rows(rows), None
+    if search.cv is not None:
+        raise ValueError(
+            "solver='nystrom' scores by leave-one-out in closed form and needs cv=None, not "
+            f"cv={search.cv!r}; for folds, use GridSearchCV with "
+            "LinearizedKDStudent(solver='nystrom')."
+        )
+    if is_streamed(X):
+        rows = check_streamed_rows(search, X, y, sample_weight)
+        distinct, stream = distinct_of_stream(rows)
+    else:
+        rows = search._check_rows(X, y, sample_weight)
+        distinct = distinct_rows(rows)
+        stream = as_row_stream(distinct.X)
+    if len(stream) > search.n_components:
+        return rows, distinct, stream
+    return rows, distinct._replace(X=search._to_working(stream)), None
+
+
+class RestrictedSearch:
+    """Leave-one-out scores of the restricted students of a grid.
+
+    Parameters
+    ----------
+    search : LinearizedKDStudentCV
+        Whose parameters count.
+    problem : Problem
+        Labels, teacher and recipes.
+    stream : RowStream
+        The distinct rows.
+    """
+
+    def __init__(self, search: Any, problem: Problem, stream: RowStream) -> None:
+        self.search = search
+        self.problem = problem
+        self.stream = stream
+        # The last pass of the kernel at hand, and z₀ of the distinct rows.
+        self._kernel: Any = self  # no kernel yet; None is one
+        self._done: NystromPass | None = None
+
+    def score(self, grid: Grid, scores: FoldScores, progress: FitTask) -> None:
+        """Add the scores of every candidate."""
+        everything = torch.arange(len(self.problem.distinct.kept))
+        for number, kernel in enumerate(grid.kernels):
+            self.use(kernel, number, progress)
+            for alpha in grid.alphas:
+                with progress.stage("candidates"):
+                    scores.add(self._held_out_students(alpha), Fold(None, everything))
+                    scores.close_cell()
+
+    def use(self, kernel: Any, number: int, progress: FitTask) -> None:
+        """Pass over the rows with one of the kernels, unless it was the last one."""
+        if self._kernel is kernel:
+            return
+        search, weights = self.search, self.problem.distinct.weights
+        function = as_kernel_function(kernel)
+        n_classes = len(self.problem.rows.classes)
+        self._kernel, self._done = kernel, None
+        self._z_0 = initial_logits(search.init, kernel, function, self.stream, n_classes, weights)
+        targets = self.problem.targets
+        with progress.stage("pass-over-rows", N_REPORTS) as task:
+            self._done = nystrom_pass(
+                function,
+                self._rows(),
+                n_components=search.n_components,
+                centres=search.centres,
+                random_state=check_random_state(search.random_state),
+                dtype=weights.dtype,
+                device=weights.device,
+                memory_limit=search.memory_limit,
+                beside=beside_bytes(len(targets), targets[0].numel(), targets.dtype),
+                n_jobs=search.n_jobs,
+                checkpoint=checkpoint_at(search.checkpoint, number),
+                on_progress=task.report,
+            )
+
+    def _rows(self) -> StreamedRows:
+        targets, z_0 = self.problem.targets, self._z_0[:, None]
+        weights = self.problem.distinct.weights
+        all_one = bool((weights == 1).all())
+        return StreamedRows(
+            self.stream, lambda rows: targets[rows] - z_0[rows], None if all_one else weights
+        )
+
+    def _held_out_students(self, alpha: float) -> list[HeldOutStudent]:
+        """Return the students of every recipe, each row's trained on all other distinct rows."""
+        assert self._done is not None
+        problem, distinct = self.problem, self.problem.distinct
+        solution = solve_pass(self._done, alpha).solution
+        logits = torch.empty_like(problem.targets)
+        for block, values in leave_one_out_blocks(solution, self._rows()):
+            logits[block] = values.to(logits)
+        logits += self._z_0[:, None]
+        logits = logits.cpu().double()[distinct.merged.group.cpu()]
+        z_t = problem.teacher_logits[distinct.kept.cpu()]
+        z_eff = problem.single_targets
+        return [
+            HeldOutStudent(
+                problem.rows.classes,
+                logits=logits[:, index],
+                teacher_logits=z_t,
+                effective_logits=z_eff[:, index],
+                new_directions=_no_directions,
+                squared_norm=logits.new_tensor(torch.nan),
+                n_rows=distinct.merged.n_distinct - 1,
+            )
+            for index in range(len(problem.recipes))
+        ]
+
+    def solution(self, params: dict[str, Any], grid: Grid, progress: FitTask) -> Solution:
+        """Return the solution of one candidate, trained on all rows."""
+        kernel = params.get("kernel", self.search.kernel)
+        number = next(i for i, known in enumerate(grid.kernels) if known is kernel)
+        self.use(kernel, number, progress)
+        assert self._done is not None
+        recipe = {name: params[name] for name in ("soft_ratio", "temperature")}
+        index = next(i for i, known in enumerate(grid.recipes) if recipe.items() <= known.items())
+        student = solve_pass(self._done, params["alpha"])
+        return restricted_solution(student, self.problem.distinct.weights.dtype, index)
+
+
+def _no_directions() -> Tensor:
+    raise AttributeError(
+        "The data inefficiency needs the tangent frame of all training rows, which students "
+        "fitted with solver='nystrom' do not have; use another score or solver='auto'."
+    )
+
+
+def restricted_search(
+    search: Any,
+    grid: Grid,
+    rows: TrainingRows,
+    distinct: DistinctRows,
+    stream: RowStream,
+    given: tuple[Any, Any, Any, Any],
+    progress: FitTask,
+) -> Any:
+    """Fit ``search`` on what `read_rows` returned; ``given`` are the arguments of its ``fit``."""
+    X, y, teacher_logits, sample_weight = given
+    n_columns = len(grid.recipes) * (1 if len(rows.classes) == 2 else len(rows.classes))
+    _require_memory(search, stream, distinct.weights, n_columns)
+
+    # 1. The teacher's logits z_t on the training rows, once for all candidates.
+    teacher_cv = 5 if search.teacher_cv is None else search.teacher_cv
+    first = search._student(search.teacher, teacher_cv, grid.kernels[0], 0.0)
+    search.teacher_, z_t = first._teach(X, rows, teacher_logits, progress)
+    first._warn_if_saturated(z_t)
+
+    # 2. The leave-one-out scores of every candidate, one pass for each kernel and each ridge.
+    problem = Problem(rows, distinct, z_t.values, grid.recipes)
+    scores = FoldScores(search.scoring, problem)
+    students = RestrictedSearch(search, problem, stream)
+    students.score(grid, scores, progress)
+
+    # 3. The best candidate, whose sums over all rows are there already.
+    search.scorer_, search.n_splits_ = scores.scorer, scores.n_splits
+    search.cv_results_ = scores.cv_results(grid)
+    search.classes_ = rows.classes
+    search._select(grid)
+    if search.refit:
+        solution = students.solution(search.best_params_, grid, progress)
+        search._refit(X, y, z_t.values, sample_weight, solution, progress)
+    return search
+
+
+def _require_memory(search: Any, stream: RowStream, weights: Tensor, n_columns: int) -> None:
+    size = Size(*stream.shape, n_columns, weights.dtype, weights.device)
+    names = [name for name in Options._fields if hasattr(search, name)]
+    options = Options(**{name: getattr(search, name) for name in names})
+    planned = SOLVERS["nystrom"].planned_bytes(size, options)
+    require(
+        planned + beside_bytes(len(stream), n_columns, weights.dtype),
+        search.memory_limit,
+        weights.device,
+        what=f"LinearizedKDStudentCV.fit on n={len(stream)} distinct rows with solver='nystrom'",
+        remedy=NYSTROM_REMEDY,
+    )
+
+
+def beside_bytes(n_rows: int, n_columns: int, dtype: torch.dtype) -> int:
+    """Return the bytes of what a search holds of all rows: Δz, predictions, and these by copy."""
+    return n_rows * n_columns * (2 * dtype.itemsize + 2 * 8)
