@@ -6,6 +6,7 @@
 solver        what it finds                       what it holds
 ============  ==================================  ==============================================
 "cholesky"    a, to rounding                      the (n, n) factor
+"pcg"         a, to a residual of ``tol``         an (n, k) preconditioner; Θ if it fits
 "nystrom"     the best f in the span of M of the  (M, M) sums over the rows, a block of rows
               n features, see `linalg._nystrom`
 ============  ==================================  ==============================================
@@ -15,6 +16,7 @@ solver        what it finds                       what it holds
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,6 +36,13 @@ from sklearn_kd._nystrom_student import (
     candidate_rows,
     nystrom_student,
 )
+from sklearn_kd._pcg_student import (
+    PCG_REMEDY,
+    PCGPlan,
+    pcg_student,
+    plan_pcg,
+    report_residual,
+)
 from sklearn_kd._progress import FitTask
 from sklearn_kd._streams import RowStream, as_row_stream
 from sklearn_kd.kernels._function import KernelFunction
@@ -41,12 +50,12 @@ from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._memory import budget_bytes, frame_bytes, require
 from sklearn_kd.linalg._nystrom import nystrom_bytes
 
-# So many times at most a pass over the rows tells callbacks how far it is.
+# So many times at most a pass over the rows, or an iteration, tells callbacks how far it is.
 N_REPORTS = 100
 
 CHOLESKY_REMEDY = (
-    "Use fewer rows, dtype='float32' (half the bytes), solver='nystrom' (an approximation), or "
-    "raise memory_limit."
+    "Use fewer rows, dtype='float32' (half the bytes), solver='pcg' (exact to tol, without the "
+    "matrix), solver='nystrom' (an approximation), or raise memory_limit."
 )
 
 
@@ -80,6 +89,8 @@ class Options(NamedTuple):
     random_state: Any = None
     n_jobs: int | None = None
     checkpoint: str | os.PathLike | None = None
+    tol: float = 1e-6
+    max_iter: int = 500
 
 
 @dataclass(frozen=True)
@@ -214,8 +225,55 @@ def nystrom_system_bytes(size: Size, options: Options) -> int:
     return nystrom_bytes(size.n_rows, size.n_features, n_centres, size.n_targets, n_candidates)
 
 
+def solve_pcg(system: System, options: Options, progress: FitTask) -> Solution:
+    """Return the exact student by preconditioned conjugate gradients, to a residual of ``tol``."""
+    assert isinstance(system.X, Tensor)
+    n_rows, n_features = system.X.shape
+    n_targets = system.targets[0].numel()
+    size = Size(n_rows, n_features, n_targets, system.X.dtype, system.X.device)
+    with progress.stage("iterate", N_REPORTS) as task:
+        student = pcg_student(
+            system.kernel,
+            system.X,
+            system.targets,
+            alpha=system.alpha,
+            weights=system.weights,
+            plan=_pcg_plan(size, options),
+            tol=options.tol,
+            max_iter=options.max_iter,
+            random_state=check_random_state(options.random_state),
+            on_iteration=report_residual(task.report, options.tol),
+        )
+    return Solution(
+        student.coefficients.to(system.X.dtype),
+        system.X,
+        student.weight_change_norm,
+        jitter=0.0,
+        rcond=math.nan,
+        n_iter=student.n_iter,
+        report=dict(student.report),
+    )
+
+
+def _pcg_plan(size: Size, options: Options) -> PCGPlan:
+    return plan_pcg(
+        size.n_rows,
+        size.n_features,
+        size.n_targets,
+        size.dtype,
+        options.memory_limit,
+        size.device,
+    )
+
+
+def pcg_system_bytes(size: Size, options: Options) -> int:
+    """Return the peak bytes of preconditioner and iteration, with as much stored as fits."""
+    return _pcg_plan(size, options).planned_bytes
+
+
 SOLVERS = {
     "cholesky": Solver(solve_cholesky, cholesky_bytes, CHOLESKY_REMEDY),
+    "pcg": Solver(solve_pcg, pcg_system_bytes, PCG_REMEDY),
     "nystrom": Solver(solve_nystrom, nystrom_system_bytes, NYSTROM_REMEDY, takes_streams=True),
 }
 

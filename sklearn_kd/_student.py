@@ -105,10 +105,18 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
     cv : int, splitter, iterable or "prefit", default=5
         Cross-fitting of an unfitted teacher, as `sklearn.model_selection.check_cv` reads it.
         "prefit" takes ``teacher`` as already fitted.
-    solver : {"auto", "cholesky", "nystrom"}, default="auto"
-        How Eq. 4 is solved. "cholesky" factors the kernel matrix of all rows. "nystrom" restricts
+    solver : {"auto", "cholesky", "pcg", "nystrom"}, default="auto"
+        How Eq. 4 is solved. "cholesky" factors the kernel matrix of all rows. "pcg" solves to a
+        residual of ``tol`` by preconditioned conjugate gradients; it keeps the kernel matrix where
+        that fits, and otherwise evaluates it at every iteration. "nystrom" restricts
         the student to the span of ``n_components`` rows, its centres, and passes once over the
         rows, which need not be in memory. "auto" never approximates.
+    tol : float, default=1e-6
+        Where ``solver="pcg"`` stops: the largest norm of z_eff − z₀ − (Θ + α W⁻¹) a of any class,
+        relative to that of z_eff − z₀. At ``alpha=0`` it is that of the logits' errors on the
+        training rows.
+    max_iter : int, default=500
+        Largest number of iterations of ``solver="pcg"``.
     n_components : int, default=1000
         Number of centres of ``solver="nystrom"``. With all rows as centres it is the exact
         student.
@@ -116,7 +124,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         How ``solver="nystrom"`` chooses its centres among ten times as many rows drawn at random:
         by randomly pivoted Cholesky, or uniformly.
     random_state : int, RandomState or None, default=None
-        Draws the centres.
+        Draws the centres of ``solver="nystrom"``, or the preconditioner of ``solver="pcg"``.
     n_jobs : int, default=None
         Workers, of any :mod:`joblib` backend, that pass over the rows with ``solver="nystrom"``.
         None is 1 outside of a `joblib.parallel_config`; -1 is all processors.
@@ -161,7 +169,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
     jitter_ : float
         What was added to the kernel's diagonal for its factorization; 0 almost always.
     rcond_ : float
-        Estimated reciprocal condition number of the matrix that was solved with.
+        Estimated reciprocal condition number of the matrix that was solved with; NaN of "pcg".
     solver_ : str
         The solver that was used.
     n_iter_ : int or None
@@ -173,7 +181,11 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         ``n_centres``, ``captured_trace`` (share of the trace of Θ that the centres explain; 1 is
         exact), ``fit_gap`` and ``held_out_gap`` (root mean squares over up to 1000 training rows
         of z_eff − f, f the student, or the one trained on all rows but that one),
-        ``resumed_at_row`` and ``planned_bytes``.
+        ``resumed_at_row`` and ``planned_bytes``. Of "pcg" ``residual`` (the largest of any class),
+        ``energy_error`` (estimate of ‖f − f_exact‖, the largest of any class: every logit is within
+        ``energy_error`` · √Θ(x, x) of the exact one), ``prediction_error`` (that bound on the
+        training rows), ``stopped`` (why), ``n_products``, ``n_solved``, ``preconditioner_rank``,
+        ``products`` (with what) and ``planned_bytes``.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -190,6 +202,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
 
     Warns
     -----
+    ConvergenceWarning
+        If ``solver="pcg"`` did not reach ``tol``.
     SaturatedTeacherWarning
         If the teacher's probabilities of exactly 0 were clipped.
     IllConditionedWarning
@@ -233,6 +247,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         "init": [StrOptions({"zero", "network"})],
         "cv": ["cv_object", StrOptions({"prefit"})],
         "solver": [StrOptions({"auto", *SOLVERS})],
+        "tol": [Interval(Real, 0, None, closed="neither")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "centres": [StrOptions({"rpcholesky", "uniform"})],
         "random_state": ["random_state"],
@@ -253,6 +269,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         init: str = "zero",
         cv: Any = 5,
         solver: str = "auto",
+        tol: float = 1e-6,
+        max_iter: int = 500,
         n_components: int = 1000,
         centres: str = "rpcholesky",
         random_state: int | np.random.RandomState | None = None,
@@ -272,6 +290,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         self.init = init
         self.cv = cv
         self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
         self.n_components = n_components
         self.centres = centres
         self.random_state = random_state

@@ -45,7 +45,7 @@ ALLOWED = {
     "_solvers": BASE
     | NUMERIC
     | {"_sklearn", "_progress", "_frame_cache", "_streams"}
-    | {"_nystrom_student", "_nystrom_checkpoint"},
+    | {"_nystrom_student", "_nystrom_checkpoint", "_pcg_student"},
     "_held_out_student": BASE | {"_base", "_targets", "kernels", "linalg"},
     "_cv_results": {"_held_out_student", "_student"},
     "_student_cv": BASE
@@ -55,6 +55,7 @@ ALLOWED = {
     "_nystrom_search": {"_base", "_cv_results", "_held_out_student", "_initial_network", "_solvers"}
     | {"_nystrom_student", "_progress", "_streamed_rows", "_streams", "kernels", "linalg"},
     "_nystrom_checkpoint": BASE | {"kernels", "linalg"},
+    "_pcg_student": BASE | {"kernels", "linalg"},
     "_nystrom_student": BASE | {"kernels", "linalg", "_streams", "_nystrom_checkpoint"},
     "inspection": BASE | NUMERIC | {"_logits", "_targets"},
     "__init__": {"_teacher", "_torch_teacher", "_student", "_student_cv"},

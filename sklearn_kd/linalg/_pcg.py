@@ -65,6 +65,8 @@ class PCGResult:
     residuals : Tensor of shape (m,)
         ‖t_j − A x_j‖ / ‖t_j‖ of what is returned, computed in float64 by products with A;
         0 for zero columns. What the compression left out is part of it.
+    product : Tensor of shape (n, m)
+        A X of what is returned, from the same products.
     energy_errors : Tensor of shape (m,)
         Estimate of ‖x_j − A⁻¹ t_j‖_A, which bounds the error of every prediction:
         |f(x) − f_∞(x)| ≤ ‖x_j − A⁻¹ t_j‖_A √Θ(x, x).
@@ -81,6 +83,7 @@ class PCGResult:
 
     solution: Tensor
     residuals: Tensor
+    product: Tensor
     energy_errors: Tensor
     n_iter: int
     n_products: int
@@ -185,11 +188,13 @@ def block_pcg(
             stopped = "precision"
         if worst <= claim:  # the claim was wrong: next time, leave room for what was missed
             claim = _LEAST_PROGRESS * tol
-    residual = recursion.full_residual(targets)
     nonzero = compressed.norms > 0
+    product = compressed.expand(compressed.basis - recursion.R)  # A X: R has just been replaced
+    residual = (targets - product) / torch.where(nonzero, compressed.norms, 1.0)
     return PCGResult(
         solution=compressed.expand(recursion.X),
         residuals=torch.linalg.vector_norm(residual, dim=0).where(nonzero, 0.0),
+        product=product,
         energy_errors=recursion.energy_errors(residual).mul_(compressed.norms),
         n_iter=n_iter,
         n_products=n_products,
@@ -269,12 +274,6 @@ class _Recursion:
     def residuals(self) -> Tensor:
         """Return an upper bound on the relative residuals (m,), as the recursion has them."""
         return self._squares(self.R).sqrt() + self.compressed.truncation
-
-    def full_residual(self, targets: Tensor) -> Tensor:
-        """Return (T − A X) D⁻¹ (n, m); the residual must have been replaced just before."""
-        norms = self.compressed.norms
-        unit = targets / torch.where(norms > 0, norms, 1.0)
-        return unit.sub_((self.compressed.basis - self.R) @ self.compressed.mixing)
 
     def energy_errors(self, residual: Tensor) -> Tensor:
         """Return the estimates (m,) from the residuals (n, m), relative to the norms."""

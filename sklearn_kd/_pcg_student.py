@@ -1,0 +1,249 @@
+"""The exact student by conjugate gradients: no factor of the kernel matrix, which need not exist.
+
+Planning what is kept in memory, the preconditioner, and what is reported beside the answer. The
+algebra is in `linalg._pcg`.
+
+====================  ================  =============================================
+products with Θ from  bytes, n rows     a product takes
+====================  ================  =============================================
+Θ in float64          8 n²              one matrix product
+Θ in float32          4 n²              one matrix product; residuals in float64 are
+                                        products with a kernel evaluated on the fly
+the rows              a few tiles       the evaluation of half of Θ
+====================  ================  =============================================
+
+Whichever it is, the answer is that of float64: residuals are float64, and at most ``tol``.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Bunch
+from torch import Tensor
+
+from sklearn_kd.kernels._function import KernelFunction
+from sklearn_kd.linalg._memory import WORKSPACE_BYTES, budget_bytes
+from sklearn_kd.linalg._operator import (
+    DenseOperator,
+    KernelOperator,
+    RidgeOperator,
+    TiledOperator,
+)
+from sklearn_kd.linalg._pcg import PCGResult, block_pcg
+from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
+from sklearn_kd.linalg._preconditioner import LowRankPreconditioner, default_rank
+
+PCG_REMEDY = (
+    "Use fewer rows, solver='nystrom' (an approximation, over rows that need not be in memory), or "
+    "raise memory_limit."
+)
+
+# The preconditioner's rank is not made smaller than this to fit the memory.
+_LEAST_RANK = 100
+
+
+class PCGPlan(NamedTuple):
+    """What is kept in memory: Θ in a dtype (None: evaluated on the fly), F of a rank, bytes."""
+
+    stored: torch.dtype | None
+    rank: int
+    planned_bytes: int
+
+
+class PCGStudent(NamedTuple):
+    """The student f(x) = Θ(x, X) coefficients, ‖Δ_ŵ‖₂, iterations, and a report."""
+
+    coefficients: Tensor  # (n, ...), float64, shaped as the targets
+    weight_change_norm: float
+    n_iter: int
+    report: Bunch
+
+
+def pcg_bytes(
+    n_rows: int,
+    n_features: int,
+    n_targets: int,
+    rank: int,
+    dtype: torch.dtype,
+    stored: torch.dtype | None,
+) -> int:
+    """Return the peak bytes of preconditioner and iteration, from shapes alone.
+
+    The targets, their compression and the solution take six arrays of n × m in float64, the
+    iteration ten; a factor of n × k, its small matrices, and a block of columns of the kernel; the
+    rows twice, in two precisions.
+    """
+    kept = dtype if stored is None else stored
+    vectors = 8 * n_rows * (16 * n_targets + 2 * n_features)
+    factor = kept.itemsize * n_rows * (rank + 4 * 128) + 8 * 6 * rank**2
+    matrix = 0 if stored is None else n_rows**2 * stored.itemsize
+    return vectors + factor + matrix + 3 * WORKSPACE_BYTES
+
+
+def plan_pcg(
+    n_rows: int,
+    n_features: int,
+    n_targets: int,
+    dtype: torch.dtype,
+    memory_limit: float | str,
+    device: torch.device,
+) -> PCGPlan:
+    """Return what to keep in memory: as much as helps and fits; if nothing fits, the least."""
+    rank = default_rank(n_rows)
+    choices: list[tuple[torch.dtype | None, int]] = [(dtype, rank), (torch.float32, rank)]
+    while rank > _LEAST_RANK:
+        choices.append((None, rank))
+        rank //= 2
+    choices.append((None, min(_LEAST_RANK, n_rows)))
+    budget = budget_bytes(memory_limit, device)
+    for stored, rank in choices:
+        planned = pcg_bytes(n_rows, n_features, n_targets, rank, dtype, stored)
+        if planned <= budget:
+            break
+    return PCGPlan(stored, rank, planned)
+
+
+def pcg_student(
+    kernel: KernelFunction,
+    X: Tensor,
+    targets: Tensor,
+    *,
+    alpha: float = 0.0,
+    weights: Tensor | None = None,
+    plan: PCGPlan,
+    tol: float = 1e-6,
+    max_iter: int = 500,
+    random_state: np.random.RandomState,
+    on_iteration: Callable[[int, float], None] | None = None,
+) -> PCGStudent:
+    """Solve (Θ + α W⁻¹) a = Δz by preconditioned conjugate gradients.
+
+    Parameters
+    ----------
+    kernel : KernelFunction
+    X : Tensor of shape (n, d)
+        Distinct rows; their dtype is that of the products.
+    targets : Tensor of shape (n, ...)
+        Δz, one trailing entry per candidate and class.
+    alpha : float, default=0.0
+        Ridge α ≥ 0.
+    weights : Tensor of shape (n,), default=None
+        Positive row weights w, which divide the ridge; None means 1.
+    plan : PCGPlan
+        From `plan_pcg`.
+    tol : float, default=1e-6
+        Largest residual of any column, in the 2-norm, relative to that of its Δz.
+    max_iter : int, default=500
+        Largest number of iterations.
+    random_state : RandomState
+        Draws the pivots of the preconditioner.
+    on_iteration : callable, default=None
+        Called as ``on_iteration(n_iter, residual)``.
+
+    Returns
+    -------
+    PCGStudent
+        With a report of ``residual`` and ``energy_error`` (the largest of any column),
+        ``prediction_error`` (the bound that follows for the logits of the training rows),
+        ``stopped``, ``n_products``, ``n_solved`` (columns after compression),
+        ``preconditioner_rank``, ``products`` and ``planned_bytes``.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a residual is above ``tol``.
+    """
+    ridge = None
+    if alpha > 0:
+        ridge = alpha / (X.new_ones(len(X)) if weights is None else weights).double()
+    theta, exact = _operators(kernel, X, plan)
+    generator = torch.Generator().manual_seed(random_state.randint(2**31))
+    preconditioner = LowRankPreconditioner(
+        randomly_pivoted_cholesky(theta, plan.rank, generator=generator), ridge
+    )
+    columns = targets.reshape(len(X), -1).double()
+    result = block_pcg(
+        _with_ridge(theta, ridge),
+        columns,
+        preconditioner,
+        tol=tol,
+        max_iter=max_iter,
+        exact=_with_ridge(exact, ridge),
+        on_iteration=on_iteration,
+    )
+    warn_if_not_converged(result, tol, max_iter)
+    # ‖Δ_ŵ‖² = aᵀ Θ a = aᵀ A a − aᵀ (α W⁻¹) a
+    a = result.solution
+    squared = (a * result.product).sum()
+    if ridge is not None:
+        squared -= (ridge[:, None] * a.square()).sum()
+    where = "the rows" if plan.stored is None else "the kernel matrix"
+    energy_error = result.energy_errors.max().item()
+    report = Bunch(
+        residual=result.residuals.max().item(),
+        energy_error=energy_error,
+        prediction_error=energy_error * math.sqrt(exact.diag().max().item()),
+        stopped=result.stopped,
+        n_products=result.n_products,
+        n_solved=result.n_solved,
+        preconditioner_rank=preconditioner.rank,
+        products=f"{where} in {str(theta.dtype).removeprefix('torch.')}",
+        planned_bytes=plan.planned_bytes,
+    )
+    return PCGStudent(
+        a.reshape(targets.shape), squared.clamp_min(0).sqrt().item(), result.n_iter, report
+    )
+
+
+def _operators(
+    kernel: KernelFunction, X: Tensor, plan: PCGPlan
+) -> tuple[KernelOperator, KernelOperator]:
+    """Return Θ for the products of the iteration, and Θ in float64 for the residuals."""
+    exact = TiledOperator(kernel, X.double())
+    if plan.stored is None:
+        return (exact if X.dtype == torch.float64 else TiledOperator(kernel, X)), exact
+    stored = DenseOperator(kernel.gram(X.to(plan.stored)))
+    return stored, (stored if plan.stored == torch.float64 else exact)
+
+
+def _with_ridge(operator: KernelOperator, ridge: Tensor | None) -> KernelOperator:
+    return operator if ridge is None else RidgeOperator(operator, ridge.to(operator.dtype))
+
+
+def warn_if_not_converged(result: PCGResult, tol: float, max_iter: int) -> None:
+    """Warn with `ConvergenceWarning`, and what to do, if a residual is above ``tol``."""
+    if result.stopped == "converged":
+        return
+    reached = result.residuals.max().item()
+    reasons = {
+        "max_iter": f"max_iter={max_iter} iterations were not enough: raise max_iter, or tol if "
+        "this residual will do; alpha > 0 makes the problem easier.",
+        "precision": "rounding in float64 allows no less with this kernel matrix, which is too "
+        "ill-conditioned: raise tol, use alpha > 0, remove near-duplicate rows, or use a deeper "
+        "or less smooth kernel.",
+        "stagnation": "it stopped falling, as the kernel matrix is too ill-conditioned: raise tol, "
+        "use alpha > 0, remove near-duplicate rows, or use a deeper or less smooth kernel.",
+    }
+    warnings.warn(
+        f"Conjugate gradients reached a relative residual of {reached:.2g} after {result.n_iter} "
+        f"iterations, not tol={tol:g}: {reasons[result.stopped]}",
+        ConvergenceWarning,
+        stacklevel=2,
+    )
+
+
+def report_residual(report: Callable[[float], None], tol: float) -> Callable[[int, float], None]:
+    """Return ``on_iteration`` that reports how many of the digits asked for there are."""
+
+    def on_iteration(n_iter: int, residual: float) -> None:
+        digits = -math.log(max(min(residual, 1.0), tol))
+        report(digits / -math.log(tol) if tol < 1 else 1.0)
+
+    return on_iteration

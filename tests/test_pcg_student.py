@@ -1,0 +1,168 @@
+"""solver="pcg" of the student: equal to the factored one, planned, reported, honest."""
+
+import pickle
+import time
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_kd import LinearizedKDStudent, _pcg_student
+from sklearn_kd._pcg_student import pcg_bytes, plan_pcg
+from sklearn_kd._solvers import Options, Size, choose_solver
+from sklearn_kd.exceptions import MemoryBudgetError
+from sklearn_kd.kernels import NTK
+
+RNG = np.random.default_rng(0)
+X, X_NEW = RNG.normal(size=(300, 4)), RNG.normal(size=(50, 4))
+Z_T = 3 * np.sin(X).sum(axis=1) + RNG.normal(size=300)
+Y = np.where(Z_T + RNG.logistic(size=300) > 0, "yes", "no")
+Z_3 = np.stack([Z_T, -Z_T, RNG.normal(size=300)], axis=1)
+Y_3 = Z_3.argmax(axis=1)
+
+
+def student(**options):
+    return LinearizedKDStudent(**{"solver": "pcg", "random_state": 0, "tol": 1e-10, **options})
+
+
+def on_the_fly(monkeypatch):
+    monkeypatch.setattr(
+        _pcg_student,
+        "pcg_bytes",
+        lambda *shape: 10**15 if shape[-1] is not None else pcg_bytes(*shape),
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize(("y", "z_t"), [(Y, Z_T), (Y_3, Z_3)], ids=["two classes", "three"])
+@pytest.mark.parametrize("storage", ["stored", "on the fly"])
+def test_equals_the_factored_student(alpha, y, z_t, storage, monkeypatch):
+    if storage == "on the fly":
+        on_the_fly(monkeypatch)
+    rows = np.concatenate([X, X[:20]])  # copies are merged, and then count twice in the ridge
+    y, z_t = np.concatenate([y, y[:20]]), np.concatenate([z_t, z_t[:20] + 1])
+    weight = np.linspace(0, 3, 320)
+    exact = LinearizedKDStudent(solver="cholesky", alpha=alpha)
+    exact.fit(rows, y, teacher_logits=z_t, sample_weight=weight)
+    iterated = student(alpha=alpha).fit(rows, y, teacher_logits=z_t, sample_weight=weight)
+    assert iterated.solver_ == "pcg"
+    np.testing.assert_allclose(
+        iterated.decision_function(X_NEW), exact.decision_function(X_NEW), rtol=0, atol=1e-7
+    )
+    assert iterated.dual_coef_.shape == exact.dual_coef_.shape
+    np.testing.assert_array_equal(iterated.X_fit_, exact.X_fit_)
+    assert iterated.weight_change_norm_ == pytest.approx(exact.weight_change_norm_, rel=1e-8)
+    report = iterated.fit_report_
+    assert (report.stopped, report.solver) == ("converged", "pcg")
+    assert report.products == (
+        "the rows in float64" if storage == "on the fly" else "the kernel matrix in float64"
+    )
+    assert report.residual <= 1e-10
+    assert 0 < iterated.n_iter_ < report.n_products
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-6])
+def test_bound_on_every_prediction(tol):
+    exact = LinearizedKDStudent(solver="cholesky").fit(X, Y, teacher_logits=Z_T)
+    iterated = student(tol=tol).fit(X, Y, teacher_logits=Z_T)
+    rows = 3 * X_NEW
+    errors = np.abs(iterated.decision_function(rows) - exact.decision_function(rows))
+    bound = iterated.fit_report_.energy_error * np.sqrt(NTK().diag(rows))
+    assert (errors <= bound).all()
+    assert bound.min() < 1e4 * tol * np.abs(Z_T).max()
+    on_training_rows = np.abs(iterated.decision_function(X) - exact.decision_function(X))
+    assert on_training_rows.max() <= iterated.fit_report_.prediction_error
+
+
+def test_matrix_in_single_precision_gives_the_answer_of_double(monkeypatch):
+    # where the matrix fits in float32 only
+    budget = pcg_bytes(300, 4, 1, 187, torch.float64, torch.float32) + 1000
+    assert plan_pcg(300, 4, 1, torch.float64, budget, torch.device("cpu")).stored == torch.float32
+    exact = LinearizedKDStudent(solver="cholesky").fit(X, Y, teacher_logits=Z_T)
+    iterated = student(memory_limit=budget).fit(X, Y, teacher_logits=Z_T)
+    report = iterated.fit_report_
+    assert report.products == "the kernel matrix in float32"
+    assert report.dtype == "float64"
+    assert report.residual <= 1e-10
+    np.testing.assert_allclose(
+        iterated.decision_function(X_NEW), exact.decision_function(X_NEW), rtol=0, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("storage", ["stored", "on the fly"])
+def test_single_precision_where_asked(storage, monkeypatch):
+    if storage == "on the fly":
+        on_the_fly(monkeypatch)
+    iterated = student(dtype="float32", tol=1e-6).fit(X, Y, teacher_logits=Z_T)
+    assert iterated.dual_coef_.dtype == np.float32
+    assert iterated.fit_report_.products.endswith("float32")
+    assert iterated.fit_report_.residual <= 1e-6
+    exact = LinearizedKDStudent(solver="cholesky").fit(X, Y, teacher_logits=Z_T)
+    np.testing.assert_allclose(
+        iterated.decision_function(X_NEW), exact.decision_function(X_NEW), rtol=0, atol=1e-2
+    )
+
+
+class TestPlan:
+    def test_as_much_as_fits(self):
+        limits = (2e9, 7e8, 3.5e8, 2.6e8, 1e6)
+        plans = [
+            plan_pcg(10**4, 20, 3, torch.float64, limit, torch.device("cpu")) for limit in limits
+        ]
+        assert [p.stored for p in plans] == [torch.float64, torch.float32, None, None, None]
+        assert [p.rank for p in plans] == [600, 600, 600, 100, 100]
+        fits = [plan.planned_bytes <= limit for plan, limit in zip(plans, limits, strict=True)]
+        assert fits == [True, True, True, True, False]
+
+    def test_what_does_not_fit_is_an_error_at_once(self):
+        with pytest.raises(MemoryBudgetError, match=r"n=300 .*'pcg' needs .* MiB .*nystrom"):
+            student(memory_limit=1e6).fit(X, Y, teacher_logits=Z_T)
+
+    def test_cholesky_names_pcg_where_a_million_rows_do_not_fit(self):
+        size = Size(10**6, 10, 1, torch.float64, torch.device("cpu"))
+        start = time.perf_counter()
+        with pytest.raises(MemoryBudgetError, match=r"needs 7\.\d+ TiB .*solver='pcg'"):
+            choose_solver("cholesky", size, Options(), what="LinearizedKDStudent.fit")
+        assert time.perf_counter() - start < 0.01
+
+    def test_auto_is_pcg_where_the_factor_does_not_fit(self):
+        size = Size(10**5, 10, 1, torch.float64, torch.device("cpu"))
+        options = Options(memory_limit=4e9)
+        assert choose_solver("auto", size, options, what="fit") == "pcg"
+
+
+class TestConvergence:
+    def test_too_few_iterations(self):
+        with pytest.warns(ConvergenceWarning, match=r"not tol=1e-10: max_iter=3 .* raise max_iter"):
+            iterated = student(max_iter=3).fit(X, Y, teacher_logits=Z_T)
+        assert iterated.fit_report_.stopped == "max_iter"
+        assert iterated.n_iter_ == 3
+        assert iterated.fit_report_.residual > 1e-10
+
+    def test_limit_of_precision(self):
+        line = np.linspace(-1, 1, 300)[:, None]
+        with pytest.warns(ConvergenceWarning, match=r"too ill-conditioned: raise tol"):
+            iterated = student(tol=1e-15, kernel=NTK(depth=1)).fit(line, Y, teacher_logits=Z_T)
+        assert iterated.fit_report_.stopped == "precision"
+
+
+def test_parameters_are_checked():
+    for name in ("tol", "max_iter"):
+        with pytest.raises(ValueError, match=f"'{name}' parameter"):
+            student(**{name: 0}).fit(X, Y, teacher_logits=Z_T)
+
+
+def test_reproducible_and_survives_pickling():
+    first = student().fit(X, Y, teacher_logits=Z_T)
+    again = clone(first).fit(X, Y, teacher_logits=Z_T)
+    np.testing.assert_array_equal(first.dual_coef_, again.dual_coef_)
+    loaded = pickle.loads(pickle.dumps(first))
+    np.testing.assert_array_equal(loaded.decision_function(X_NEW), first.decision_function(X_NEW))
+
+
+def test_frame_is_built_when_asked_for():
+    iterated = student().fit(X, Y, teacher_logits=Z_T)
+    exact = LinearizedKDStudent(solver="cholesky").fit(X, Y, teacher_logits=Z_T)
+    assert iterated.frame_.rcond == exact.rcond_
