@@ -32,14 +32,14 @@ N_TEACHER, N_TEST = 10_000, 10_000  # the first images, and the last
 def parse_arguments():
     options = parser(__doc__)
     add = options.add_argument
-    add("--rows", type=int, default=4096, help="images of a student")
+    add("--rows", type=int, default=3000, help="images of a student")
     add("--side", type=int, default=16, help="images are averaged down to this size (32: as is)")
     add("--channels", type=int, default=16, help="of the first stage of the ResNet")
     add("--blocks", type=int, default=1, help="per stage: 1 is ResNet-8, 3 is ResNet-20")
-    add("--epochs", type=int, default=12)
+    add("--epochs", type=int, default=10)
     add("--learning-rate", type=float, default=0.2)
     add("--temperature", type=float, default=30.0)
-    add("--seeds", type=int, default=6)
+    add("--seeds", type=int, default=5)
     add("--teachers", nargs="+", choices=["own", "resnet20"], default=["own", "resnet20"])
     arguments = options.parse_args()
     if arguments.quick:

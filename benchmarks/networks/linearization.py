@@ -41,7 +41,7 @@ def parse_arguments():
     add("--rows", type=int, nargs="+", default=[32, 8], help="rows of a student")
     add("--widths", type=int, nargs="+", default=[32, 128, 512, 2048])
     add("--depth", type=int, default=2, help="hidden layers")
-    add("--learning-rates", type=float, nargs="+", default=[0.3, 1.0, 3.0])
+    add("--learning-rates", type=float, nargs="+", default=[0.3, 3.0, 1.0])
     add("--momentum", type=float, default=0.9)
     add("--tolerance", type=float, default=0.01, help="of the training logits, root mean square")
     add("--epochs", type=int, default=4000, help="at most")
@@ -208,11 +208,12 @@ def main():
     z_t_of_rows = teacher_logits(X, y, arguments)
     X_test = X[-N_TEST:]
 
-    # The first learning rate on all numbers of rows, and plain; the others on the first number.
+    # The first learning rate on all numbers of rows, the others on the first number; plain students
+    # at the last.
     first_rate, first_rows = arguments.learning_rates[0], arguments.rows[0]
     kinds = [(n, first_rate, True) for n in arguments.rows]
     kinds += [(first_rows, rate, True) for rate in arguments.learning_rates[1:]]
-    kinds += [(first_rows, first_rate, False)]
+    kinds += [(first_rows, arguments.learning_rates[-1], False)]
     results = []
     for n_rows, rate, centred in kinds:
         rows = slice(N_TEACHER, N_TEACHER + n_rows)

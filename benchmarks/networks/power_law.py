@@ -34,10 +34,10 @@ def parse_arguments():
     add("--side", type=int, default=16, help="images are averaged down to this size (32: as is)")
     add("--channels", type=int, default=16, help="of the first stage of the ResNet")
     add("--blocks", type=int, default=1, help="per stage: 1 is ResNet-8, 3 is ResNet-20")
-    add("--epochs", type=int, default=15, help="on the most rows; n of them take √(most/n) as many")
+    add("--epochs", type=int, default=10, help="on the most rows; n of them take √(most/n) as many")
     add("--learning-rate", type=float, default=0.2)
     add("--temperature", type=float, default=30.0)
-    add("--seeds", type=int, default=4)
+    add("--seeds", type=int, default=3)
     arguments = options.parse_args()
     if arguments.quick:
         arguments.rows, arguments.soft_ratios = [128, 256, 512], [1.0, 0.9]

@@ -381,10 +381,10 @@ def parse_arguments():
     options = parser(__doc__)
     add = options.add_argument
     add("--rows", type=int, default=1000, help="training rows of a pair of digits")
-    add("--resnet-rows", type=int, default=2000, help="training rows of a pair of CIFAR classes")
+    add("--resnet-rows", type=int, default=1500, help="training rows of a pair of CIFAR classes")
     add("--pairs", type=int, default=2, help="pairs of each data set, at most")
     add("--epochs", type=int, default=120, help="of the MLPs")
-    add("--resnet-epochs", type=int, default=20)
+    add("--resnet-epochs", type=int, default=15)
     add("--width", type=int, default=256, help="of the MLPs")
     add("--channels", type=int, default=8, help="of the first stage of the ResNets")
     add("--side", type=int, default=16, help="CIFAR images are averaged down to this size")
