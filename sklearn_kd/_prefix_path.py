@@ -17,6 +17,7 @@ from sklearn_kd._array import like, to_tensor
 from sklearn_kd._sklearn import Interval, StrOptions, validate_parameter_constraints
 from sklearn_kd._targets import merged_effective_logits
 from sklearn_kd.kernels import NTK
+from sklearn_kd.linalg._memory import MEMORY_REMEDY, path_bytes, require
 from sklearn_kd.linalg._prior import GaussianPrior, centred
 from sklearn_kd.metrics._inefficiency import data_inefficiency, data_inefficiency_std
 from sklearn_kd.metrics._path import (
@@ -152,6 +153,22 @@ class PrefixPathMixin:
 
         # 2. The rows on which to compare student, teacher and truth.
         held_out = self._held_out_rows(X, teacher_logits, y)
+
+        require(
+            path_bytes(
+                n_rows=len(rows),
+                n_features=rows.shape[1],
+                n_targets=z_eff[0].numel(),
+                n_new=0 if held_out is None else len(held_out.X),
+                n_orders=n_permutations or 0,
+                dtype=rows.dtype,
+                device=rows.device,
+            ),
+            self.memory_limit,
+            rows.device,
+            what=f"prefix_path of n={len(rows)} distinct rows",
+            remedy=MEMORY_REMEDY,
+        )
 
         # 3. For each order of the rows, and initial network z₀, one factor for everything.
         initial = InitialNetworks(self, init, rows, held_out and held_out.X)

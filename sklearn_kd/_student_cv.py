@@ -36,7 +36,7 @@ from sklearn_kd._solvers import Solution
 from sklearn_kd._student import LinearizedKDStudent
 from sklearn_kd.kernels._function import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.linalg._memory import MEMORY_REMEDY, frame_bytes, require
+from sklearn_kd.linalg._memory import MEMORY_REMEDY, require, search_bytes
 
 # What a fit without ``refit``, or without a deciding score, does not set.
 _OF_THE_BEST = (
@@ -271,7 +271,26 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             # Ridges, and folds with factors of their own, share the kernel matrix beside these.
             has_factors = splitter is not None and not serves_folds
             shares_matrix = has_factors or len(grid.alphas) > 1
-            self._require_matrices(distinct, 1 + shares_matrix)
+            n_targets = len(grid.recipes) * (1 if len(rows.classes) == 2 else len(rows.classes))
+            n, d = distinct.X.shape
+            planned = search_bytes(
+                n,
+                d,
+                n_targets,
+                distinct.X.dtype,
+                distinct.X.device,
+                folds=[] if splitter is None else [len(fold.test) for fold in folds],
+                by_factors=has_factors,
+                keeps_matrix=shares_matrix,
+                refit=bool(self.refit),
+            )
+            require(
+                planned,
+                self.memory_limit,
+                distinct.X.device,
+                what=f"LinearizedKDStudentCV.fit on n={n} distinct rows",
+                remedy=MEMORY_REMEDY,
+            )
 
             # 1. The logits z₀ of the networks before training, one for each kernel.
             starts = [
@@ -302,8 +321,10 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
                     with progress.stage("candidates", len(folds)) as task:
                         for fold in folds:
                             with task.stage("fold"):
-                                students = held_out_students(problem, whole, z_0, fold, alpha)
-                                scores.add(students, fold)
+                                # No name for the students: they hold a factor until scored.
+                                scores.add(
+                                    held_out_students(problem, whole, z_0, fold, alpha), fold
+                                )
                     scores.close_cell()
 
             # 4. The best candidate, fitted on all rows.
@@ -396,16 +417,6 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
                     "positive weight; use fewer folds."
                 )
         return folds
-
-    def _require_matrices(self, distinct: DistinctRows, number: int) -> None:
-        n, d = distinct.X.shape
-        require(
-            number * frame_bytes(n, d, 1, distinct.X.dtype),
-            self.memory_limit,
-            distinct.X.device,
-            what=f"LinearizedKDStudentCV.fit on n={n} distinct rows",
-            remedy=MEMORY_REMEDY,
-        )
 
     def _select(self, grid: Grid) -> None:
         names = [k.removeprefix("mean_test_") for k in self.cv_results_ if k[:5] == "mean_"]

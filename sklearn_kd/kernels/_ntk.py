@@ -12,6 +12,7 @@ from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
 from sklearn_kd._array import to_numpy, to_tensor
 from sklearn_kd.kernels._activations import ACTIVATIONS
 from sklearn_kd.kernels._infinite import InfiniteKernel
+from sklearn_kd.linalg._memory import kernel_bytes, require
 
 _KINDS = ("ntk", "nngp")
 
@@ -162,6 +163,11 @@ class NTK(Kernel):
         K_gradient : ndarray of shape (n, n, n_dims), only with ``eval_gradient``
             Derivatives of K(X, X) in the logarithms of the free hyper-parameters, in the order
             of ``theta``.
+
+        Raises
+        ------
+        MemoryBudgetError
+            If the matrices would take more than 90 % of the memory that is free.
         """
         if eval_gradient and Y is not None:
             raise ValueError("eval_gradient=True needs Y=None: the gradient is that of K(X, X).")
@@ -174,7 +180,9 @@ class NTK(Kernel):
                     f"X has {x_rows.shape[1]} features but Y has {y_rows.shape[1]}; "
                     "both need the same columns."
                 )
+            self._require_memory(x_rows, y_rows)
             return to_numpy(kernel.block(x_rows, y_rows))
+        self._require_memory(x_rows, x_rows, n_matrices=1 + 4 * eval_gradient)
         K = to_numpy(kernel.gram(x_rows))
         if not eval_gradient:
             return K
@@ -182,6 +190,17 @@ class NTK(Kernel):
         columns = {"weight_std": 0, "bias_std": 1}
         free = [columns[h.name] for h in self.hyperparameters if not h.fixed]
         return K, to_numpy(kernel.gradient(x_rows))[..., free]
+
+    def _require_memory(self, x_rows: Any, y_rows: Any, n_matrices: int = 1) -> None:
+        n, m = len(x_rows), len(y_rows)
+        matrix = kernel_bytes(n, m, x_rows.shape[1], x_rows.dtype, x_rows.device)
+        require(
+            n_matrices * matrix,
+            "auto",
+            x_rows.device,
+            what=f"The kernel matrix of {n} and {m} rows",
+            remedy="Use fewer rows, or an estimator of this package, which need not hold it.",
+        )
 
     def diag(self, X: Any) -> np.ndarray:
         """Return K(x, x) for each row of ``X``, shape (n,), in O(n d)."""

@@ -30,8 +30,8 @@ from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg._cholesky import Factor, factor_in_place, reciprocal_condition
 from sklearn_kd.linalg._memory import MEMORY_REMEDY, WORKSPACE_BYTES, frame_bytes, require
 
-# Into at most so many parts columns of L⁻¹ are cut, each of which begins near its first row.
-_INVERSE_PARTS = 4
+# Rows of L⁻¹ that are computed at a time.
+_SUBSTITUTION_ROWS = 256
 
 
 class TangentFrame:
@@ -102,7 +102,7 @@ class TangentFrame:
     ) -> None:
         n, d = X.shape
         require(
-            frame_bytes(n, d, 1, X.dtype),
+            frame_bytes(n, d, 1, X.dtype, X.device),
             memory_limit,
             X.device,
             what=f"Factoring the kernel matrix of n={n} distinct rows",
@@ -345,44 +345,38 @@ class TangentFrame:
         n = self.n_rows
         out = self.lower.new_empty(n)
         step = max(1, WORKSPACE_BYTES // (2 * n * self.lower.dtype.itemsize))
-        for start in range(0, n, step):
-            width = min(step, n - start)
-            columns = self.lower.new_zeros((n - start, width))
-            columns.diagonal().fill_(1)
-            # L⁻¹ is lower triangular: these columns live in the rows from `start` on.
-            inverse = torch.linalg.solve_triangular(
-                self.lower[start:, start:], columns, upper=False
-            )
-            out[start : start + width] = inverse.square().sum(dim=0)
+        for rows in torch.arange(n, device=out.device).split(step):
+            out[rows] = torch.linalg.vector_norm(self._inverse_columns(rows), dim=1).square()
         return out
 
     @full_precision()
     def inverse_block(self, rows: Tensor) -> Tensor:
         """Return (A⁻¹)_SS, shape (m, m), for distinct row numbers S (m,): columns of L⁻¹, squared.
 
-        About n² m / 3 + n m² operations for rows next to each other, n² m / 2 + n m² for rows
-        all over, and a block of n × m beside the result.
+        About n² m / 3 + n m² operations, and a block of n × m beside the result.
         """
-        n, m = self.n_rows, len(rows)
         ordered, order = rows.sort()
-        inverse = self.lower.new_zeros((m, n))  # its transpose holds the columns of L⁻¹
-        inverse[torch.arange(m, device=rows.device), ordered] = 1
-        out = inverse.new_empty((m, m))
-        # L⁻¹ is lower triangular: its columns begin at their rows, so that those of a part need
-        # only a corner of L. The solver copies that, hence few parts, and none to save little.
-        reach = -(-n // _INVERSE_PARTS)
-        first = 0
-        for size in ((ordered - ordered[0]) // reach).unique_consecutive(return_counts=True)[1]:
-            last = first + int(size)
-            start = int(ordered[first]) if ordered[first] > reach // 2 else 0
-            columns = inverse[first:last, start:]
-            corner = self.lower[start:, start:]
-            columns.copy_(torch.linalg.solve_triangular(corner, columns.T, upper=False).T)
-            block = columns @ inverse[:last, start:].T
-            out[first:last, :last], out[:last, first:last] = block, block.T
-            first = last
-        back = order.argsort()
-        return out[back[:, None], back]
+        inverse = self._inverse_columns(ordered)
+        out = inverse.new_empty((len(rows), len(rows)))
+        out[order[:, None], order] = inverse @ inverse.T
+        return out
+
+    def _inverse_columns(self, rows: Tensor) -> Tensor:
+        """Return the columns of L⁻¹ of increasing row numbers (m,), transposed: (m, n)."""
+        # Forward substitution by blocks, as column j of L⁻¹ begins at row j: in each block only
+        # the columns that begin before its end count. Of a solver, which has no notion of this,
+        # the corners of L that would do could only be had as copies.
+        inverse = self.lower.new_zeros((len(rows), self.n_rows))
+        inverse[torch.arange(len(rows), device=rows.device), rows] = 1
+        first = int(rows[0])
+        for start in range(first, self.n_rows, _SUBSTITUTION_ROWS):
+            block = slice(start, start + _SUBSTITUTION_ROWS)
+            part = inverse[: int((rows < block.stop).sum()), block]
+            known = inverse[: len(part), first:start]
+            part.addmm_(known, self.lower[block, first:start].T, alpha=-1)
+            corner = self.lower[block, block]
+            part.copy_(torch.linalg.solve_triangular(corner, part.T, upper=False).T)
+        return inverse
 
     @full_precision()
     def kfold(self, targets: Tensor, folds: Tensor) -> Tensor:

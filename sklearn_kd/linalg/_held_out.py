@@ -15,7 +15,7 @@ v(x)        ``new_directions``  () -> (m,) squared norm of what x adds to −S, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg._frame import TangentFrame
+from sklearn_kd.linalg._memory import GATHER_BYTES
 
 
 class HeldOut(NamedTuple):
@@ -50,9 +51,8 @@ class MatrixKernel:
         rows = X[:, 0].long()
         out = X.new_empty((len(X), len(X))) if out is None else out
         # Row by row of blocks: indexing both axes at once would copy through a third matrix.
-        for start in range(0, len(rows), 512):
-            block = slice(start, start + 512)
-            columns = slice(0 if symmetrize else start, None)
+        for block in _gather_blocks(self.matrix, len(rows)):
+            columns = slice(0 if symmetrize else block.start, None)
             out[block, columns] = self.matrix[rows[block]][:, rows[columns]]
         return out
 
@@ -63,6 +63,13 @@ class MatrixKernel:
     def rows(self, numbers: Tensor) -> Tensor:
         """Return row numbers (n,) in the form in which this kernel takes rows, (n, 1)."""
         return numbers.to(self.matrix)[:, None]
+
+
+def _gather_blocks(matrix: Tensor, n_rows: int) -> Iterator[slice]:
+    """Yield parts of ``n_rows`` row numbers, few enough rows of ``matrix`` to copy at a time."""
+    step = max(1, GATHER_BYTES // (len(matrix) * matrix.element_size()))
+    for start in range(0, n_rows, step):
+        yield slice(start, start + step)
 
 
 def class_sum(values: Tensor) -> Tensor:
@@ -102,7 +109,10 @@ def fold_held_out(
         kernel, kernel.rows(train), alpha=alpha, weights=weights, memory_limit=memory_limit
     )
     q, coefficients = frame.coordinates(targets), frame.solve(targets)
-    logits = gram[held_out][:, train] @ coefficients.reshape(len(train), -1)
+    columns = coefficients.reshape(len(train), -1)
+    logits = columns.new_empty((len(held_out), columns.shape[1]))
+    for block in _gather_blocks(gram, len(held_out)):
+        logits[block] = gram[held_out[block]][:, train] @ columns
 
     @functools.cache
     def new_directions() -> Tensor:

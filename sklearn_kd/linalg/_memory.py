@@ -6,6 +6,7 @@ and raises before anything is allocated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,17 @@ from sklearn_kd.exceptions import MemoryBudgetError
 
 # What the blocked evaluations (kernel tiles, prediction blocks) may hold at once, beside results.
 WORKSPACE_BYTES = 64 * 2**20
+
+# Arrays of a tile's size that a core works in, numbers kept of a row beside its features, and
+# work copies of the right-hand sides.
+_TILE_BUFFERS = 7
+_PER_ROW = 16
+_COLUMN_COPIES = 6
+
+# Of the kernel matrix, what is copied at a time to gather a fold's part of it.
+GATHER_BYTES = 4 * 2**20
+
+CPU = torch.device("cpu")
 
 # The share of what is free that "auto" lets one computation take.
 AUTO_SHARE = 0.9
@@ -55,14 +67,99 @@ def budget_bytes(memory_limit: float | str, device: torch.device) -> int:
     return int(memory_limit)
 
 
-def frame_bytes(n_rows: int, n_features: int, n_targets: int, dtype: torch.dtype) -> int:
+def kernel_bytes(
+    n_rows: int, n_columns: int, n_features: int, dtype: torch.dtype, device: torch.device = CPU
+) -> int:
+    """Return the peak bytes of evaluating a kernel matrix.
+
+    Beside its entries stand the rows as its tiles need them, and the tiles of every core.
+    """
+    from sklearn_kd.kernels._tiles import tile_size  # kernels import this module
+
+    area = min(tile_size(device), n_rows) * min(tile_size(device), n_columns)
+    n_cores = torch.get_num_threads() if device.type == "cpu" else 1
+    rows = (n_rows + n_columns) * (n_features + _PER_ROW)
+    return (n_rows * n_columns + rows + n_cores * _TILE_BUFFERS * area) * dtype.itemsize
+
+
+def frame_bytes(
+    n_rows: int,
+    n_features: int,
+    n_targets: int,
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+) -> int:
     """Return the peak bytes of building a tangent frame and solving for ``n_targets`` columns.
 
-    The factor overwrites the kernel matrix (n²); the rows, the targets and two work copies of
-    the targets stand beside it.
+    The factor overwrites the kernel matrix (n²); a copy of the rows, the targets and their work
+    copies stand beside it.
     """
-    entries = n_rows**2 + n_rows * (n_features + 4 * n_targets)
-    return entries * dtype.itemsize + WORKSPACE_BYTES
+    columns = n_rows * _COLUMN_COPIES * n_targets
+    return kernel_bytes(n_rows, n_rows, n_features, dtype, device) + columns * dtype.itemsize
+
+
+def search_bytes(
+    n_rows: int,
+    n_features: int,
+    n_targets: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    folds: Sequence[int],
+    by_factors: bool,
+    keeps_matrix: bool,
+    refit: bool,
+) -> int:
+    """Return the peak bytes of a search over ``n_targets`` columns, one per candidate and class.
+
+    Parameters
+    ----------
+    folds : sequence of int
+        Number of rows that each fold leaves out; empty for leave-one-out.
+    by_factors : bool
+        Whether folds have factors of their own, beside the matrix of all rows; else they are left
+        out of the factor of all rows, a block of columns of its inverse at a time.
+    keeps_matrix : bool
+        Whether the matrix stands beside the factor of all rows: always where folds have factors.
+    refit : bool
+        Whether all rows are factored in the end.
+    """
+    n = n_rows
+    if by_factors:
+        beside = max(refit * n**2, *((n - m) ** 2 for m in folds))
+    elif folds:
+        beside = keeps_matrix * n**2 + max(n * m + 3 * m**2 for m in folds)
+    else:
+        beside = keeps_matrix * n**2
+        beside += min(n**2, WORKSPACE_BYTES // (2 * dtype.itemsize))
+    return frame_bytes(n, n_features, 2 * n_targets, dtype, device) + beside * dtype.itemsize
+
+
+def path_bytes(
+    n_rows: int,
+    n_features: int,
+    n_targets: int,
+    n_new: int,
+    n_orders: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    """Return the peak bytes of following a student through its sizes, beside its own frame.
+
+    Parameters
+    ----------
+    n_new : int
+        Rows on which it is measured, in blocks of features.
+    n_orders : int
+        Orders of the rows, each with a factor of its own, one at a time; 0 for the one they have.
+    """
+    # Norms, their changes and errors, of every order and stacked.
+    results = 6 * n_rows * n_targets * max(n_orders, 1) * dtype.itemsize
+    blocks = min(3 * n_new * n_rows * dtype.itemsize, 3 * WORKSPACE_BYTES // 2)
+    if n_orders == 0:
+        columns = n_rows * _COLUMN_COPIES * n_targets * dtype.itemsize
+        return columns + blocks + results
+    return frame_bytes(n_rows, n_features, n_targets, dtype, device) + blocks + results
 
 
 def require(

@@ -1,5 +1,7 @@
 """The memory planner."""
 
+import functools
+
 import psutil
 import pytest
 import torch
@@ -16,6 +18,29 @@ def test_plan_is_dominated_by_the_factor():
     assert _memory.frame_bytes(10_000, 100, 1, torch.float32) < 0.6 * planned
 
 
+def test_searches_and_paths_are_planned_by_their_matrices():
+    n, entry = 10_000, 8
+    common = {"folds": 5 * [2000], "refit": True}
+    plan = functools.partial(_memory.search_bytes, n, 100, 32, torch.float64, CPU)
+
+    def matrices(planned):
+        return planned / (n**2 * entry)
+
+    loo = plan(folds=[], by_factors=False, keeps_matrix=False, refit=True)
+    assert matrices(loo) == pytest.approx(1, abs=0.2)
+    blocks = plan(**common, by_factors=False, keeps_matrix=False)
+    assert matrices(blocks) == pytest.approx(1 + 0.2 + 3 * 0.04, abs=0.2)
+    ridges = plan(**common, by_factors=False, keeps_matrix=True)
+    assert matrices(ridges - blocks) == pytest.approx(1)
+    factors = plan(**common, by_factors=True, keeps_matrix=True)
+    assert matrices(factors) == pytest.approx(2, abs=0.2)
+    factors = plan(folds=5 * [2000], by_factors=True, keeps_matrix=True, refit=False)
+    assert matrices(factors) == pytest.approx(1 + 0.64, abs=0.2)
+    path = functools.partial(_memory.path_bytes, n, 100, 32, 500, dtype=torch.float64, device=CPU)
+    assert matrices(path(n_orders=0)) < 0.3
+    assert matrices(path(n_orders=2)) == pytest.approx(1, abs=0.4)
+
+
 def test_too_large_a_plan_names_bytes_and_remedy():
     with pytest.raises(MemoryBudgetError) as caught:
         _memory.require(
@@ -27,7 +52,7 @@ def test_too_large_a_plan_names_bytes_and_remedy():
         )
     message = str(caught.value)
     assert "n=1000000" in message
-    assert "7.277 TiB" in message
+    assert "7.278 TiB" in message
     assert "Use fewer rows." in message
 
 
