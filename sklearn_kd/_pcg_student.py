@@ -36,9 +36,15 @@ from sklearn_kd.linalg._operator import (
     RidgeOperator,
     TiledOperator,
 )
-from sklearn_kd.linalg._pcg import PCGResult, block_pcg
+from sklearn_kd.linalg._pcg import block_pcg
 from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
 from sklearn_kd.linalg._preconditioner import LowRankPreconditioner, default_rank
+from sklearn_kd.linalg._sharded import (
+    ShardedOperator,
+    drive,
+    largest_share,
+    require_same_problem,
+)
 
 PCG_REMEDY = (
     "Use fewer rows, solver='nystrom' (an approximation, over rows that need not be in memory), or "
@@ -73,17 +79,21 @@ def pcg_bytes(
     rank: int,
     dtype: torch.dtype,
     stored: torch.dtype | None,
+    n_shares: int = 1,
 ) -> int:
     """Return the peak bytes of preconditioner and iteration, from shapes alone.
 
     The targets, their compression and the solution take six arrays of n × m in float64, the
     iteration ten; a factor of n × k, its small matrices, and a block of columns of the kernel; the
-    rows twice, in two precisions.
+    rows twice, in two precisions. Of several processes each stores its share of half of Θ.
     """
     kept = dtype if stored is None else stored
     vectors = 8 * n_rows * (16 * n_targets + 2 * n_features)
     factor = kept.itemsize * n_rows * (rank + 4 * 128) + 8 * 6 * rank**2
-    matrix = 0 if stored is None else n_rows**2 * stored.itemsize
+    matrix = 0
+    if stored is not None:
+        entries = n_rows**2 if n_shares == 1 else largest_share(n_rows, n_shares)
+        matrix = entries * stored.itemsize
     return vectors + factor + matrix + 3 * WORKSPACE_BYTES
 
 
@@ -94,6 +104,7 @@ def plan_pcg(
     dtype: torch.dtype,
     memory_limit: float | str,
     device: torch.device,
+    n_shares: int = 1,
 ) -> PCGPlan:
     """Return what to keep in memory: as much as helps and fits; if nothing fits, the least."""
     rank = default_rank(n_rows)
@@ -104,7 +115,7 @@ def plan_pcg(
     choices.append((None, min(_LEAST_RANK, n_rows)))
     budget = budget_bytes(memory_limit, device)
     for stored, rank in choices:
-        planned = pcg_bytes(n_rows, n_features, n_targets, rank, dtype, stored)
+        planned = pcg_bytes(n_rows, n_features, n_targets, rank, dtype, stored, n_shares)
         if planned <= budget:
             break
     return PCGPlan(stored, rank, planned)
@@ -121,6 +132,7 @@ def pcg_student(
     tol: float = 1e-6,
     max_iter: int = 500,
     random_state: np.random.RandomState,
+    distributed: bool = False,
     on_iteration: Callable[[int, float], None] | None = None,
 ) -> PCGStudent:
     """Solve (Θ + α W⁻¹) a = Δz by preconditioned conjugate gradients.
@@ -144,6 +156,9 @@ def pcg_student(
         Largest number of iterations.
     random_state : RandomState
         Draws the pivots of the preconditioner.
+    distributed : bool, default=False
+        Whether all processes of the default group of `torch.distributed` call this, with the same
+        rows and targets, and share the products. Process 0 does the rest.
     on_iteration : callable, default=None
         Called as ``on_iteration(n_iter, residual)``.
 
@@ -163,65 +178,88 @@ def pcg_student(
     ridge = None
     if alpha > 0:
         ridge = alpha / (X.new_ones(len(X)) if weights is None else weights).double()
-    theta, exact = _operators(kernel, X, plan)
-    generator = torch.Generator().manual_seed(random_state.randint(2**31))
-    preconditioner = LowRankPreconditioner(
-        randomly_pivoted_cholesky(theta, plan.rank, generator=generator), ridge
-    )
     columns = targets.reshape(len(X), -1).double()
-    result = block_pcg(
-        _with_ridge(theta, ridge),
-        columns,
-        preconditioner,
-        tol=tol,
-        max_iter=max_iter,
-        exact=_with_ridge(exact, ridge),
-        on_iteration=on_iteration,
-    )
-    warn_if_not_converged(result, tol, max_iter)
-    # ‖Δ_ŵ‖² = aᵀ Θ a = aᵀ A a − aᵀ (α W⁻¹) a
-    a = result.solution
-    squared = (a * result.product).sum()
-    if ridge is not None:
-        squared -= (ridge[:, None] * a.square()).sum()
-    where = "the rows" if plan.stored is None else "the kernel matrix"
-    energy_error = result.energy_errors.max().item()
-    report = Bunch(
-        residual=result.residuals.max().item(),
-        energy_error=energy_error,
-        prediction_error=energy_error * math.sqrt(exact.diag().max().item()),
-        stopped=result.stopped,
-        n_products=result.n_products,
-        n_solved=result.n_solved,
-        preconditioner_rank=preconditioner.rank,
-        products=f"{where} in {str(theta.dtype).removeprefix('torch.')}",
-        planned_bytes=plan.planned_bytes,
-    )
-    return PCGStudent(
-        a.reshape(targets.shape), squared.clamp_min(0).sqrt().item(), result.n_iter, report
-    )
+    if distributed:
+        columns = require_same_problem(X, columns)
+    theta, exact = _operators(kernel, X, plan, distributed)
+
+    def solve() -> PCGStudent:
+        generator = torch.Generator().manual_seed(random_state.randint(2**31))
+        preconditioner = LowRankPreconditioner(
+            randomly_pivoted_cholesky(theta, plan.rank, generator=generator), ridge
+        )
+        result = block_pcg(
+            _with_ridge(theta, ridge),
+            columns,
+            preconditioner,
+            tol=tol,
+            max_iter=max_iter,
+            exact=_with_ridge(exact, ridge),
+            on_iteration=on_iteration,
+        )
+        # ‖Δ_ŵ‖² = aᵀ Θ a = aᵀ A a − aᵀ (α W⁻¹) a
+        a = result.solution
+        squared = (a * result.product).sum()
+        if ridge is not None:
+            squared -= (ridge[:, None] * a.square()).sum()
+        where = "the rows" if plan.stored is None else "the kernel matrix"
+        energy_error = result.energy_errors.max().item()
+        report = Bunch(
+            residual=result.residuals.max().item(),
+            energy_error=energy_error,
+            prediction_error=energy_error * math.sqrt(exact.diag().max().item()),
+            stopped=result.stopped,
+            n_products=result.n_products,
+            n_solved=result.n_solved,
+            preconditioner_rank=preconditioner.rank,
+            products=f"{where} in {str(theta.dtype).removeprefix('torch.')}",
+            planned_bytes=plan.planned_bytes,
+        )
+        a = a.reshape(targets.shape)
+        return PCGStudent(
+            a.cpu() if distributed else a,
+            squared.clamp_min(0).sqrt().item(),
+            result.n_iter,
+            report,
+        )
+
+    if distributed:
+        assert isinstance(theta, ShardedOperator)
+        assert isinstance(exact, ShardedOperator)
+        student = drive([theta, exact], solve)
+        student = student._replace(coefficients=student.coefficients.to(X.device))
+    else:
+        student = solve()
+    warn_if_not_converged(student, tol, max_iter)
+    return student
 
 
 def _operators(
-    kernel: KernelFunction, X: Tensor, plan: PCGPlan
+    kernel: KernelFunction, X: Tensor, plan: PCGPlan, distributed: bool
 ) -> tuple[KernelOperator, KernelOperator]:
     """Return Θ for the products of the iteration, and Θ in float64 for the residuals."""
-    exact = TiledOperator(kernel, X.double())
+    on_the_fly = ShardedOperator if distributed else TiledOperator
+    stored: KernelOperator
     if plan.stored is None:
-        return (exact if X.dtype == torch.float64 else TiledOperator(kernel, X)), exact
-    stored = DenseOperator(kernel.gram(X.to(plan.stored)))
-    return stored, (stored if plan.stored == torch.float64 else exact)
+        exact = on_the_fly(kernel, X.double())
+        return (exact if X.dtype == torch.float64 else on_the_fly(kernel, X)), exact
+    rows = X.to(plan.stored)
+    if distributed:
+        stored = ShardedOperator(kernel, rows, is_stored=True)
+    else:
+        stored = DenseOperator(kernel.gram(rows))
+    return stored, stored if plan.stored == torch.float64 else on_the_fly(kernel, X.double())
 
 
 def _with_ridge(operator: KernelOperator, ridge: Tensor | None) -> KernelOperator:
     return operator if ridge is None else RidgeOperator(operator, ridge.to(operator.dtype))
 
 
-def warn_if_not_converged(result: PCGResult, tol: float, max_iter: int) -> None:
+def warn_if_not_converged(student: PCGStudent, tol: float, max_iter: int) -> None:
     """Warn with `ConvergenceWarning`, and what to do, if a residual is above ``tol``."""
-    if result.stopped == "converged":
+    report = student.report
+    if report.stopped == "converged":
         return
-    reached = result.residuals.max().item()
     reasons = {
         "max_iter": f"max_iter={max_iter} iterations were not enough: raise max_iter, or tol if "
         "this residual will do; alpha > 0 makes the problem easier.",
@@ -232,8 +270,8 @@ def warn_if_not_converged(result: PCGResult, tol: float, max_iter: int) -> None:
         "use alpha > 0, remove near-duplicate rows, or use a deeper or less smooth kernel.",
     }
     warnings.warn(
-        f"Conjugate gradients reached a relative residual of {reached:.2g} after {result.n_iter} "
-        f"iterations, not tol={tol:g}: {reasons[result.stopped]}",
+        f"Conjugate gradients reached a relative residual of {report.residual:.2g} after "
+        f"{student.n_iter} iterations, not tol={tol:g}: {reasons[report.stopped]}",
         ConvergenceWarning,
         stacklevel=2,
     )

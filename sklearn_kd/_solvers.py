@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from sklearn.utils import Bunch, check_random_state
 from torch import Tensor
 
@@ -49,6 +50,7 @@ from sklearn_kd.kernels._function import KernelFunction
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._memory import budget_bytes, frame_bytes, require
 from sklearn_kd.linalg._nystrom import nystrom_bytes
+from sklearn_kd.linalg._sharded import require_group, smallest_of_all
 
 # So many times at most a pass over the rows, or an iteration, tells callbacks how far it is.
 N_REPORTS = 100
@@ -91,6 +93,7 @@ class Options(NamedTuple):
     checkpoint: str | os.PathLike | None = None
     tol: float = 1e-6
     max_iter: int = 500
+    distributed: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,10 +241,11 @@ def solve_pcg(system: System, options: Options, progress: FitTask) -> Solution:
             system.targets,
             alpha=system.alpha,
             weights=system.weights,
-            plan=_pcg_plan(size, options),
+            plan=_pcg_plan(size, of_all_processes(options, size.device)),
             tol=options.tol,
             max_iter=options.max_iter,
             random_state=check_random_state(options.random_state),
+            distributed=options.distributed,
             on_iteration=report_residual(task.report, options.tol),
         )
     return Solution(
@@ -263,7 +267,17 @@ def _pcg_plan(size: Size, options: Options) -> PCGPlan:
         size.dtype,
         options.memory_limit,
         size.device,
+        dist.get_world_size() if options.distributed else 1,
     )
+
+
+def of_all_processes(options: Options, device: torch.device) -> Options:
+    """Return the options with the smallest memory that any process has, so that all plan alike."""
+    if not options.distributed:
+        return options
+    require_group(device)
+    budget = budget_bytes(options.memory_limit, device)
+    return options._replace(memory_limit=smallest_of_all(budget, device))
 
 
 def pcg_system_bytes(size: Size, options: Options) -> int:
@@ -297,8 +311,17 @@ def choose_solver(name: str, size: Size, options: Options, *, what: str) -> str:
     ------
     MemoryBudgetError
         If it does not fit ``memory_limit``.
+    ValueError
+        If ``options.distributed`` with a solver that cannot be, or without a process group.
     """
-    names = [exact for exact in EXACT if exact in SOLVERS] if name == "auto" else [name]
+    names = list(EXACT) if name == "auto" else [name]
+    if options.distributed:
+        if name not in ("auto", "pcg"):
+            raise ValueError(
+                f"distributed=True shares the products of solver='pcg', but solver={name!r}; use "
+                "solver='pcg' or 'auto', or distributed=False."
+            )
+        names, options = ["pcg"], of_all_processes(options, size.device)
     budget = budget_bytes(options.memory_limit, size.device)
     for chosen in names:
         planned = SOLVERS[chosen].planned_bytes(size, options)

@@ -117,6 +117,10 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         training rows.
     max_iter : int, default=500
         Largest number of iterations of ``solver="pcg"``.
+    distributed : bool, default=False
+        Whether the processes of `torch.distributed`, one per machine or GPU and started by
+        ``torchrun``, share the work of ``solver="pcg"``. Each of them makes the same fit, with all
+        rows, and ends with the same student.
     n_components : int, default=1000
         Number of centres of ``solver="nystrom"``. With all rows as centres it is the exact
         student.
@@ -249,6 +253,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         "solver": [StrOptions({"auto", *SOLVERS})],
         "tol": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "distributed": ["boolean"],
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "centres": [StrOptions({"rpcholesky", "uniform"})],
         "random_state": ["random_state"],
@@ -271,6 +276,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         solver: str = "auto",
         tol: float = 1e-6,
         max_iter: int = 500,
+        distributed: bool = False,
         n_components: int = 1000,
         centres: str = "rpcholesky",
         random_state: int | np.random.RandomState | None = None,
@@ -292,6 +298,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         self.solver = solver
         self.tol = tol
         self.max_iter = max_iter
+        self.distributed = distributed
         self.n_components = n_components
         self.centres = centres
         self.random_state = random_state

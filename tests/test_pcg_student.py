@@ -31,7 +31,7 @@ def on_the_fly(monkeypatch):
     monkeypatch.setattr(
         _pcg_student,
         "pcg_bytes",
-        lambda *shape: 10**15 if shape[-1] is not None else pcg_bytes(*shape),
+        lambda *shape: 10**15 if shape[5] is not None else pcg_bytes(*shape),
     )
 
 

@@ -9,6 +9,8 @@ operator             bytes for n rows            a product with (n, k)
 `DenseOperator`      n² entries in memory        one matrix product
 `MemmapOperator`     n² entries on disk          reads the file once
 `TiledOperator`      a few tiles                 evaluates the kernel's upper half
+`ShardedOperator`    a few tiles, or its share   of P processes each does one P-th of that
+                     of n²/2 entries
 `RidgeOperator`      n, beside its operator's    that of its operator
 ===================  ==========================  ==================================
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -39,8 +41,8 @@ _TILE = 2048
 class KernelOperator(ABC):
     """A symmetric positive semi-definite (n, n) matrix, known by what can be asked of it.
 
-    Indices are tensors of row numbers. A product is with the whole matrix, and every caller holds
-    all n rows of it: an operator whose rows are spread over processes gathers them.
+    Indices are tensors of row numbers. A product is with the whole matrix, and its caller gets
+    all n rows of it: an operator that is spread over processes gathers them.
     """
 
     n_rows: int
@@ -225,12 +227,7 @@ class TiledOperator(KernelOperator):
         """Return the product with ``V`` of shape (n, k), shape (n, k)."""
         if hasattr(self.kernel, "matmat"):
             return self.kernel.matmat(self.X, self.X, V)
-        result = torch.zeros_like(V)
-        for rows, columns, entries in upper_tiles(self.kernel, self.X):
-            result[rows].addmm_(entries, V[columns])
-            if rows != columns:
-                result[columns].addmm_(entries.T, V[rows])
-        return result
+        return add_tile_product(torch.zeros_like(V), upper_tiles(self.kernel, self.X), V)
 
 
 class RidgeOperator(KernelOperator):
@@ -270,11 +267,31 @@ class RidgeOperator(KernelOperator):
         return self.operator.matmat(V).addcmul_(self.ridge[:, None], V)
 
 
+def upper_parts(n_rows: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (rows, columns) of the tiles of this size on and above the diagonal."""
+    parts = [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+    for i, rows in enumerate(parts):
+        for columns in parts[i:]:
+            yield rows, columns
+
+
 def upper_tiles(kernel: KernelFunction, X: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield (rows, columns, entries) of K(X, X) tile by tile, on and above the diagonal."""
-    size = max(_TILE, tile_size(X.device))
-    parts = [slice(start, min(start + size, len(X))) for start in range(0, len(X), size)]
-    for i, rows in enumerate(parts):
-        yield rows, rows, kernel.gram(X[rows])
-        for columns in parts[i + 1 :]:
-            yield rows, columns, kernel.block(X[rows], X[columns])
+    for rows, columns in upper_parts(len(X), max(_TILE, tile_size(X.device))):
+        yield rows, columns, tile_of(kernel, X, rows, columns)
+
+
+def tile_of(kernel: KernelFunction, X: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Return the entries of one tile of K(X, X)."""
+    return kernel.gram(X[rows]) if rows == columns else kernel.block(X[rows], X[columns])
+
+
+def add_tile_product(
+    result: Tensor, tiles: Iterable[tuple[slice, slice, Tensor]], V: Tensor
+) -> Tensor:
+    """Add K V to ``result``, K given by tiles on and above the diagonal; each serves both sides."""
+    for rows, columns, entries in tiles:
+        result[rows].addmm_(entries, V[columns])
+        if rows != columns:
+            result[columns].addmm_(entries.T, V[rows])
+    return result

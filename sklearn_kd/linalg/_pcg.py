@@ -227,6 +227,8 @@ class _Recursion:
         """Do one iteration; False if no search direction is left."""
         directions = self.R_ - self.P_ @ (self.W_.T @ self.R_)
         P_ = orthonormal_basis(directions)
+        if P_.shape[1] == 0:
+            return False
         P = self.preconditioner.solve_transposed(P_)
         W = self.operator.matmat(P.to(self.operator.dtype)).double()
         gamma = P.T @ W
@@ -239,7 +241,7 @@ class _Recursion:
         epsilon = torch.finfo(self.operator.dtype).eps
         lengths = P.square().sum(dim=0)
         self._require_positive(g, 10 * epsilon * self.trace * lengths)
-        kept = g > len(g) * epsilon * g.amax() if len(g) else g > 0
+        kept = g > len(g) * epsilon * g.amax()
         if not kept.any():
             return False
         scaling = Y[:, kept] * g[kept].rsqrt()
@@ -254,7 +256,7 @@ class _Recursion:
         return True
 
     def _require_positive(self, g: Tensor, rounding: Tensor) -> None:
-        if len(g) and g[0] < -rounding.amax():
+        if g[0] < -rounding.amax():
             raise NotPSDError(
                 f"The kernel matrix of {len(self.X)} rows is not positive definite: conjugate "
                 "gradients found a direction of negative squared length. Either the kernel is not "

@@ -1,0 +1,238 @@
+"""Products with a kernel matrix whose tiles are dealt out to the processes of torch.distributed.
+
+Θ is symmetric, so that the tiles on and above its diagonal are all of it. They are dealt out like
+cards: each of P processes holds, or evaluates, one P-th of n²/2 entries, whatever n and P (blocks
+of rows would take twice that). A product sends V from process 0 to all, and adds up their parts.
+
+Only products are shared. Process 0 runs the solver, and the others answer it until it is done
+(`drive`). So no two processes can come to different decisions through different roundings, and all
+of them end with the same result, or the same error.
+
+The same code serves gloo on CPUs and NCCL on GPUs. A process that is lost shows as an error of
+the collective operation that waits for it, after the timeout of the process group at the latest.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sklearn_kd.kernels._function import KernelFunction
+from sklearn_kd.kernels._precision import full_precision
+from sklearn_kd.linalg._operator import (
+    TiledOperator,
+    add_tile_product,
+    tile_of,
+    upper_parts,
+)
+
+Result = TypeVar("Result")
+
+_LARGEST_TILE = 2048
+
+# Each process gets at least so many tiles, of smaller size if need be, so that shares are even.
+_LEAST_TILES = 4
+
+# Relative difference between the processes' targets that rounding may explain.
+_SAME_TARGETS = 1e-6
+
+
+class ShardedOperator(TiledOperator):
+    """K(X, X), of which each process of the group contributes its share of the tiles.
+
+    Diagonal, blocks and columns are evaluated by the process that asks for them. Products are for
+    process 0 alone, within `drive`.
+
+    Parameters
+    ----------
+    kernel : KernelFunction
+    X : Tensor of shape (n, d)
+        All rows, in every process.
+    is_stored : bool, default=False
+        Whether each process keeps its tiles; else they are evaluated anew at each product.
+    """
+
+    def __init__(self, kernel: KernelFunction, X: Tensor, *, is_stored: bool = False) -> None:
+        super().__init__(kernel, X)
+        n_shares = dist.get_world_size()
+        self._parts = shares(self.n_rows, n_shares)[dist.get_rank()]
+        self._stored = list(self._evaluate()) if is_stored else None
+        self.number = 0  # among the operators of `drive`
+
+    def _evaluate(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        for rows, columns in self._parts:
+            yield rows, columns, tile_of(self.kernel, self.X, rows, columns)
+
+    @full_precision()
+    def share_of_product(self, V: Tensor) -> Tensor:
+        """Return what this process's tiles contribute to Θ V, shape (n, k)."""
+        tiles = self._evaluate() if self._stored is None else self._stored
+        return add_tile_product(torch.zeros_like(V), tiles, V)
+
+    def matmat(self, V: Tensor) -> Tensor:
+        """Return the product with ``V`` of shape (n, k), shape (n, k)."""
+        _announce(self.number, V.shape[1], self.device)
+        return self.take_part(V.contiguous())
+
+    def take_part(self, V: Tensor) -> Tensor:
+        """Take part in a product; ``V`` (n, k), contiguous, is filled except in process 0."""
+        with _lost_process_is_named():
+            dist.broadcast(V, src=0)
+        result = self.share_of_product(V)
+        with _lost_process_is_named():
+            dist.reduce(result, dst=0)
+        return result
+
+
+def shares(n_rows: int, n_shares: int) -> list[list[tuple[slice, slice]]]:
+    """Return the tiles of each process, equally many but for one."""
+    # t rows of tiles make t (t + 1) / 2 of them
+    n_parts = 1
+    while n_parts * (n_parts + 1) // 2 < _LEAST_TILES * n_shares:
+        n_parts += 1
+    size = max(1, min(_LARGEST_TILE, -(-n_rows // n_parts)))
+    tiles = list(upper_parts(n_rows, size))
+    return [tiles[share::n_shares] for share in range(n_shares)]
+
+
+def largest_share(n_rows: int, n_shares: int) -> int:
+    """Return how many entries the tiles of any process hold at most."""
+    return max(
+        sum((r.stop - r.start) * (c.stop - c.start) for r, c in share)
+        for share in shares(n_rows, n_shares)
+    )
+
+
+def drive(operators: Sequence[ShardedOperator], solve: Callable[[], Result]) -> Result:
+    """Return what ``solve`` returns in process 0, in all processes, which share its products.
+
+    Parameters
+    ----------
+    operators : sequence of ShardedOperator
+        Those that ``solve`` asks for products, in the same order in all processes.
+    solve : callable
+        Called in process 0. Its result is pickled, so it must hold no tensors of a GPU.
+
+    Raises
+    ------
+    Exception
+        What ``solve`` raises, in all processes.
+    RuntimeError
+        If a process of the group is lost.
+    """
+    for number, operator in enumerate(operators):
+        operator.number = number
+    device = operators[0].device
+    outcome: list[Any] = [None, None]  # the result, or the exception
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = solve()
+        except LostProcessError:
+            raise
+        except BaseException as error:
+            outcome[1] = error
+        _announce(_DONE, 0, device)
+    else:
+        _serve(operators, device)
+    with _lost_process_is_named():
+        dist.broadcast_object_list(outcome, src=0, device=device)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+_DONE = -1  # instead of the number of an operator
+
+
+def _announce(number: int, width: int, device: torch.device) -> None:
+    with _lost_process_is_named():
+        dist.broadcast(torch.tensor([number, width], device=device), src=0)
+
+
+def _serve(operators: Sequence[ShardedOperator], device: torch.device) -> None:
+    """Take part in products until process 0 is done."""
+    while True:
+        header = torch.zeros(2, dtype=torch.int64, device=device)
+        with _lost_process_is_named():
+            dist.broadcast(header, src=0)
+        number, width = header.tolist()
+        if number == _DONE:
+            return
+        operator = operators[number]
+        operator.take_part(operator.X.new_empty((operator.n_rows, width)))
+
+
+class LostProcessError(RuntimeError):
+    """A process of the group no longer answers."""
+
+
+@contextmanager
+def _lost_process_is_named() -> Iterator[None]:
+    """Say what it means where a collective operation fails."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError(
+            f"Process {dist.get_rank()} of {dist.get_world_size()} waited in vain for another "
+            "one, which ended, failed, or took longer than the timeout given to "
+            f"init_process_group; start all of them again. ({error})"
+        ) from error
+
+
+def require_group(device: torch.device) -> None:
+    """Raise `ValueError` unless there is a process group that works on ``device``."""
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(
+            "distributed=True needs a process group: call torch.distributed.init_process_group() "
+            "first, and start the script with torchrun."
+        )
+    if dist.get_backend() == "nccl" and device.type != "cuda":
+        raise ValueError(
+            f"The process group's backend is 'nccl', but device={str(device)!r}; use "
+            "device='cuda', or init_process_group('gloo')."
+        )
+
+
+def smallest_of_all(value: int, device: torch.device) -> int:
+    """Return the smallest ``value`` of any process."""
+    tensor = torch.tensor(value, device=device)
+    with _lost_process_is_named():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return int(tensor.item())
+
+
+def require_same_problem(X: Tensor, targets: Tensor) -> Tensor:
+    """Return process 0's targets; raise `ValueError` in all processes if theirs are others.
+
+    Parameters
+    ----------
+    X : Tensor of shape (n, d)
+    targets : Tensor of shape (n, m)
+    """
+    checksum = zlib.crc32(X.detach().cpu().contiguous().numpy().data)
+    own = torch.tensor([*X.shape, targets.shape[1], checksum], device=X.device)
+    first = own.clone()
+    with _lost_process_is_named():
+        dist.broadcast(first, src=0)
+    if smallest_of_all(int(torch.equal(own, first)), X.device) == 0:
+        raise ValueError(
+            "distributed=True needs the same rows and classes in every process, but some process "
+            "was given others. Load the data in the same way everywhere."
+        )
+    shared = targets.contiguous().clone()
+    with _lost_process_is_named():
+        dist.broadcast(shared, src=0)
+    is_same = (targets - shared).abs().max() <= _SAME_TARGETS * shared.abs().max()
+    if smallest_of_all(int(is_same), X.device) == 0:
+        raise ValueError(
+            "distributed=True: the effective logits differ between the processes, so their "
+            "teachers, labels or soft_ratio do. Give a teacher that draws random numbers a "
+            "random_state, or pass teacher_logits."
+        )
+    return shared

@@ -1,0 +1,138 @@
+"""Two and three gloo processes against one."""
+
+import numpy as np
+import process_groups
+import pytest
+import torch
+
+from sklearn_kd import LinearizedKDStudent
+from sklearn_kd.exceptions import NotPSDError
+from sklearn_kd.kernels._infinite import InfiniteKernel
+from sklearn_kd.linalg._operator import TiledOperator
+from sklearn_kd.linalg._sharded import largest_share, shares
+
+# Options of the student, and how far its logits may be from those of one process: rounding moves
+# conjugate gradients, but never further than the tolerance at which they stop.
+OPTIONS = [
+    ({"tol": 1e-12}, 1e-10),
+    ({"tol": 1e-10, "alpha": 0.1}, 1e-10),
+    ({}, 1e-6),
+    ({"dtype": "float32"}, 1e-2),
+]
+
+
+def check_products(results, n_rows):
+    X = torch.as_tensor(process_groups.problem(n_rows)[0])
+    V = torch.as_tensor(np.random.default_rng(1).normal(size=(n_rows, 5)))
+    operator = TiledOperator(InfiniteKernel(depth=2), X)
+    for stored, tiled, single, diagonal, columns in results:
+        expected = operator.matmat(V).numpy()
+        np.testing.assert_allclose(stored, expected, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(tiled, expected, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(single, expected, rtol=0, atol=1e-2)
+        np.testing.assert_array_equal(diagonal, operator.diag().numpy())
+        expected = operator.columns(torch.tensor([0, n_rows - 1])).numpy()
+        np.testing.assert_array_equal(columns, expected)
+
+
+def check_students(results, n_rows):
+    X, y, logits = process_groups.problem(n_rows)
+    for (options, tolerance), found in zip(OPTIONS, zip(*results, strict=True), strict=True):
+        alone = LinearizedKDStudent(solver="pcg", random_state=0, **options)
+        alone.fit(X, y, teacher_logits=logits)
+        for logits_new, dual_coef, n_iter, report in found:
+            # the same in every process, bit for bit
+            np.testing.assert_array_equal(logits_new, found[0][0])
+            np.testing.assert_array_equal(dual_coef, found[0][1])
+            assert str((n_iter, report)) == str(found[0][2:])  # NaN is not NaN
+            assert report.residual <= options.get("tol", 1e-6)
+            # and what one process finds
+            np.testing.assert_allclose(
+                logits_new, alone.decision_function(1.1 * X), rtol=0, atol=tolerance
+            )
+
+
+def test_two_processes_equal_one(tmp_path):
+    n_rows = 301
+    results = process_groups.run(
+        process_groups.several,
+        2,
+        tmp_path,
+        (process_groups.products, n_rows),
+        (process_groups.students, n_rows, [options for options, _ in OPTIONS]),
+        (process_groups.not_converged,),
+        (process_groups.fails_in_process_0,),
+        (process_groups.other_data, "rows"),
+        (process_groups.other_data, "number of rows"),
+        (process_groups.other_data, "teacher"),
+    )
+    products, students, unconverged, failed, rows, number, teacher = zip(*results, strict=True)
+    check_products(products, n_rows)
+    check_students(students, n_rows)
+    for messages in unconverged:
+        assert len(messages) == 1
+        assert "max_iter=2 iterations were not enough" in messages[0]
+    for error in failed:
+        assert isinstance(error, NotPSDError)
+        assert str(error) == "found in process 0"
+    for error in (*rows, *number):
+        assert isinstance(error, ValueError)
+        assert "the same rows and classes in every process" in str(error)
+    for error in teacher:
+        assert isinstance(error, ValueError)
+        assert "random_state" in str(error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_rows", [2, 299, 1000])
+def test_three_processes_equal_one(tmp_path, n_rows):
+    options = [options for options, _ in OPTIONS]
+    results = process_groups.run(
+        process_groups.several,
+        3,
+        tmp_path,
+        (process_groups.products, n_rows),
+        (process_groups.students, n_rows, options if n_rows > 2 else []),
+    )
+    products, students = zip(*results, strict=True)
+    check_products(products, n_rows)
+    if n_rows > 2:
+        check_students(students, n_rows)
+
+
+def test_killed_process_is_an_error_within_the_timeout(tmp_path):
+    killed = process_groups.run(process_groups.dies_in_a_product, 3, tmp_path, 30)
+    assert killed[1] is None
+    for name, message, seconds in (killed[0], killed[2]):
+        assert name == "LostProcessError"
+        assert "start all of them again" in message
+        assert seconds < process_groups.TIMEOUT_S + 5
+
+
+@pytest.mark.parametrize("n_shares", [1, 2, 3, 8])
+@pytest.mark.parametrize("n_rows", [1, 7, 300, 5000])
+def test_every_tile_is_in_one_share_and_shares_are_even(n_rows, n_shares):
+    dealt = shares(n_rows, n_shares)
+    assert len(dealt) == n_shares
+    counts = [len(share) for share in dealt]
+    assert max(counts) - min(counts) <= 1
+    covered = np.zeros((n_rows, n_rows), dtype=int)
+    for rows, columns in (tile for share in dealt for tile in share):
+        covered[rows, columns] += 1
+        if rows != columns:
+            covered[columns, rows] += 1
+    assert (covered == 1).all()
+    if n_rows > 100:
+        assert largest_share(n_rows, n_shares) <= 1.3 * n_rows**2 / 2 / n_shares * (1 + 1 / 3)
+
+
+def test_without_a_process_group():
+    X, y, logits = process_groups.problem(20)
+    with pytest.raises(ValueError, match=r"init_process_group\(\) first, .* torchrun"):
+        LinearizedKDStudent(distributed=True).fit(X, y, teacher_logits=logits)
+
+
+def test_only_for_pcg():
+    X, y, logits = process_groups.problem(20)
+    with pytest.raises(ValueError, match="solver='cholesky'; use solver='pcg'"):
+        LinearizedKDStudent(solver="cholesky", distributed=True).fit(X, y, teacher_logits=logits)
