@@ -118,6 +118,48 @@ class UsedElsewhere(nn.Module):
         return torch.tanh(self.layer(x)) @ self.layer.weight[:, :2].square()
 
 
+class FoldedTokens(nn.Module):
+    """The tokens of all rows are one batch of its layers."""
+
+    def __init__(self, n_outputs):
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 4, 2, groups=2), nn.BatchNorm1d(4), nn.Tanh()
+        )
+        self.readout = nn.Linear(8, n_outputs)
+
+    def forward(self, x):
+        tokens = self.inner(x.flatten(0, 1)).flatten(1)
+        return self.readout(tokens).unflatten(0, (len(x), -1)).square().sum(1)
+
+
+class Experts(nn.Module):
+    """Sends each row to one of two layers."""
+
+    def __init__(self, n_outputs):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(6, 4) for _ in range(2))
+        self.readout = nn.Linear(4, n_outputs)
+
+    def forward(self, x):
+        first, hidden = x[:, 0] > 0, x.new_empty(len(x), 4)
+        for chosen, expert in zip((first, ~first), self.experts, strict=True):
+            hidden[chosen] = torch.tanh(expert(x[chosen]))
+        return self.readout(hidden)
+
+
+class Sorts(nn.Module):
+    """Its first layer sees the rows in the order of what they hold."""
+
+    def __init__(self, n_outputs):
+        super().__init__()
+        self.layer, self.readout = nn.Linear(6, 4), nn.Linear(4, n_outputs)
+
+    def forward(self, x):
+        order = x[:, 0].argsort()
+        return self.readout(torch.tanh(self.layer(x[order]))[order.argsort()])
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -169,6 +211,16 @@ def volume_cnn():
     return nn.Sequential(nn.Conv3d(1, 2, 2), nn.Sigmoid(), nn.Flatten(), nn.Linear(2, 2))
 
 
+def transposed_cnn(n_outputs):
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular", groups=2),
+        nn.ConvTranspose2d(4, 3, 2, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(108, n_outputs),
+    )
+
+
 def zoo():
     """Return modules by name, each with the shape of an input and whether these are token ids."""
     with torch.random.fork_rng():
@@ -185,13 +237,17 @@ def zoo():
             "attention": (Attention(3), (4, 6), False),
             "tied transformer": (TiedTransformer(), (5,), True),
             "shared layers": (SharedLayers(3), (6,), False),
+            "folded tokens": (FoldedTokens(2), (4, 6), False),
+            "experts": (Experts(2), (6,), False),
+            "sorts": (Sorts(3), (6,), False),
+            "transposed convolution": (transposed_cnn(2), (2, 3, 3), False),
             "used elsewhere": (UsedElsewhere(), (6,), False),
             "NTK parametrisation": (NTKParametrised([6, 8, 8, 1]), (6,), False),
         }
         for module, _, _ in modules.values():
             module.double().eval()
             for part in module.modules():
-                if isinstance(part, nn.BatchNorm2d):
+                if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
                     part.running_mean.normal_()
                     part.running_var.uniform_(0.5, 2)
                 if isinstance(part, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):

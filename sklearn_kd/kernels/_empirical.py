@@ -270,8 +270,8 @@ class EmpiricalNTK(Kernel):
                 f"V has shape {tuple(V.shape)}; it must have {n_expected} rows, for {len(y_rows)} "
                 f"rows of Y and output={self.output!r}."
             )
-        product = kernel.matmat(x_rows, y_rows, V.reshape(len(V), -1))
-        return to_numpy(product.reshape(-1, *V.shape[1:]))
+        product = kernel.matmat(x_rows, y_rows, V if V.ndim == 2 else V[:, None])
+        return to_numpy(product if V.ndim == 2 else product[:, 0])
 
     def is_stationary(self) -> bool:
         """Return False: the kernel depends on more than x − x′."""

@@ -8,7 +8,6 @@ bundles, so that the features held at a time fit the budget; every bundle adds i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from sklearn_kd.kernels._empirical_features import Feature
 from sklearn_kd.kernels._empirical_jacobian import adjoint
-from sklearn_kd.kernels._empirical_network import Network, logits, require_evaluable
+from sklearn_kd.kernels._empirical_network import Network, copied, logits, require_evaluable
 from sklearn_kd.kernels._empirical_tangents import Tangents, Unit
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._tiles import in_parallel, product, stream
@@ -83,7 +82,7 @@ class EmpiricalKernel:
         dtype: torch.dtype | None = None,
     ) -> None:
         require_evaluable(module)
-        self.module = copy.deepcopy(module)
+        self.module = copied(module)
         self.input_shape = input_shape
         self.full = full
         self.batch_size = batch_size
@@ -96,6 +95,7 @@ class EmpiricalKernel:
         """Return the state without what the first call works out."""
         return vars(self) | {"_tangents": {}}
 
+    @torch.inference_mode(False)
     @full_precision()
     def block(self, X: Tensor, Y: Tensor) -> Tensor:
         """Return Θ(X, Y), shape (n, m), or (n K, m K) of all outputs."""
@@ -112,6 +112,7 @@ class EmpiricalKernel:
                     self._add(x, y, corner, tangents, same=False)
         return out
 
+    @torch.inference_mode(False)
     @full_precision()
     def gram(self, X: Tensor, *, out: Tensor | None = None, symmetrize: bool = True) -> Tensor:
         """Return Θ(X, X), shape (n, n), or (n K, n K) of all outputs.
@@ -155,6 +156,7 @@ class EmpiricalKernel:
                 out[stop:, start:stop] = out[start:stop, stop:].T
         return out
 
+    @torch.inference_mode(False)
     @full_precision()
     def diag(self, X: Tensor) -> Tensor:
         """Return Θ(x, x) for each row of ``X``, shape (n,), or (n K,) of all outputs."""
@@ -169,20 +171,24 @@ class EmpiricalKernel:
                     out[i : i + bundle.rows] += feature.squared_norms().to(out)
         return out.ravel() * self._scale(tangents)
 
+    @torch.inference_mode(False)
     def n_outputs(self, X: Tensor) -> int:
-        """Return the number of outputs, K, found on the rows of ``X``."""
-        return self._prepare(X).n_outputs
+        """Return the number of outputs, K, found on the rows of ``X``; 1 if there are none."""
+        return self._prepare(X).n_outputs if len(X) else 1
 
+    @torch.inference_mode(False)
+    @full_precision()
     def outputs(self, X: Tensor) -> Tensor:
         """Return z₀ = f(X) as logits: (n,) of one or two outputs, (n, K) with sum zero of more."""
         if not len(X):
             return X.new_zeros(0)
         tangents = self._prepare(X)
         network = tangents.network
-        with torch.no_grad(), full_precision():
+        with torch.no_grad():
             parts = self._move(X).split(self._batch_rows(tangents))
             return torch.cat([logits(network(network.inputs(rows))) for rows in parts]).to(X)
 
+    @torch.inference_mode(False)
     @full_precision()
     def matmat(self, X: Tensor, Y: Tensor, V: Tensor) -> Tensor:
         """Return Θ(X, Y) V of shape (n, c) for V of shape (m, c), or (n K, c) for (m K, c).
@@ -190,7 +196,7 @@ class EmpiricalKernel:
         Without Θ where that is cheaper: J(X) w with the weight change w = J(Y)ᵀ V.
         """
         if not len(X) or not len(Y):
-            return V.new_zeros(len(X), V.shape[1])
+            return V.new_zeros(len(X) * (self.n_outputs(X) if self.full else 1), V.shape[1])
         tangents = self._prepare(Y)
         # `stream` knows one row of Θ per input only
         if not self.full and not self._is_product_cheaper(tangents, len(X), len(Y), V.shape[1]):
@@ -209,6 +215,8 @@ class EmpiricalKernel:
                             result[i : i + bundle.rows, :, c] += values.to(result)
         return result.flatten(0, 1) * self._scale(tangents)
 
+    @torch.inference_mode(False)
+    @full_precision()
     def pull_back(self, X: Tensor, V: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
         """Return the weight change Σ_i Σ_k V_ik ∂(u_k · f(x_i))/∂θ, by parameter.
 
@@ -235,8 +243,10 @@ class EmpiricalKernel:
         rows = self._move(X)
         key = (rows.device, rows.dtype)
         if key not in self._tangents:
-            network = Network(self.module, self.input_shape, *key)
-            self._tangents[key] = Tangents(network, rows)
+            tangents = Tangents(Network(self.module, self.input_shape, *key), rows)
+            if tangents.n_probed == 1:
+                return tangents  # other rows may still show more
+            self._tangents[key] = tangents
         return self._tangents[key]
 
     def _move(self, X: Tensor) -> Tensor:

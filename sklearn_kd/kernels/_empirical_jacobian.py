@@ -18,8 +18,8 @@ from torch.func import functional_call, vjp, vmap
 
 from sklearn_kd.kernels._empirical_network import Network
 
-# torch's fused attention cannot be mapped over rows. The switches belong to the whole process, so
-# overlapping uses in several threads agree on who saves and who restores them.
+# torch's fused attention and transformer layers cannot be mapped over rows. The switches belong to
+# the whole process, so overlapping uses in several threads agree on who saves and restores them.
 _lock = threading.Lock()
 _users = 0
 _fused: list[bool] = []
@@ -29,15 +29,16 @@ _fused: list[bool] = []
 def plain_attention() -> Iterator[None]:
     """Have attention computed by plain matrix products, for the whole process."""
     global _users
-    switches = torch.backends.cuda
+    switches, layers = torch.backends.cuda, torch.backends.mha
     with _lock:
         if _users == 0:
             _fused[:] = [
                 switches.flash_sdp_enabled(),
                 switches.mem_efficient_sdp_enabled(),
                 switches.cudnn_sdp_enabled(),
+                layers.get_fastpath_enabled(),
             ]
-            _switch_fused(False, False, False)
+            _switch_fused(False, False, False, False)
         _users += 1
     try:
         yield
@@ -48,10 +49,11 @@ def plain_attention() -> Iterator[None]:
                 _switch_fused(*_fused)
 
 
-def _switch_fused(flash: bool, mem_efficient: bool, cudnn: bool) -> None:
+def _switch_fused(flash: bool, mem_efficient: bool, cudnn: bool, layers: bool) -> None:
     torch.backends.cuda.enable_flash_sdp(flash)
     torch.backends.cuda.enable_mem_efficient_sdp(mem_efficient)
     torch.backends.cuda.enable_cudnn_sdp(cudnn)
+    torch.backends.mha.set_fastpath_enabled(layers)
 
 
 def mapped_gradients(
@@ -74,7 +76,8 @@ def mapped_gradients(
 
     def of_one(row: Tensor) -> tuple[Tensor, ...]:
         def outputs(parameters: dict[str, Tensor]) -> Tensor:
-            result = functional_call(network.module, detached | parameters, (row[None],))
+            inputs = row[None].clone()  # the module may work in place
+            result = functional_call(network.module, detached | parameters, (inputs,))
             return result.reshape(-1)
 
         pull_back = vjp(outputs, values)[1]
@@ -94,7 +97,8 @@ def looped_gradients(
         inputs.new_empty(len(inputs), len(cotangents), *p.shape, dtype=p.dtype) for p in parameters
     ]
     for i, row in enumerate(inputs):
-        outputs = network(row[None])[0]
+        with torch.enable_grad():
+            outputs = network(row[None])[0]
         for k, cotangent in enumerate(cotangents):
             gradients = torch.autograd.grad(
                 outputs, parameters, cotangent, retain_graph=True, materialize_grads=True
@@ -106,9 +110,11 @@ def looped_gradients(
 
 def adjoint(network: Network, inputs: Tensor, cotangents: Tensor) -> list[Tensor]:
     """Return Jᵀ V for V of shape (n, K): one tensor like each trainable parameter."""
+    with torch.enable_grad():
+        outputs = network(inputs)
     return list(
         torch.autograd.grad(
-            network(inputs),
+            outputs,
             list(network.parameters.values()),
             cotangents,
             allow_unused=True,

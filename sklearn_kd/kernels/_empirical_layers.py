@@ -8,8 +8,9 @@ the positions s at which the layer is used (Eq. 2 of Goodfellow 2015, arXiv 1510
 
 Convolutions are linear in the patches of their input, embeddings in one-hot inputs, and
 normalisations scale and shift normalised inputs. A layer that is called several times, or a weight
-that several layers share, only has more positions, so both are exact. What is used in any other
-way is left to `_empirical_jacobian`.
+that several layers share, only has more positions, so both are exact; and so does a layer whose
+batch holds several entries for each row, such as the tokens of all rows one after the other. What
+is used in any other way is left to `_empirical_jacobian`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Call:
     edge: GradientEdge
     output_shape: torch.Size
     version: int  # of the input, which must not be overwritten afterwards
-    left: Callable[[Tensor], Tensor]  # (n, S, i) from the input; grouped: (n, groups, S, i)
-    right: Callable[[Tensor], Tensor]  # (n, S, o) from the output's gradient; likewise
+    left: Callable[[Tensor], Tensor]  # (n q, S, i) from the input; grouped: (n q, groups, S, i)
+    right: Callable[[Tensor], Tensor]  # (n q, S, o) from the output's gradient; likewise
 
     @property
     def signature(self) -> tuple:
@@ -135,7 +136,14 @@ class _Rule(NamedTuple):
 
 def _rows_of_vectors(values: Tensor) -> Tensor:
     """Return (n, ..., i) as (n, S, i)."""
-    return values.reshape(len(values), -1, values.shape[-1])
+    return values.flatten(1, -2) if values.ndim > 2 else values[:, None]
+
+
+def _by_row(values: Tensor, n_rows: int) -> Tensor:
+    """Return (n q, ..., S, i), with q entries of a batch for each row, as (n, ..., q S, i)."""
+    if len(values) == n_rows:
+        return values
+    return values.unflatten(0, (n_rows, -1)).movedim(1, -3).flatten(-3, -2)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _Rule | None:
@@ -216,7 +224,7 @@ def _embedding(
         padding = padding_idx % len(weight)
         return gradient.masked_fill((ids == padding)[:, :, None], 0)
 
-    return _Rule("embedding", input, weight, None, lambda _: ids, right)
+    return _Rule("embedding", input, weight, None, lambda _: ids[:, :, None], right)
 
 
 def _layer_norm(
@@ -327,7 +335,11 @@ class LayerUnit:
         ]
 
     def feature(
-        self, calls: Sequence[Call], gradients: Sequence[Mapping[int, Tensor]], full: bool
+        self,
+        calls: Sequence[Call],
+        gradients: Sequence[Mapping[int, Tensor]],
+        n_rows: int,
+        full: bool,
     ) -> Feature:
         """Return the feature of a batch.
 
@@ -336,6 +348,8 @@ class LayerUnit:
         calls : sequence of Call
         gradients : sequence over outputs of mappings from indices of calls to Tensors
             Gradients of the outputs with respect to the outputs of the calls.
+        n_rows : int
+            Rows of the batch.
         full : bool
             Whether outputs keep rows of their own.
         """
@@ -343,11 +357,12 @@ class LayerUnit:
         kind = mine[0].kind
         # by output, then by call; a second call of a layer is nothing but more positions
         rights = [
-            [calls[index].right(found[index]) for index in self.indices] for found in gradients
+            [_by_row(calls[index].right(found[index]), n_rows) for index in self.indices]
+            for found in gradients
         ]
         if self.part == "bias":
             return _dense([_total(right.sum(dim=-2) for right in found) for found in rights], full)
-        lefts = [call.left(call.input) for call in mine]
+        lefts = [_by_row(call.left(call.input), n_rows) for call in mine]
         if kind == "norm":
             values = [
                 _total(
@@ -366,7 +381,7 @@ class LayerUnit:
         right = torch.stack(joined, dim=1) if full else _joined(joined, dim=2)[:, None]
         left = _joined(lefts, dim=1)
         if kind == "embedding":
-            return Lookup(left, right)
+            return Lookup(left.squeeze(-1), right)
         if self.part == "both":
             left = torch.cat([left, left.new_ones(*left.shape[:-1], 1)], dim=-1)
         return Outer(left, right)
@@ -394,8 +409,13 @@ def _dense(values: Sequence[Tensor], full: bool) -> Dense:
     return dense(stacked, full)
 
 
-def layer_units(calls: Sequence[Call], candidates: Iterable[str], n_rows: int) -> list[LayerUnit]:
-    """Return the units for those of the ``candidates`` that the calls cover entirely."""
+def layer_units(
+    calls: Sequence[Call], candidates: Iterable[str], by_rows: set[int]
+) -> list[LayerUnit]:
+    """Return the units for those of the ``candidates`` that the calls cover entirely.
+
+    ``by_rows`` are the indices of the calls whose batches hold the rows in their order.
+    """
     uses: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for index, call in enumerate(calls):
         for name, role in ((call.weight, "weight"), (call.bias, "bias")):
@@ -406,8 +426,7 @@ def layer_units(calls: Sequence[Call], candidates: Iterable[str], n_rows: int) -
         indices = tuple(index for index, _ in uses[name])
         roles = {role for _, role in uses[name]}
         kinds = {calls[index].kind for index in indices}
-        batched = all(len(calls[index].input) == n_rows for index in indices)
-        if len(kinds) != 1 or len(roles) != 1 or not batched:
+        if len(kinds) != 1 or len(roles) != 1 or not by_rows.issuperset(indices):
             continue
         (kind,), (part,) = kinds, roles
         names: tuple[str, ...] = (name,)

@@ -36,8 +36,13 @@ def require_evaluable(module: nn.Module) -> None:
     ------
     ValueError
         If a layer is in training mode whose outputs are random or depend on the batch then, if a
-        batch normalisation has no running statistics, or if no parameter is trainable.
+        batch normalisation has no running statistics, if no parameter is trainable, or if what
+        autograd returns for a parameter would not be a real derivative.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            "module: TorchScript hides its layers and parameters; give the module it was made from."
+        )
     for path, part in module.named_modules():
         name = f"{path or 'the module itself'} ({type(part).__name__})"
         if part.training and _differs_in_training(part):
@@ -51,10 +56,20 @@ def require_evaluable(module: nn.Module) -> None:
                 "on the other rows of its batch. Use track_running_stats=True, or another "
                 "normalisation."
             )
+        if getattr(part, "scale_grad_by_freq", False):
+            raise ValueError(
+                f"module: {name} scales gradients by the frequency of tokens, so that they are no "
+                "derivatives. Use scale_grad_by_freq=False."
+            )
     for name, parameter in module.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise ValueError(
                 f"module: parameter {name} has no shape yet; run the module once on a batch."
+            )
+        if parameter.is_complex():
+            raise ValueError(
+                f"module: parameter {name} is complex, but the kernel is that of real parameters. "
+                "Keep its real and imaginary parts as two parameters."
             )
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ValueError(
@@ -70,6 +85,18 @@ def _differs_in_training(part: nn.Module) -> bool:
     if isinstance(part, _INSTANCE_NORMS):
         return part.track_running_stats
     return isinstance(part, (*_BATCH_NORMS, nn.RReLU))
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Return a copy of ``module``, or say why there is none."""
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"module cannot be copied by copy.deepcopy ({error}). Attributes must be parameters, "
+            "buffers, modules or plain values; torch.nn.utils.weight_norm and its like keep "
+            "computed tensors, torch.nn.utils.parametrizations.weight_norm does not."
+        ) from error
 
 
 class Network:
@@ -99,7 +126,12 @@ class Network:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.module = copy.deepcopy(module).to(device=device, dtype=dtype).eval()
+        self.module = copied(module).to(device=device, dtype=dtype).eval()
+        for part in self.module.modules():
+            part._backward_hooks.clear()  # what a hook returns is no derivative
+            part._backward_pre_hooks.clear()
+            if isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+                part.sparse = False
         for parameter in self.module.parameters():
             parameter.grad = None
         self.lock = threading.Lock()
@@ -132,15 +164,16 @@ class Network:
         TypeError
             If the module does not return a tensor.
         ValueError
-            If that is not of shape (n, K) or (n,), or not finite.
+            If that is not of shape (n, K) or (n,), not real, or not finite.
         """
         try:
             with self.lock:
-                outputs = self.module(inputs)
+                outputs = self.module(inputs.clone())  # it may work in place
         except RuntimeError as error:
             error.add_note(
                 f"module was given rows of {math.prod(inputs.shape[1:])} features as a batch of "
-                f"shape {tuple(inputs.shape)}; if it does not take that, set input_shape."
+                f"shape {tuple(inputs.shape)} and dtype {inputs.dtype}; if it does not take that, "
+                "set input_shape or dtype."
             )
             raise
         if not isinstance(outputs, Tensor):
@@ -153,7 +186,12 @@ class Network:
         if outputs.ndim != 2 or len(outputs) != len(inputs) or not outputs.shape[1]:
             raise ValueError(
                 f"module returned a tensor of shape {tuple(outputs.shape)} for {len(inputs)} rows; "
-                "it must be of shape (n, K) or (n,). Wrap it in a module that reduces it."
+                "it must be of shape (n, K) or (n,). Wrap it in a module that reduces it, there "
+                "with squeeze(-1) rather than squeeze(), which drops a single row too."
+            )
+        if not outputs.is_floating_point():
+            raise ValueError(
+                f"module returned a tensor of dtype {outputs.dtype}; it must return real logits."
             )
         bad = torch.nonzero(~outputs.detach().isfinite().all(dim=1)).ravel()
         if len(bad):
@@ -163,6 +201,29 @@ class Network:
                 "NaN or infinity, and rescale large values."
             )
         return outputs
+
+    def is_random(self, inputs: Tensor) -> bool:
+        """Whether a forward pass draws random numbers.
+
+        Dropout of a low rate may leave the outputs for a few rows alone, but it draws for each.
+        """
+
+        def draws() -> bool:
+            before = _random_states(inputs.device)
+            with torch.no_grad():
+                self(inputs)
+            after = _random_states(inputs.device)
+            return not all(map(torch.equal, before, after))
+
+        # other threads may have drawn meanwhile, but not each time
+        return all(draws() for _ in range(3))
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
 
 
 def logits(outputs: Tensor) -> Tensor:

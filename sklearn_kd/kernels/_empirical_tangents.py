@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,12 @@ from torch import Tensor
 
 from sklearn_kd.kernels._empirical_features import Feature, Outer, dense
 from sklearn_kd.kernels._empirical_jacobian import looped_gradients, mapped_gradients
-from sklearn_kd.kernels._empirical_layers import LayerCalls, LayerUnit, layer_units
+from sklearn_kd.kernels._empirical_layers import Call, LayerCalls, LayerUnit, layer_units
 from sklearn_kd.kernels._empirical_network import Network
+
+# Rows on which it is looked at whether each layer sees them in their order.
+_PROBED = 8
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,21 @@ class Tangents:
 
     Which rule gives a parameter's gradients is decided on two rows: each rule is compared there
     with the gradients that autograd computes for one row at a time, and a parameter for which they
-    differ, or for which there is no rule, takes the path that assumes nothing.
+    differ, or for which there is no rule, takes the path that assumes nothing. So does a parameter
+    of a layer that sees other entries than one or several for each row, in the order of the rows;
+    a few more rows decide on that.
 
     Parameters
     ----------
     network : Network
     X : Tensor of shape (n, d)
-        Rows, of which one or two are used.
+        Rows, of which a few are used.
 
     Attributes
     ----------
     n_outputs : int
+    n_probed : int
+        Rows on which the rules were checked: one if there are no two that differ, else two.
     units : list of LayerUnit or GenericUnit
         Every trainable parameter is in exactly one.
     activation_bytes : float
@@ -58,12 +66,19 @@ class Tangents:
     ------
     ValueError
         If the outputs for a row are random, or depend on the other rows of a batch, or on no
-        trainable parameter.
+        trainable parameter, or if gradients are not finite.
     """
 
     def __init__(self, network: Network, X: Tensor) -> None:
         self.network = network
         inputs = network.inputs(_two_rows(X))
+        self.n_probed = len(inputs)
+        if network.is_random(inputs):
+            raise ValueError(
+                "module: its forward pass draws random numbers although it is in evaluation mode, "
+                "so that the outputs for a row are no function of that row. A dropout that is "
+                "called as a function must be given training=self.training."
+            )
         layers, outputs = self._forward(inputs)
         self.n_outputs = outputs.shape[1]
         self._signature = layers.signature
@@ -72,9 +87,19 @@ class Tangents:
         expected = self._one_by_one(inputs, outputs, mix)
         self.units: list[Unit] = []
 
+        # entries that each call sees for a row
+        self._entries = {
+            index: len(call.input) // len(inputs) for index, call in enumerate(layers.calls)
+        }
+        by_rows = self._calls_by_rows(layers, outputs, mix)
+        if len(X) > len(inputs):
+            some = X[:: max(1, len(X) // _PROBED)][:_PROBED]
+            more_layers, more_outputs = self._forward(network.inputs(some))
+            _require_equal(outputs[0], more_outputs[0])
+            by_rows &= self._calls_by_rows(more_layers, more_outputs, mix)
         candidates = [] if layers.overwritten() else network.parameters.keys() - layers.loose
         in_order = [name for name in network.parameters if name in candidates]
-        for unit in layer_units(layers.calls, in_order, len(inputs)):
+        for unit in layer_units(layers.calls, in_order, by_rows):
             (feature,) = self._of_batch(inputs, mix[None], [unit], full=False)
             if self._agrees(unit, feature, expected):
                 self.units += self._cheaper_form(unit, feature)
@@ -91,6 +116,53 @@ class Tangents:
         }
         self._element_size = outputs.element_size()
         self._measure(layers, len(inputs))
+
+    def _calls_by_rows(self, layers: LayerCalls, outputs: Tensor, mix: Tensor) -> set[int]:
+        """Return the calls whose batches hold the rows in their order."""
+        if layers.signature != self._signature:
+            return set()
+        indices = range(len(layers.calls))
+        found = _gradients(layers.calls, indices, outputs, mix.expand_as(outputs))
+        return set(indices) - self._strays(layers.calls, outputs, [found], mix[None])
+
+    def _strays(
+        self,
+        calls: Sequence[Call],
+        outputs: Tensor,
+        gradients: Sequence[Mapping[int, Tensor]],
+        cotangents: Tensor,
+    ) -> set[int]:
+        """Return those calls whose batches do not hold the rows in their order.
+
+        Where entry j belongs to row i, and to no other, the gradient there is wᵢ times as large if
+        the outputs for row i are multiplied by wᵢ. The ``gradients`` are those of the
+        ``cotangents``, (k, K).
+        """
+        n_rows = len(outputs)
+        # multiples of the golden ratio modulo 1: neighbours differ, and all others
+        weights = 1 + torch.arange(n_rows, device=outputs.device) * _GOLDEN % 1
+        weights = weights.to(outputs)
+        mix = torch.arange(1, len(cotangents) + 1).to(outputs).cos()
+        cotangent = weights[:, None] * (mix @ cotangents)
+        weighted = _gradients(calls, gradients[0].keys(), outputs, cotangent, last=True)
+        strays = set()
+        for index, found in weighted.items():
+            n_entries = n_rows * self._entries[index]
+            if not n_entries or not len(found) == len(calls[index].input) == n_entries:
+                strays.add(index)
+                continue
+            total = sum(c * per_call[index] for c, per_call in zip(mix, gradients, strict=True))
+            expected = total.reshape(n_rows, -1) * weights[:, None]
+            difference = (expected - found.reshape(n_rows, -1)).abs().max()
+            size = found.abs().max()
+            if not size.isfinite():
+                raise ValueError(
+                    "module: the gradients of its outputs are not finite for some rows, as those "
+                    "of a square root or of a norm are not at 0. Give it a derivative everywhere."
+                )
+            if difference > _tolerance(found) * size:
+                strays.add(index)
+        return strays
 
     def _measure(self, layers: LayerCalls, n_rows: int) -> None:
         """Work out what a forward and backward pass takes, from the shapes of the layers."""
@@ -142,14 +214,7 @@ class Tangents:
         for row, batched in zip(inputs, outputs, strict=True):
             with torch.enable_grad():
                 alone = self.network(row[None])[0]
-            scale = torch.maximum(alone.abs().max(), batched.abs().max())
-            if (alone - batched).abs().max() > _tolerance(alone) * scale:
-                raise ValueError(
-                    "module: the outputs for a row by itself and in a batch differ, "
-                    f"{alone[:3].tolist()} and {batched[:3].tolist()}: they are random, or depend "
-                    "on the other rows. Each row must be treated by itself, and the first "
-                    "dimension of the batch must be that of the rows (batch_first=True)."
-                )
+            _require_equal(alone, batched)
             self._require_registered(alone)
             gradients = torch.autograd.grad(
                 alone, list(parameters.values()), mix, allow_unused=True, materialize_grads=True
@@ -277,24 +342,59 @@ class Tangents:
                 "some rows than for others, which the kernel does not support. Compute rows of "
                 "each kind apart."
             )
+        calls = layers.calls
         indices = sorted({index for unit in units for index in unit.indices})
-        calls = [layers.calls[index] for index in indices]
-        gradients = []
-        for k, cotangent in enumerate(cotangents):
-            per_call = torch.autograd.grad(
-                outputs,
-                [call.edge for call in calls],
-                cotangent.expand_as(outputs),
-                retain_graph=k + 1 < len(cotangents),
-                allow_unused=True,
+        gradients = [
+            _gradients(calls, indices, outputs, cotangent.expand_as(outputs))
+            for cotangent in cotangents
+        ]
+        if self._strays(calls, outputs, gradients, cotangents):
+            raise ValueError(
+                "module: which rows a layer sees, or in which order, depends on what is in them, "
+                "which those rows did not show that the kernel looked at first. It does not "
+                "support that; send all rows through the layer, in their order."
             )
-            gradients.append(
-                {
-                    index: outputs.new_zeros(call.output_shape) if gradient is None else gradient
-                    for index, call, gradient in zip(indices, calls, per_call, strict=True)
-                }
-            )
-        return {unit: unit.feature(layers.calls, gradients, full) for unit in units}
+        return {unit: unit.feature(calls, gradients, len(inputs), full) for unit in units}
+
+
+def _gradients(
+    calls: Sequence[Call],
+    indices: Iterable[int],
+    outputs: Tensor,
+    cotangent: Tensor,
+    *,
+    last: bool = False,
+) -> dict[int, Tensor]:
+    """Return the gradients of Σ_i cotangent_i · f(x_i) with respect to the outputs of calls.
+
+    The ``last`` of several frees what they share.
+    """
+    indices = list(indices)
+    if not indices:
+        return {}
+    found = torch.autograd.grad(
+        outputs,
+        [calls[index].edge for index in indices],
+        cotangent,
+        retain_graph=not last,
+        allow_unused=True,
+    )
+    return {
+        index: outputs.new_zeros(calls[index].output_shape) if gradient is None else gradient
+        for index, gradient in zip(indices, found, strict=True)
+    }
+
+
+def _require_equal(outputs: Tensor, others: Tensor) -> None:
+    """Raise unless these are the outputs for a row, in two batches."""
+    scale = torch.maximum(outputs.abs().max(), others.abs().max())
+    if (outputs - others).abs().max() > _tolerance(outputs) * scale:
+        raise ValueError(
+            "module: the outputs for a row by itself and in a batch differ, or in two batches, "
+            f"{outputs[:3].tolist()} and {others[:3].tolist()}: they depend on the other rows. "
+            "Each row must be treated by itself, and the first dimension of the batch must be that "
+            "of the rows (batch_first=True)."
+        )
 
 
 def _two_rows(X: Tensor) -> Tensor:

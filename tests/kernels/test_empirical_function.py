@@ -67,7 +67,9 @@ def test_recurrent_layers_are_differentiated_row_by_row():
         found = torch.autograd.grad(module(x[None]).sum(), list(module.parameters()))
         gradients.append(torch.cat([gradient.ravel() for gradient in found]))
     J = torch.stack(gradients)
-    assert_close(EmpiricalKernel(module, input_shape=(2, 3)).gram(X), J @ J.T)
+    kernel = EmpiricalKernel(module, input_shape=(2, 3))
+    with torch.no_grad():
+        assert_close(kernel.gram(X), J @ J.T)
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -168,6 +170,27 @@ def test_pull_back_is_the_weight_change_of_the_product():
     torch.testing.assert_close(squared, (V.T @ kernel.gram(X) @ V).squeeze(), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("name", ["mlp, one output", "resnet", "transformer", "shared layers"])
+def test_products_are_slopes_of_the_outputs(name):
+    """f(w₀ + ε Δ) − f(w₀) ≈ ε Θ(x, X) V with Δ = J(X)ᵀ V, by central differences."""
+    X = rows_for(name, N)
+    module, shape, _ = ZOO[name]
+    n_outputs = EmpiricalKernel(module, input_shape=shape).n_outputs(X)
+    V = torch.linspace(-1, 1, 3 * n_outputs, dtype=X.dtype).reshape(3, n_outputs)
+    kernel = kernel_of(name, full=True)
+    change = kernel.pull_back(X[:3], V, torch.eye(n_outputs, dtype=X.dtype))
+    epsilon, outputs = 1e-6, []
+    for step in (epsilon, -epsilon):
+        moved = copy.deepcopy(module)
+        with torch.no_grad():
+            for parameter_name, parameter in moved.named_parameters():
+                parameter += step * change[parameter_name]
+            outputs.append(moved(as_inputs(name, X)).ravel())
+    slope = (outputs[0] - outputs[1]) / (2 * epsilon)
+    found = kernel.matmat(X, X[:3], V.reshape(-1, 1)).ravel()
+    np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-6 * slope.abs().max())
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_outputs(name):
     X = rows_for(name, N)
@@ -219,8 +242,12 @@ def test_precision_and_gradient_mode():
         np.testing.assert_allclose(mixed, expected, rtol=2e-4, atol=1e-4 * expected.abs().max())
     assert inside.diag(X).dtype == inside.outputs(X).dtype == torch.float64
     assert matmat(inside, X, X, torch.ones_like(X[:, :1])).dtype == torch.float64
-    with torch.no_grad():
-        assert_close(kernel_of("resnet").gram(X), expected)
+    v = torch.ones_like(X[:, :1])
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert_close(kernel_of("resnet").gram(X.clone()), expected)
+            assert_close(kernel_of("resnet").matmat(X, X, v), expected @ v)
+            assert_close(kernel_of("resnet").diag(X), expected.diagonal())
     rows = X.clone().requires_grad_()
     assert not kernel_of("resnet").gram(rows).requires_grad
 
@@ -233,6 +260,9 @@ def test_no_rows():
     assert kernel.gram(X[:0]).shape == (0, 0)
     assert kernel.diag(X[:0]).shape == kernel.outputs(X[:0]).shape == (0,)
     assert matmat(kernel, X[:0], X, torch.ones_like(X[:, :1])).shape == (0, 1)
+    full = kernel_of("mlp, four outputs", full=True)
+    assert full.matmat(X, X[:0], X[:0, :2]).shape == (12, 2)
+    assert full.matmat(X[:0], X, torch.ones(12, 2)).shape == (0, 2)
 
 
 def test_one_row():

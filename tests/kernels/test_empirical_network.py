@@ -61,6 +61,30 @@ def test_lazy_modules():
         require_evaluable(nn.LazyLinear(3))
 
 
+def test_gradients_that_are_no_derivatives():
+    with pytest.raises(ValueError, match="scales gradients by the frequency of tokens"):
+        require_evaluable(nn.Embedding(5, 2, scale_grad_by_freq=True))
+
+
+def test_complex_parameters():
+    with pytest.raises(ValueError, match="parameter weight is complex"):
+        require_evaluable(nn.Linear(6, 1, dtype=torch.complex64))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript():
+    module = torch.jit.script(nn.Linear(6, 1))
+    with pytest.raises(ValueError, match="TorchScript hides its layers"):
+        require_evaluable(module)
+
+
+def test_modules_that_cannot_be_copied():
+    module = nn.Linear(6, 1)
+    module.last = module(X.float())
+    with pytest.raises(ValueError, match=r"cannot be copied by copy\.deepcopy"):
+        network_of(module)
+
+
 def test_the_module_itself_is_not_touched():
     module = nn.Sequential(nn.Linear(6, 1), nn.Dropout(0.0)).train()
     network = network_of(module)
@@ -87,6 +111,7 @@ class Reshapes(nn.Module):
         (lambda y: y.mean(), r"shape \(\) for 4 rows"),
         (lambda y: y[:3], r"shape \(3, 6\) for 4 rows"),
         (lambda y: y[:, :0], r"shape \(4, 0\) for 4 rows"),
+        (lambda y: y > 0, r"dtype torch.bool; it must return real logits"),
     ],
 )
 def test_outputs_of_another_shape(shape, message):

@@ -2,12 +2,15 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from oracles import shared_tangent_kernel
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
-from torch_modules import ZOO, Recurrent, as_inputs, rows_for
+from torch_modules import ZOO, Experts, Recurrent, Sorts, as_inputs, rows_for
 
 from sklearn_kd.kernels import _empirical_layers
 from sklearn_kd.kernels._empirical_function import EmpiricalKernel
@@ -41,6 +44,10 @@ def test_every_parameter_is_in_one_unit(name):
         ("cnn on volumes", {"0.weight", "0.bias"}),
         ("resnet", set()),
         ("shared layers", {"scale"}),
+        ("folded tokens", set()),
+        ("experts", {f"experts.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")}),
+        ("sorts", {"layer.weight", "layer.bias"}),
+        ("transposed convolution", {"1.weight", "1.bias"}),
         ("used elsewhere", {"layer.weight"}),
         ("tied transformer", {"tokens.weight"}),
         ("NTK parametrisation", {f"biases.{i}" for i in range(3)}),
@@ -147,16 +154,24 @@ class MixesRows(nn.Module):
         return self.layer(x - x.mean(0))
 
 
-class Noisy(MixesRows):
-    def forward(self, x):
-        return self.layer(x + torch.rand_like(x))
-
-
-@pytest.mark.parametrize("module", [MixesRows(), Noisy()])
-def test_outputs_that_are_no_function_of_one_row(module):
+def test_outputs_that_depend_on_other_rows():
     X = rows_for("mlp, one output", 5)
     with pytest.raises(ValueError, match=r"by itself and in a batch differ.*batch_first=True"):
-        EmpiricalKernel(module.double()).gram(X)
+        EmpiricalKernel(MixesRows().double()).gram(X)
+
+
+class RarelyDrops(MixesRows):
+    def forward(self, x):
+        return self.layer(F.dropout(x, 1e-9))
+
+
+def test_random_outputs():
+    """Dropout as a function is in training mode by default; two rows need not show it."""
+    X = rows_for("mlp, one output", 5)
+    module = RarelyDrops().double()
+    assert torch.allclose(module(X), module(X))
+    with pytest.raises(ValueError, match=r"draws random numbers.*training=self\.training"):
+        EmpiricalKernel(module).gram(X)
 
 
 def test_sequences_before_rows():
@@ -206,10 +221,102 @@ class Branches(nn.Module):
 
 
 def test_layers_that_depend_on_the_rows():
-    X = rows_for("mlp, one output", 6).abs()
-    X[2:, 0] *= -1
+    X = rows_for("mlp, one output", 40).abs()
+    X[33:, 0] *= -1
+    with pytest.raises(ValueError, match="by itself and in a batch differ, or in two batches"):
+        EmpiricalKernel(Branches().double()).gram(X)
+    X[35, 0] *= -1  # the rows that are looked at first are all of one kind
     with pytest.raises(ValueError, match="calls other layers, or layers on other shapes"):
         EmpiricalKernel(Branches().double(), batch_size=2).gram(X)
+
+
+@pytest.mark.parametrize("kind", [Experts, Sorts])
+def test_an_order_that_shows_late(kind):
+    X = rows_for("mlp, one output", 40).abs()
+    X[:, 0] = torch.arange(1, 41)
+    X[33, 0] = -5
+    for batch_size in (2, 40):
+        with pytest.raises(ValueError, match="which rows a layer sees, or in which order"):
+            EmpiricalKernel(kind(2).double(), batch_size=batch_size).gram(X)
+
+
+class Hypernetwork(nn.Module):
+    """The weight of its readout is what a layer makes of a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.code = nn.Parameter(torch.randn(1, 3))
+        self.layer, self.inner = nn.Linear(3, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return torch.tanh(self.inner(x)) @ self.layer(self.code).T
+
+
+def test_a_single_row_decides_nothing():
+    """Alone, a constant that goes through a layer looks like a row."""
+    module = Hypernetwork().double()
+    X = rows_for("mlp, one output", 6)
+    kernel = EmpiricalKernel(module)
+    kernel.gram(X[:1])
+    torch.testing.assert_close(kernel.gram(X), EmpiricalKernel(module).gram(X))
+    np.testing.assert_allclose(kernel.gram(X), shared_tangent_kernel(module, X), rtol=1e-10)
+
+
+class SquareRoot(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6, bias=False)
+
+    def forward(self, x):
+        return self.layer(x).square().sum(1).sqrt()
+
+
+def test_gradients_that_are_not_finite():
+    X = rows_for("mlp, one output", 6)
+    X[3] = 0
+    with pytest.raises(ValueError, match="gradients of its outputs are not finite"):
+        EmpiricalKernel(SquareRoot().double()).gram(X)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_parametrizations():
+    layers = [kind(nn.Linear(6, 6)) for kind in (weight_norm, spectral_norm, orthogonal)]
+    module = nn.Sequential(*layers, nn.PReLU(), nn.Linear(6, 1)).double().eval()
+    X = rows_for("mlp, one output", 5)
+    expected = shared_tangent_kernel(module, X)
+    np.testing.assert_allclose(EmpiricalKernel(module).gram(X), expected, rtol=1e-9)
+
+
+def test_embeddings_with_sparse_gradients():
+    X = torch.randint(0, 7, (6, 5)).double()
+    module = nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Flatten(), nn.Linear(20, 1)).double()
+    found = EmpiricalKernel(module).gram(X)
+    module[0].sparse = False
+    torch.testing.assert_close(found, EmpiricalKernel(module).gram(X))
+    torch.testing.assert_close(found, shared_tangent_kernel(module, X.long()))
+
+
+def test_hooks_on_gradients_play_no_part():
+    module = copy.deepcopy(ZOO["mlp, one output"][0])
+    X = rows_for("mlp, one output", 5)
+    expected = EmpiricalKernel(module).gram(X)
+    module[0].register_full_backward_hook(lambda part, grad_input, grad_output: (None,))
+    module[2].register_full_backward_pre_hook(lambda part, grad_output: (0 * grad_output[0],))
+    torch.testing.assert_close(EmpiricalKernel(module).gram(X), expected)
+
+
+@pytest.mark.parametrize("rule", ["linear", "generic"])
+def test_modules_that_work_in_place_leave_the_rows_alone(rule):
+    scale = nn.PReLU() if rule == "generic" else nn.Identity()
+    module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 3), scale).double()
+    outside = nn.Sequential(nn.ReLU(), *module[1:])
+    X = rows_for("mlp, one output", 5)
+    before = X.clone()
+    kernel, expected = EmpiricalKernel(module), EmpiricalKernel(outside)
+    torch.testing.assert_close(kernel.gram(X), expected.gram(X))
+    torch.testing.assert_close(kernel.outputs(X), expected.outputs(X))
+    torch.testing.assert_close(kernel.matmat(X, X, X), expected.matmat(X, X, X))
+    assert torch.equal(X, before)
 
 
 class Constant(nn.Module):
