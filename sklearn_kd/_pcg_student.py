@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Bunch
 from torch import Tensor
 
+from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels._function import KernelFunction
 from sklearn_kd.linalg._memory import WORKSPACE_BYTES, budget_bytes
 from sklearn_kd.linalg._operator import (
@@ -36,9 +37,10 @@ from sklearn_kd.linalg._operator import (
     RidgeOperator,
     TiledOperator,
 )
-from sklearn_kd.linalg._pcg import block_pcg
+from sklearn_kd.linalg._pcg import PCGResult, block_pcg
 from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
 from sklearn_kd.linalg._preconditioner import LowRankPreconditioner, default_rank
+from sklearn_kd.linalg._refinement import SingleFactor
 from sklearn_kd.linalg._sharded import (
     ShardedOperator,
     drive,
@@ -70,6 +72,10 @@ class PCGStudent(NamedTuple):
     weight_change_norm: float
     n_iter: int
     report: Bunch
+
+    def to(self, device: torch.device) -> Self:
+        """Return it with its coefficients on another device."""
+        return self._replace(coefficients=self.coefficients.to(device))
 
 
 def pcg_bytes(
@@ -175,9 +181,7 @@ def pcg_student(
     ConvergenceWarning
         If a residual is above ``tol``.
     """
-    ridge = None
-    if alpha > 0:
-        ridge = alpha / (X.new_ones(len(X)) if weights is None else weights).double()
+    ridge = _ridge(X, alpha, weights)
     columns = targets.reshape(len(X), -1).double()
     if distributed:
         columns = require_same_problem(X, columns)
@@ -197,41 +201,99 @@ def pcg_student(
             exact=_with_ridge(exact, ridge),
             on_iteration=on_iteration,
         )
-        # ‖Δ_ŵ‖² = aᵀ Θ a = aᵀ A a − aᵀ (α W⁻¹) a
-        a = result.solution
-        squared = (a * result.product).sum()
-        if ridge is not None:
-            squared -= (ridge[:, None] * a.square()).sum()
         where = "the rows" if plan.stored is None else "the kernel matrix"
-        energy_error = result.energy_errors.max().item()
-        report = Bunch(
-            residual=result.residuals.max().item(),
-            energy_error=energy_error,
-            prediction_error=energy_error * math.sqrt(exact.diag().max().item()),
-            stopped=result.stopped,
-            n_products=result.n_products,
-            n_solved=result.n_solved,
+        student = _student_of(result, targets, ridge, exact)
+        student.report.update(
             preconditioner_rank=preconditioner.rank,
             products=f"{where} in {str(theta.dtype).removeprefix('torch.')}",
             planned_bytes=plan.planned_bytes,
         )
-        a = a.reshape(targets.shape)
-        return PCGStudent(
-            a.cpu() if distributed else a,
-            squared.clamp_min(0).sqrt().item(),
-            result.n_iter,
-            report,
-        )
+        return student
 
     if distributed:
         assert isinstance(theta, ShardedOperator)
         assert isinstance(exact, ShardedOperator)
-        student = drive([theta, exact], solve)
-        student = student._replace(coefficients=student.coefficients.to(X.device))
+        # pickled, hence on the host
+        student = drive([theta, exact], lambda: solve().to(torch.device("cpu")))
+        student = student.to(X.device)
     else:
         student = solve()
     warn_if_not_converged(student, tol, max_iter)
     return student
+
+
+def refined_student(
+    kernel: KernelFunction,
+    X: Tensor,
+    targets: Tensor,
+    *,
+    alpha: float = 0.0,
+    weights: Tensor | None = None,
+    tol: float = 1e-6,
+    max_iter: int = 500,
+    on_iteration: Callable[[int, float], None] | None = None,
+) -> PCGStudent:
+    """Solve (Θ + α W⁻¹) a = Δz in float64 with a Cholesky factor in float32 as preconditioner.
+
+    Parameters as for `pcg_student`, and a report likewise, with ``factor_jitter`` and
+    ``factor_rcond``, of the factor, in place of the preconditioner's rank.
+
+    Raises
+    ------
+    NotPSDError
+        If there is no factor in float32.
+    """
+    ridge = _ridge(X, alpha, weights)
+    exact = TiledOperator(kernel, X.double())
+    try:
+        factor = SingleFactor(kernel, X, ridge)
+    except NotPSDError as error:
+        raise NotPSDError(
+            f"{error} This was a factor in float32, as one in float64 was not to be; "
+            "solver='pcg' needs none."
+        ) from error
+    result = block_pcg(
+        _with_ridge(exact, ridge),
+        targets.reshape(len(X), -1).double(),
+        factor,
+        tol=tol,
+        max_iter=max_iter,
+        on_iteration=on_iteration,
+    )
+    student = _student_of(result, targets, ridge, exact)
+    student.report.update(
+        factor_jitter=factor.jitter, factor_rcond=factor.rcond, products="the rows in float64"
+    )
+    warn_if_not_converged(student, tol, max_iter)
+    return student
+
+
+def _student_of(
+    result: PCGResult, targets: Tensor, ridge: Tensor | None, exact: KernelOperator
+) -> PCGStudent:
+    # ‖Δ_ŵ‖² = aᵀ Θ a = aᵀ A a − aᵀ (α W⁻¹) a
+    a = result.solution
+    squared = (a * result.product).sum()
+    if ridge is not None:
+        squared -= (ridge[:, None] * a.square()).sum()
+    energy_error = result.energy_errors.max().item()
+    report = Bunch(
+        residual=result.residuals.max().item(),
+        energy_error=energy_error,
+        prediction_error=energy_error * math.sqrt(exact.diag().max().item()),
+        stopped=result.stopped,
+        n_products=result.n_products,
+        n_solved=result.n_solved,
+    )
+    norm = squared.clamp_min(0).sqrt().item()
+    return PCGStudent(a.reshape(targets.shape), norm, result.n_iter, report)
+
+
+def _ridge(X: Tensor, alpha: float, weights: Tensor | None) -> Tensor | None:
+    """Return α / w (n,), float64; None is none."""
+    if alpha == 0:
+        return None
+    return alpha / (X.new_ones(len(X)) if weights is None else weights).double()
 
 
 def _operators(

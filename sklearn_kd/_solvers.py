@@ -6,6 +6,7 @@
 solver        what it finds                       what it holds
 ============  ==================================  ==============================================
 "cholesky"    a, to rounding                      the (n, n) factor
+"refinement"  a, to a residual of ``tol``         the (n, n) factor in float32
 "pcg"         a, to a residual of ``tol``         an (n, k) preconditioner; Θ if it fits
 "nystrom"     the best f in the span of M of the  (M, M) sums over the rows, a block of rows
               n features, see `linalg._nystrom`
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,14 +44,17 @@ from sklearn_kd._pcg_student import (
     PCGPlan,
     pcg_student,
     plan_pcg,
+    refined_student,
     report_residual,
 )
 from sklearn_kd._progress import FitTask
 from sklearn_kd._streams import RowStream, as_row_stream
+from sklearn_kd.exceptions import SinglePrecisionWarning
 from sklearn_kd.kernels._function import KernelFunction
 from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.linalg._memory import budget_bytes, frame_bytes, require
+from sklearn_kd.linalg._memory import budget_bytes, format_bytes, frame_bytes, require
 from sklearn_kd.linalg._nystrom import nystrom_bytes
+from sklearn_kd.linalg._refinement import refinement_bytes
 from sklearn_kd.linalg._sharded import require_group, smallest_of_all
 
 # So many times at most a pass over the rows, or an iteration, tells callbacks how far it is.
@@ -228,6 +233,37 @@ def nystrom_system_bytes(size: Size, options: Options) -> int:
     return nystrom_bytes(size.n_rows, size.n_features, n_centres, size.n_targets, n_candidates)
 
 
+def solve_refinement(system: System, options: Options, progress: FitTask) -> Solution:
+    """Return the exact student, to a residual of ``tol``, with the help of a float32 factor."""
+    assert isinstance(system.X, Tensor)
+    with progress.stage("factor-and-iterate", N_REPORTS) as task:
+        student = refined_student(
+            system.kernel,
+            system.X,
+            system.targets,
+            alpha=system.alpha,
+            weights=system.weights,
+            tol=options.tol,
+            max_iter=options.max_iter,
+            on_iteration=report_residual(task.report, options.tol),
+        )
+    report = student.report
+    return Solution(
+        student.coefficients.to(system.X.dtype),
+        system.X,
+        student.weight_change_norm,
+        jitter=0.0,
+        rcond=report.factor_rcond if report.factor_jitter == 0 else math.nan,
+        n_iter=student.n_iter,
+        report=dict(report),
+    )
+
+
+def refinement_system_bytes(size: Size, options: Options) -> int:
+    """Return the peak bytes of the float32 factor and the iteration."""
+    return refinement_bytes(size.n_rows, size.n_features, size.n_targets)
+
+
 def solve_pcg(system: System, options: Options, progress: FitTask) -> Solution:
     """Return the exact student by preconditioned conjugate gradients, to a residual of ``tol``."""
     assert isinstance(system.X, Tensor)
@@ -287,12 +323,13 @@ def pcg_system_bytes(size: Size, options: Options) -> int:
 
 SOLVERS = {
     "cholesky": Solver(solve_cholesky, cholesky_bytes, CHOLESKY_REMEDY),
+    "refinement": Solver(solve_refinement, refinement_system_bytes, CHOLESKY_REMEDY),
     "pcg": Solver(solve_pcg, pcg_system_bytes, PCG_REMEDY),
     "nystrom": Solver(solve_nystrom, nystrom_system_bytes, NYSTROM_REMEDY, takes_streams=True),
 }
 
 # In the order in which "auto" tries them.
-EXACT = ("cholesky", "pcg")
+EXACT = ("cholesky", "refinement", "pcg")
 
 
 def choose_solver(name: str, size: Size, options: Options, *, what: str) -> str:
@@ -326,6 +363,8 @@ def choose_solver(name: str, size: Size, options: Options, *, what: str) -> str:
     for chosen in names:
         planned = SOLVERS[chosen].planned_bytes(size, options)
         if planned <= budget:
+            if name == "auto" and chosen == "refinement":
+                _warn_of_single_precision(size, options, what)
             return chosen
     require(
         planned,
@@ -335,3 +374,15 @@ def choose_solver(name: str, size: Size, options: Options, *, what: str) -> str:
         remedy=SOLVERS[chosen].remedy,
     )
     return chosen
+
+
+def _warn_of_single_precision(size: Size, options: Options, what: str) -> None:
+    needed = format_bytes(SOLVERS["cholesky"].planned_bytes(size, options))
+    warnings.warn(
+        f"{what} needs {needed} for a factor in float64, more than "
+        f"memory_limit={options.memory_limit!r} allows. It is factored in float32, and the answer "
+        f"is iterated to a relative residual of tol={options.tol:g} in float64. "
+        "solver='refinement' asks for this without the warning.",
+        SinglePrecisionWarning,
+        stacklevel=4,
+    )

@@ -105,18 +105,20 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
     cv : int, splitter, iterable or "prefit", default=5
         Cross-fitting of an unfitted teacher, as `sklearn.model_selection.check_cv` reads it.
         "prefit" takes ``teacher`` as already fitted.
-    solver : {"auto", "cholesky", "pcg", "nystrom"}, default="auto"
-        How Eq. 4 is solved. "cholesky" factors the kernel matrix of all rows. "pcg" solves to a
-        residual of ``tol`` by preconditioned conjugate gradients; it keeps the kernel matrix where
+    solver : {"auto", "cholesky", "refinement", "pcg", "nystrom"}, default="auto"
+        How Eq. 4 is solved. "cholesky" factors the kernel matrix of all rows. "refinement" factors
+        it in float32, half the bytes, and iterates to a residual of ``tol`` in float64. "pcg" does
+        so without a factor, by preconditioned conjugate gradients; it keeps the kernel matrix where
         that fits, and otherwise evaluates it at every iteration. "nystrom" restricts
         the student to the span of ``n_components`` rows, its centres, and passes once over the
-        rows, which need not be in memory. "auto" never approximates.
+        rows, which need not be in memory. "auto" is the first of
+        "cholesky", "refinement" (with a warning) and "pcg" that fits; it never approximates.
     tol : float, default=1e-6
-        Where ``solver="pcg"`` stops: the largest norm of z_eff − z₀ − (Θ + α W⁻¹) a of any class,
-        relative to that of z_eff − z₀. At ``alpha=0`` it is that of the logits' errors on the
-        training rows.
+        Where "pcg" and "refinement" stop: the largest norm of z_eff − z₀ − (Θ + α W⁻¹) a of any
+        class, relative to that of z_eff − z₀. At ``alpha=0`` it is that of the logits' errors on
+        the training rows.
     max_iter : int, default=500
-        Largest number of iterations of ``solver="pcg"``.
+        Largest number of iterations of "pcg" and "refinement".
     distributed : bool, default=False
         Whether the processes of `torch.distributed`, one per machine or GPU and started by
         ``torchrun``, share the work of ``solver="pcg"``. Each of them makes the same fit, with all
@@ -173,7 +175,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
     jitter_ : float
         What was added to the kernel's diagonal for its factorization; 0 almost always.
     rcond_ : float
-        Estimated reciprocal condition number of the matrix that was solved with; NaN of "pcg".
+        Estimated reciprocal condition number of the matrix that was solved with; NaN where there is
+        none.
     solver_ : str
         The solver that was used.
     n_iter_ : int or None
@@ -185,11 +188,12 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         ``n_centres``, ``captured_trace`` (share of the trace of Θ that the centres explain; 1 is
         exact), ``fit_gap`` and ``held_out_gap`` (root mean squares over up to 1000 training rows
         of z_eff − f, f the student, or the one trained on all rows but that one),
-        ``resumed_at_row`` and ``planned_bytes``. Of "pcg" ``residual`` (the largest of any class),
-        ``energy_error`` (estimate of ‖f − f_exact‖, the largest of any class: every logit is within
-        ``energy_error`` · √Θ(x, x) of the exact one), ``prediction_error`` (that bound on the
-        training rows), ``stopped`` (why), ``n_products``, ``n_solved``, ``preconditioner_rank``,
-        ``products`` (with what) and ``planned_bytes``.
+        ``resumed_at_row`` and ``planned_bytes``. Of "pcg" and "refinement" ``residual`` (the
+        largest of any class), ``energy_error`` (estimate of ‖f − f_exact‖, the largest of any
+        class: every logit is within ``energy_error`` · √Θ(x, x) of the exact one),
+        ``prediction_error`` (that bound on the training rows), ``stopped`` (why), ``n_products``,
+        ``n_solved``, ``products`` (with what), and ``preconditioner_rank`` and ``planned_bytes``,
+        or ``factor_jitter`` and ``factor_rcond``, of the factor in float32.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -207,7 +211,9 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
     Warns
     -----
     ConvergenceWarning
-        If ``solver="pcg"`` did not reach ``tol``.
+        If "pcg" or "refinement" did not reach ``tol``.
+    SinglePrecisionWarning
+        If ``solver="auto"`` chose "refinement".
     SaturatedTeacherWarning
         If the teacher's probabilities of exactly 0 were clipped.
     IllConditionedWarning

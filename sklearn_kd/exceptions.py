@@ -3,7 +3,13 @@
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
-__all__ = ["IllConditionedWarning", "MemoryBudgetError", "NotPSDError", "SaturatedTeacherWarning"]
+__all__ = [
+    "IllConditionedWarning",
+    "MemoryBudgetError",
+    "NotPSDError",
+    "SaturatedTeacherWarning",
+    "SinglePrecisionWarning",
+]
 
 
 class NotPSDError(np.linalg.LinAlgError):
@@ -24,3 +30,7 @@ class IllConditionedWarning(LinAlgWarning):
 
 class SaturatedTeacherWarning(UserWarning):
     """The teacher gives some classes a probability of exactly 0, whose log-odds are infinite."""
+
+
+class SinglePrecisionWarning(UserWarning):
+    """Something was computed in float32 that float64 was asked for, as memory demanded."""

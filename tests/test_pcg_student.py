@@ -1,7 +1,9 @@
-"""solver="pcg" of the student: equal to the factored one, planned, reported, honest."""
+"""solver="pcg" and "refinement": equal to the factored student, planned, reported, honest."""
 
+import dataclasses
 import pickle
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_kd import LinearizedKDStudent, _pcg_student
 from sklearn_kd._pcg_student import pcg_bytes, plan_pcg
-from sklearn_kd._solvers import Options, Size, choose_solver
-from sklearn_kd.exceptions import MemoryBudgetError
+from sklearn_kd._solvers import SOLVERS, Options, Size, choose_solver
+from sklearn_kd.exceptions import MemoryBudgetError, NotPSDError, SinglePrecisionWarning
 from sklearn_kd.kernels import NTK
 
 RNG = np.random.default_rng(0)
@@ -166,3 +168,54 @@ def test_frame_is_built_when_asked_for():
     iterated = student().fit(X, Y, teacher_logits=Z_T)
     exact = LinearizedKDStudent(solver="cholesky").fit(X, Y, teacher_logits=Z_T)
     assert iterated.frame_.rcond == exact.rcond_
+
+
+class TestRefinement:
+    @pytest.mark.parametrize("alpha", [0.0, 0.5])
+    @pytest.mark.parametrize(("y", "z_t"), [(Y, Z_T), (Y_3, Z_3)], ids=["two classes", "three"])
+    def test_equals_the_factored_student(self, y, z_t, alpha):
+        weight = np.linspace(0.5, 3, 300)
+        options = {"sample_weight": weight, "teacher_logits": z_t}
+        exact = LinearizedKDStudent(solver="cholesky", alpha=alpha).fit(X, y, **options)
+        refined = student(solver="refinement", alpha=alpha).fit(X, y, **options)
+        np.testing.assert_allclose(
+            refined.decision_function(X_NEW), exact.decision_function(X_NEW), rtol=0, atol=1e-8
+        )
+        assert refined.weight_change_norm_ == pytest.approx(exact.weight_change_norm_, rel=1e-8)
+        assert refined.jitter_ == refined.fit_report_.factor_jitter == 0
+        assert refined.rcond_ == pytest.approx(exact.rcond_, rel=0.1)
+        assert refined.n_iter_ <= 6
+        assert refined.fit_report_.residual <= 1e-10
+
+    def test_auto_says_so(self, monkeypatch):
+        plan = {"cholesky": 3000, "refinement": 2000, "pcg": 1000}
+        for name, planned in plan.items():
+            solver = dataclasses.replace(SOLVERS[name], planned_bytes=lambda *_, b=planned: b)
+            monkeypatch.setitem(SOLVERS, name, solver)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert student(solver="auto", memory_limit=3000).fit(X, Y, Z_T).solver_ == "cholesky"
+        with pytest.warns(SinglePrecisionWarning, match=r"2\.93 KiB .* float32, .* tol=1e-10"):
+            refined = student(solver="auto", memory_limit=2500).fit(X, Y, Z_T)
+        assert refined.solver_ == refined.fit_report_.solver == "refinement"
+
+    def test_bytes_are_half_of_those_of_cholesky(self):
+        size = Size(10**5, 20, 1, torch.float64, torch.device("cpu"))
+        planned = {name: SOLVERS[name].planned_bytes(size, Options()) for name in SOLVERS}
+        assert 0.5 < planned["refinement"] / planned["cholesky"] < 0.51
+
+    def test_no_convergence_is_said(self):
+        kernel = NTK(depth=2, activation="erf")
+        refined = student(solver="refinement", kernel=kernel, max_iter=5)
+        with pytest.warns(ConvergenceWarning, match="not tol=1e-10"):
+            refined.fit(X[:, :3], Y, teacher_logits=Z_T)
+        assert refined.fit_report_.factor_jitter > 0
+        assert refined.jitter_ == 0
+        assert np.isnan(refined.rcond_)
+
+    def test_no_factor_is_an_error_with_a_remedy(self):
+        def kernel(x, y):
+            return np.exp(-((x[:, None] - y) ** 2).sum(axis=2)) - 0.5
+
+        with pytest.raises(NotPSDError, match=r"factor in float32, .* solver='pcg' needs none"):
+            student(solver="refinement", kernel=kernel).fit(X[:30], Y[:30], teacher_logits=Z_T[:30])

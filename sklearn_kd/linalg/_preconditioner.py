@@ -36,7 +36,6 @@ _LEAST_SHIFT = 1e-13
 class Preconditioner(Protocol):
     """M = C Cᵀ, positive definite."""
 
-    # Of its products: the coarser it is, the sooner what is carried along drifts from the truth.
     dtype: torch.dtype
 
     def solve(self, V: Tensor) -> Tensor:
