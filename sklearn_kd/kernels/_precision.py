@@ -1,11 +1,11 @@
-"""Full float32 precision in matrix products, whatever the user set globally."""
+"""Full float32 precision in products and convolutions, whatever the user set globally."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -18,7 +18,10 @@ _undo: list[Callable[[], None]] = []
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Switch reduced-precision float32 products (TF32, bfloat16) off, and restore the setting.
+    """Switch reduced precision (TF32, bfloat16) in float32 off, and restore the setting.
+
+    It concerns matrix products, convolutions, for which TF32 is torch's default on CUDA, and
+    recurrent layers.
 
     The setting belongs to the whole process: other threads see it change for the duration.
 
@@ -46,11 +49,12 @@ def full_precision() -> Iterator[None]:
 def _switch_to_full() -> Callable[[], None]:
     """Set full precision and return what undoes it."""
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        return lambda: torch.set_float32_matmul_precision(before)
-    # torch's type stubs do not list the backend's matmul switch.
-    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        _switch_old_style("highest", False)
+        return lambda: _switch_old_style(*before)
+    backends = cast(Any, torch.backends)  # torch's type stubs do not list the switches
+    cudnn, cpu = backends.cudnn, backends.mkldnn
+    switches = [backends.cuda.matmul, cudnn.conv, cudnn.rnn, cpu.matmul, cpu.conv, cpu.rnn]
     settings = [switch.fp32_precision for switch in switches]
     for switch in switches:
         switch.fp32_precision = "ieee"
@@ -60,3 +64,8 @@ def _switch_to_full() -> Callable[[], None]:
             switch.fp32_precision = setting
 
     return restore
+
+
+def _switch_old_style(products: str, cudnn_tf32: bool) -> None:
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = cudnn_tf32

@@ -9,14 +9,20 @@ import pytest
 LEGACY = """
     torch.set_float32_matmul_precision("medium")
     state = lambda: (
-        torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+        torch.get_float32_matmul_precision(),
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
     )
 """
 PER_BACKEND = """
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
     state = lambda: (
-        torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.mkldnn.matmul.fp32_precision,
+        torch.backends.cudnn.conv.fp32_precision,
+        torch.backends.mkldnn.conv.fp32_precision,
     )
 """
 
@@ -37,6 +43,8 @@ def test_setting_is_switched_off_and_restored(setting):
     before = state()
     with full_precision():
         assert torch.equal(X @ X.T, product)
+        if hasattr(torch.backends.cudnn, "conv"):
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert state() == before
     assert torch.equal(InfiniteKernel().gram(X), expected)
     try:
