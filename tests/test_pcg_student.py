@@ -188,15 +188,17 @@ class TestRefinement:
         assert refined.fit_report_.residual <= 1e-10
 
     def test_auto_says_so(self, monkeypatch):
-        plan = {"cholesky": 3000, "refinement": 2000, "pcg": 1000}
+        plan = {"cholesky": 30 * 2**20, "refinement": 20 * 2**20, "pcg": 10 * 2**20}
         for name, planned in plan.items():
             solver = dataclasses.replace(SOLVERS[name], planned_bytes=lambda *_, b=planned: b)
             monkeypatch.setitem(SOLVERS, name, solver)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert student(solver="auto", memory_limit=3000).fit(X, Y, Z_T).solver_ == "cholesky"
-        with pytest.warns(SinglePrecisionWarning, match=r"2\.93 KiB .* float32, .* tol=1e-10"):
-            refined = student(solver="auto", memory_limit=2500).fit(X, Y, Z_T)
+            assert (
+                student(solver="auto", memory_limit=30 * 2**20).fit(X, Y, Z_T).solver_ == "cholesky"
+            )
+        with pytest.warns(SinglePrecisionWarning, match=r"30 MiB .* float32, .* tol=1e-10"):
+            refined = student(solver="auto", memory_limit=25 * 2**20).fit(X, Y, Z_T)
         assert refined.solver_ == refined.fit_report_.solver == "refinement"
 
     def test_bytes_are_half_of_those_of_cholesky(self):
