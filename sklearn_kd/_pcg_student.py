@@ -12,11 +12,13 @@ products with Θ from  bytes, n rows     a product takes
 the rows              a few tiles       the evaluation of half of Θ
 ====================  ================  =============================================
 
-Whichever it is, the answer is that of float64: residuals are float64, and at most ``tol``.
+Whichever it is, the answer is that of float64: residuals are float64, and at most ``tol``. Where
+products in float32 cannot reach that, the iteration goes on with those in float64.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -192,20 +194,28 @@ def pcg_student(
         preconditioner = LowRankPreconditioner(
             randomly_pivoted_cholesky(theta, plan.rank, generator=generator), ridge
         )
-        result = block_pcg(
-            _with_ridge(theta, ridge),
-            columns,
-            preconditioner,
+        where = "the rows" if plan.stored is None else "the kernel matrix"
+        products = f"{where} in {str(theta.dtype).removeprefix('torch.')}"
+        iterate = functools.partial(
+            block_pcg,
+            targets=columns,
+            preconditioner=preconditioner,
             tol=tol,
-            max_iter=max_iter,
             exact=_with_ridge(exact, ridge),
             on_iteration=on_iteration,
         )
-        where = "the rows" if plan.stored is None else "the kernel matrix"
+        result = iterate(_with_ridge(theta, ridge), max_iter=max_iter)
+        left = max_iter - result.n_iter
+        if theta is not exact and left > 0 and result.stopped != "converged":
+            # the limit of float32 products, not that of the problem
+            first, result = result, iterate(_with_ridge(exact, ridge), max_iter=left)
+            result.n_iter += first.n_iter
+            result.n_products += first.n_products
+            products += ", then the rows in float64"
         student = _student_of(result, targets, ridge, exact)
         student.report.update(
             preconditioner_rank=preconditioner.rank,
-            products=f"{where} in {str(theta.dtype).removeprefix('torch.')}",
+            products=products,
             planned_bytes=plan.planned_bytes,
         )
         return student

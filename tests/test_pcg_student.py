@@ -107,6 +107,16 @@ def test_single_precision_where_asked(storage, monkeypatch):
     )
 
 
+def test_where_single_precision_is_not_enough_the_products_become_double():
+    # cond 3e9: products in float32 know nothing of the smallest eigenvalues
+    kernel, rows = NTK(depth=2, activation="erf"), X[:, :3]
+    budget = pcg_bytes(300, 3, 1, 187, torch.float64, torch.float32) + 1000
+    iterated = student(kernel=kernel, tol=1e-6, memory_limit=budget, max_iter=2000)
+    report = iterated.fit(rows, Y, teacher_logits=Z_T).fit_report_
+    assert report.products == "the kernel matrix in float32, then the rows in float64"
+    assert (report.stopped, report.residual <= 1e-6) == ("converged", True)
+
+
 class TestPlan:
     def test_as_much_as_fits(self):
         limits = (2e9, 7e8, 3.5e8, 2.6e8, 1e6)
