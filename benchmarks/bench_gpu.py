@@ -1,7 +1,9 @@
-"""Kernel, frame and fit on a CUDA GPU: checked against the CPU, timed against cuBLAS and cuSOLVER.
+"""Kernel, frame and fits on a CUDA GPU: checked against the CPU, timed against cuBLAS and cuSOLVER.
 
 Prints a table and writes JSON. Rates are of the floating-point operations that the step cannot
 do without, as fractions of a large `torch.mm` and of `torch.linalg.cholesky` in the same run.
+Then PCG with the kernel matrix in memory and without, and the restricted (Nyström) student, each at
+the largest number of rows that fits, beside the memory planned for it.
 Without a CUDA GPU it says what it would run, and exits.
 """
 
@@ -12,14 +14,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from _common import gaussian_problem
 
 from sklearn_kd import LinearizedKDStudent
+from sklearn_kd._pcg_student import pcg_bytes, plan_pcg
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._memory import budget_bytes
+from sklearn_kd.linalg._operator import DenseOperator, TiledOperator
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+# Right-hand sides of a product: a (ρ, T) grid.
+N_COLUMNS = 32
 
 
 def clock(function, repeats=5):
@@ -58,11 +67,20 @@ def check_against_cpu(n_rows, n_features):
     compare("frame coordinates", gpu.coordinates(targets.cuda()), cpu.coordinates(targets))
     compare("frame features u", gpu.features(new.cuda())[0], cpu.features(new)[0])
     compare("leave-one-out", gpu.loo(targets.cuda()), cpu.loo(targets))
-    students = [
-        LinearizedKDStudent(device=device).fit(X, y, teacher_logits=logits)
-        for device in ("cuda", "cpu")
-    ]
-    compare("student logits", *(student.decision_function(X_new) for student in students))
+    solvers = {
+        "cholesky": {},
+        "refinement": {"tol": 1e-12},
+        "pcg": {"tol": 1e-12},
+        "nystrom": {"n_components": 500},
+    }
+    for solver, options in solvers.items():
+        gpu, cpu = (
+            LinearizedKDStudent(solver=solver, device=device, random_state=0, **options)
+            .fit(X, y, teacher_logits=logits)
+            .decision_function(X_new)
+            for device in ("cuda", "cpu")
+        )
+        compare(f"student logits, {solver}", gpu, cpu)
     return differences
 
 
@@ -99,6 +117,93 @@ def measure_rates(n_rows, n_features, dtype):
     return {step: (seconds[step], flops[step] / seconds[step]) for step in seconds}
 
 
+def largest_that_fits(planned_bytes, device):
+    """Return the largest number of rows, to two digits, whose plan fits the device's budget."""
+    budget = budget_bytes("auto", torch.device(device))
+    sizes = [m * 10**e for e in range(3, 8) for m in range(10, 100)]
+    return max((n for n in sizes if planned_bytes(n) <= budget), default=sizes[0])
+
+
+def product_seconds(rows, stored):
+    """Return the seconds of a product of the kernel matrix with 32 columns."""
+    kernel = NTK().to_torch()
+    operator = DenseOperator(kernel.gram(rows)) if stored else TiledOperator(kernel, rows)
+    V = torch.randn(len(rows), N_COLUMNS, dtype=rows.dtype, device=rows.device)
+    return clock(lambda: operator.matmat(V), repeats=3)
+
+
+def measure_pcg(n_rows, n_features, dtype, stored, peak_rate, device="cuda"):
+    """Return what a fit by PCG takes, and a product with 32 columns as a share of torch.mm."""
+    X, y, logits = gaussian_problem(n_rows, n_features)
+    name = next(key for key, value in DTYPES.items() if value is dtype)
+    product = product_seconds(torch.as_tensor(X, dtype=dtype, device=device), stored)
+    flops = 2 * n_rows**2 * N_COLUMNS + (0 if stored else n_rows**2 * n_features)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    student = LinearizedKDStudent(
+        solver="pcg", device=device, dtype=name, random_state=0, max_iter=100
+    ).fit(X, y, teacher_logits=logits)
+    report = student.fit_report_
+    return {
+        "rows": n_rows,
+        "product seconds": product,
+        "product share of mm": flops / product / peak_rate,
+        "fit seconds": time.perf_counter() - start,
+        "iterations": student.n_iter_,
+        "residual": report.residual,
+        "products": report.products,
+        "planned bytes": report.planned_bytes,
+        "peak bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    }
+
+
+def measure_nystrom(n_rows, n_features, n_components, peak_rate, device="cuda"):
+    """Return what a pass over the rows takes, as a share of torch.mm in float64."""
+    X, y, logits = gaussian_problem(n_rows, n_features)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    student = LinearizedKDStudent(
+        solver="nystrom", n_components=n_components, device=device, random_state=0
+    ).fit(X, y, teacher_logits=logits)
+    seconds = time.perf_counter() - start
+    # a triangular solve and half of a Gram matrix per row, beside the kernel
+    flops = n_rows * n_components * (2 * n_components + 2 * n_features)
+    return {
+        "rows": n_rows,
+        "centres": n_components,
+        "fit seconds": seconds,
+        "fit share of mm": flops / seconds / peak_rate,
+        "captured trace": student.fit_report_.captured_trace,
+        "planned bytes": student.fit_report_.planned_bytes,
+        "peak bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    }
+
+
+def measure_scale(n_features, rates, device="cuda"):
+    """Return the measurements of PCG and of the restricted student at the sizes that fit."""
+    results = {}
+    for name, dtype in DTYPES.items():
+        peak = rates[name]["torch.mm"][1]
+
+        def stored_bytes(n, dtype=dtype):
+            plan = plan_pcg(n, n_features, 1, dtype, np.inf, torch.device(device))
+            return pcg_bytes(n, n_features, 1, plan.rank, dtype, dtype)
+
+        n_rows = largest_that_fits(stored_bytes, device)
+        for n, stored in ((n_rows, True), (2 * n_rows, False)):
+            where = "in memory" if stored else "evaluated"
+            key = f"pcg, {name}, matrix {where}"
+            results[key] = measure_pcg(n, n_features, dtype, stored, peak, device)
+    peak = rates["float64"]["torch.mm"][1]
+    for n_components in (2000, 10_000):
+        key = f"nystrom, {n_components} centres"
+        results[key] = measure_nystrom(10**6, n_features, n_components, peak, device)
+    return results
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=20_000)
@@ -110,9 +215,11 @@ def main():
     if not torch.cuda.is_available():
         print(
             "No CUDA GPU here. With one, this script would (1) compare the kernel (depths 3 and "
-            f"10), the frame and a fitted student on {arguments.check_rows} rows with the CPU and "
-            f"fail above 1e-9 relative, and (2) time the kernel, frame and fit of n = {n}, d = {d} "
-            "in float64 and float32 as fractions of torch.mm and torch.linalg.cholesky."
+            "10), the frame and students of all exact solvers and of solver='nystrom' on "
+            f"{arguments.check_rows} rows with the CPU and fail above 1e-9 relative, (2) time the "
+            f"kernel, frame and fit of n = {n}, d = {d} in float64 and float32 as fractions of "
+            "torch.mm and torch.linalg.cholesky, and (3) time solver='pcg' and 'nystrom' at the "
+            "largest number of rows that fits."
         )
         return 0
 
@@ -131,6 +238,11 @@ def main():
                 f"{rate / rates['torch.linalg.cholesky'][1]:12.2f}"
             )
         result["rates"][name] = rates
+    result["scale"] = measure_scale(d, result["rates"])
+    for name, measured in result["scale"].items():
+        print(f"\n{name}")
+        for quantity, value in measured.items():
+            print(f"{quantity:>24} {value if isinstance(value, str) else f'{value:.4g}'}")
     arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     return int(max(differences.values()) > 1e-9)
 
