@@ -3,6 +3,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from sklearn_kd.exceptions import MemoryBudgetError
 from sklearn_kd.kernels import EmpiricalNTK
@@ -15,6 +16,7 @@ from sklearn_kd.linalg._operator import (
     RidgeOperator,
     TiledOperator,
 )
+from sklearn_kd.linalg._sharded import ShardedOperator
 
 N_ROWS = 300
 KERNEL = InfiniteKernel(depth=2)
@@ -51,6 +53,8 @@ def build(name, X, folder):
         return MemmapOperator(np.memmap(folder / "gram", dtype, "r", shape=matrix.shape)), matrix
     if name == "tiled":
         return TiledOperator(KERNEL, X), matrix
+    if name.startswith("sharded") and not name.endswith("ridge"):
+        return ShardedOperator(KERNEL, X, is_stored=name == "sharded, stored"), matrix
     ridge = torch.linspace(0, 2, len(X), dtype=X.dtype)
     operator, matrix = build(name.removesuffix(" with ridge"), X, folder)
     return RidgeOperator(operator, ridge), matrix + ridge.diag()
@@ -58,9 +62,19 @@ def build(name, X, folder):
 
 OPERATORS = ["dense", "memmap", "memmap, read only", "tiled"]
 OPERATORS += ["dense with ridge", "memmap with ridge", "tiled with ridge"]
+OPERATORS += ["sharded", "sharded, stored", "sharded with ridge"]
 
 
-@pytest.mark.usefixtures("tiles_of_128")
+@pytest.fixture(scope="module")
+def group_of_one(tmp_path_factory):
+    """A process group without other processes; `test_sharded` has more."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("tiles_of_128", "group_of_one")
 @pytest.mark.parametrize("name", OPERATORS)
 class TestContract:
     @pytest.fixture(autouse=True)
