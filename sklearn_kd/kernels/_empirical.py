@@ -58,7 +58,7 @@ class EmpiricalNTK(Kernel):
         as estimators need one value for each pair of rows.
     batch_size : int or "auto", default="auto"
         Number of rows evaluated at a time; "auto" takes as many as a part of ``memory_limit``, of
-        512 MiB at most, has room for. Gradients are never held for all rows and parameters.
+        1 GiB at most, has room for. Gradients are never held for all rows and parameters.
     device : str or torch.device, default="auto"
         Where the module is evaluated; "auto" is where the rows are.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -83,12 +83,16 @@ class EmpiricalNTK(Kernel):
     :math:`\Theta_l = (A A'^\top + 1) \circ (G G'^\top)`, A the inputs and G the gradients. What is
     not recognised, such as attention's own weights, recurrent layers or parameters used by a
     module directly, is differentiated row by row. Every parameter's rule is compared with plain
-    differentiation on two rows before it is used.
+    differentiation on two rows before it is used, and in every batch a second backward pass checks
+    that the recognised layers see the rows in their order.
 
     If the first layer registered in the module is a `torch.nn.Embedding`, rows hold token ids and
     are converted to integers. A module with its embedding elsewhere must convert its input itself.
 
-    Modules whose layers depend on the values in a row (such as by early exits) raise an error.
+    Layers that see only some rows, depending on what is in them, are differentiated row by row if
+    the first rows show that; if it shows later, an error is raised.
+
+    Hooks on gradients are ignored.
 
     Examples
     --------

@@ -22,7 +22,7 @@ from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._tiles import in_parallel, product, stream
 
 # What features, activations and patches may take beside the kernel matrix.
-WORKSPACE_BYTES = 512 * 2**20
+WORKSPACE_BYTES = 2**30
 # Of these, the share of the features that are held at a time.
 _FEATURE_SHARE = 0.8
 # Outputs and parameters are split rather than multiply chunks of fewer rows than this.
@@ -37,6 +37,7 @@ class Bundle(NamedTuple):
     units: Sequence[Unit]
     cotangents: Tensor  # (k, K)
     rows: int  # of a chunk
+    first: bool  # of those that the same rows go through
 
 
 class EmpiricalKernel:
@@ -55,7 +56,7 @@ class EmpiricalKernel:
         kernel of their difference f₁ − f₀.
     batch_size : int, default=None
         Rows evaluated at a time. None: as many as fit ``workspace_bytes``.
-    workspace_bytes : int, default=512 MiB
+    workspace_bytes : int, default=1 GiB
         What may be held at a time beside results, if it suffices for one row.
     device, dtype : default=None
         Where and in what precision the module is evaluated. None: those of the rows.
@@ -283,13 +284,15 @@ class EmpiricalKernel:
         # Outputs first: each needs a backward pass of its own anyway.
         while not self.full and k > 1 and tangents.row_bytes(tangents.units, k) > per_row:
             k = (k + 1) // 2
+        first = True
         for part in cotangents.split(k):
             for units in _split(tangents, k, per_row):
                 rows = budget // tangents.row_bytes(units, k)
                 if sides == 1 and rows < n_rows:
                     rows //= 2  # a second chunk stands beside the first
                 rows = self.batch_size or max(1, rows)
-                yield Bundle(units, part, min(rows, n_rows))
+                yield Bundle(units, part, min(rows, n_rows), first)
+                first = False
 
     def _chunks(
         self, tangents: Tangents, bundle: Bundle, X: Tensor
@@ -305,6 +308,7 @@ class EmpiricalKernel:
                     bundle.units,
                     full=self.full,
                     batch_rows=self._batch_rows(tangents),
+                    checked=bundle.first,
                 ),
             )
 

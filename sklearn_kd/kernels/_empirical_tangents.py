@@ -284,6 +284,7 @@ class Tangents:
         *,
         full: bool,
         batch_rows: int,
+        checked: bool,
     ) -> list[Feature]:
         """Return the features of rows, one for each unit.
 
@@ -297,11 +298,14 @@ class Tangents:
             Whether the combinations keep rows of their own; otherwise they are summed over.
         batch_rows : int
             Rows of one forward and backward pass.
+        checked : bool
+            Whether to check that all layers see these rows in their order: needed once.
         """
         features: list[Feature] = []
         start = 0
         for rows in X.split(batch_rows):
-            parts = self._of_batch(self.network.inputs(rows), cotangents, units, full=full)
+            inputs = self.network.inputs(rows)
+            parts = self._of_batch(inputs, cotangents, units, full=full, checked=checked)
             if len(rows) == len(X):
                 return parts
             if not features:
@@ -317,12 +321,18 @@ class Tangents:
         return features
 
     def _of_batch(
-        self, inputs: Tensor, cotangents: Tensor, units: Sequence[Unit], *, full: bool
+        self,
+        inputs: Tensor,
+        cotangents: Tensor,
+        units: Sequence[Unit],
+        *,
+        full: bool,
+        checked: bool = False,
     ) -> list[Feature]:
         found: dict[Unit, Feature] = {}
         layered = [unit for unit in units if isinstance(unit, LayerUnit)]
-        if layered:
-            found.update(self._layer_features(inputs, cotangents, layered, full))
+        if layered or checked:
+            found.update(self._layer_features(inputs, cotangents, layered, full, checked))
         for mapped, gradients_of in ((True, mapped_gradients), (False, looped_gradients)):
             generic = [u for u in units if isinstance(u, GenericUnit) and u.mapped == mapped]
             if generic:
@@ -333,8 +343,17 @@ class Tangents:
         return [found[unit] for unit in units]
 
     def _layer_features(
-        self, inputs: Tensor, cotangents: Tensor, units: Sequence[LayerUnit], full: bool
+        self,
+        inputs: Tensor,
+        cotangents: Tensor,
+        units: Sequence[LayerUnit],
+        full: bool,
+        checked: bool,
     ) -> dict[Unit, Feature]:
+        needed = self.units if checked else units
+        indices = sorted({i for u in needed if isinstance(u, LayerUnit) for i in u.indices})
+        if not indices:
+            return {}
         layers, outputs = self._forward(inputs)
         if layers.signature != self._signature:
             raise ValueError(
@@ -343,12 +362,11 @@ class Tangents:
                 "each kind apart."
             )
         calls = layers.calls
-        indices = sorted({index for unit in units for index in unit.indices})
         gradients = [
             _gradients(calls, indices, outputs, cotangent.expand_as(outputs))
             for cotangent in cotangents
         ]
-        if self._strays(calls, outputs, gradients, cotangents):
+        if checked and self._strays(calls, outputs, gradients, cotangents):
             raise ValueError(
                 "module: which rows a layer sees, or in which order, depends on what is in them, "
                 "which those rows did not show that the kernel looked at first. It does not "
