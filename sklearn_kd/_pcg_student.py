@@ -117,6 +117,7 @@ def plan_pcg(
     """Return what to keep in memory: as much as helps and fits; if nothing fits, the least."""
     rank = default_rank(n_rows)
     choices: list[tuple[torch.dtype | None, int]] = [(dtype, rank), (torch.float32, rank)]
+    rank = default_rank(n_rows, is_stored=False)
     while rank > _LEAST_RANK:
         choices.append((None, rank))
         rank //= 2

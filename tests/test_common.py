@@ -21,6 +21,8 @@ from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
         LinearizedKDStudent(),
         LinearizedKDStudent(LogisticRegression(), soft_ratio=0.5, alpha=0.1, cv=3),
         LinearizedKDStudent(solver="nystrom", n_components=20),
+        LinearizedKDStudent(solver="pcg", tol=1e-12),
+        LinearizedKDStudent(solver="refinement", tol=1e-12),
         LinearizedKDStudentCV(),
         LinearizedKDStudentCV(solver="nystrom", n_components=20),
         LinearizedKDStudentCV(LogisticRegression(), alphas=[0.0, 0.1], cv=3),

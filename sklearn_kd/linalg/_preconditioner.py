@@ -130,6 +130,10 @@ class LowRankPreconditioner:
         return self._reduce(V).div_(self.root[:, None])
 
 
-def default_rank(n_rows: int) -> int:
-    """Return a rank k for n rows at which the factor takes about as long as a few products."""
-    return min(n_rows, 100 + round(5 * math.sqrt(n_rows)))
+def default_rank(n_rows: int, *, is_stored: bool = True) -> int:
+    """Return a rank k for n rows at which the factor takes about as long as a few products.
+
+    Products of a stored matrix are cheap; where the kernel is evaluated at each of them, a larger
+    factor pays, as it saves some.
+    """
+    return min(n_rows, 100 + round((5 if is_stored else 15) * math.sqrt(n_rows)))

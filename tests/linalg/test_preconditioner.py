@@ -92,3 +92,4 @@ def test_identity():
 
 def test_default_rank_grows_with_the_root_of_the_rows():
     assert [default_rank(n) for n in (50, 10**4, 10**6)] == [50, 600, 5100]
+    assert [default_rank(n, is_stored=False) for n in (50, 10**4, 10**6)] == [50, 1600, 15100]
