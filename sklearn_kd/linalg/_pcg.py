@@ -154,6 +154,7 @@ def block_pcg(
     >>> result.n_iter, result.stopped
     (3, 'converged')
     """
+    targets = targets.double()
     exact = operator if exact is None else exact
     preconditioner = IdentityPreconditioner() if preconditioner is None else preconditioner
     compressed = compress(targets, _TRUNCATION_SHARE * tol)
