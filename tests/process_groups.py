@@ -96,14 +96,14 @@ def students(rank, n_rows, options):
     return found
 
 
-def dies_in_a_product(rank, n_rows):
-    """Process 1 is killed when it evaluates its tiles for the third time."""
+def dies_in_a_product(rank, victim, n_rows):
+    """Process ``victim`` is killed while it evaluates tiles, after some products."""
     n_calls = 0
 
     def function(x, y):
         nonlocal n_calls
         n_calls += 1
-        if rank == 1 and n_calls > 100:
+        if rank == victim and n_calls > 100:
             os._exit(1)
         return np.exp(-((x[:, None] - y) ** 2).sum(axis=2) / 10)
 

@@ -100,10 +100,11 @@ def test_three_processes_equal_one(tmp_path, n_rows):
         check_students(students, n_rows)
 
 
-def test_killed_process_is_an_error_within_the_timeout(tmp_path):
-    killed = process_groups.run(process_groups.dies_in_a_product, 3, tmp_path, 30)
-    assert killed[1] is None
-    for name, message, seconds in (killed[0], killed[2]):
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_killed_process_is_an_error_within_the_timeout(tmp_path, victim):
+    results = process_groups.run(process_groups.dies_in_a_product, 3, tmp_path, victim, 30)
+    assert results.pop(victim) is None
+    for name, message, seconds in results:
         assert name == "LostProcessError"
         assert "start all of them again" in message
         assert seconds < process_groups.TIMEOUT_S + 5
