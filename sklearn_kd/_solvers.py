@@ -328,8 +328,9 @@ SOLVERS = {
     "nystrom": Solver(solve_nystrom, nystrom_system_bytes, NYSTROM_REMEDY, takes_streams=True),
 }
 
-# In the order in which "auto" tries them.
-EXACT = ("cholesky", "refinement", "pcg")
+# In the order in which "auto" tries them. PCG is not among them: without the matrix in memory it
+# would start on any number of rows, however long that takes.
+EXACT = ("cholesky", "refinement")
 
 
 def choose_solver(name: str, size: Size, options: Options, *, what: str) -> str:
@@ -366,14 +367,15 @@ def choose_solver(name: str, size: Size, options: Options, *, what: str) -> str:
             if name == "auto" and chosen == "refinement":
                 _warn_of_single_precision(size, options, what)
             return chosen
+    refused = SOLVERS[names[0]]
     require(
-        planned,
+        refused.planned_bytes(size, options),
         options.memory_limit,
         size.device,
-        what=f"{what} with solver={chosen!r}",
-        remedy=SOLVERS[chosen].remedy,
+        what=f"{what} with solver={names[0]!r}",
+        remedy=refused.remedy,
     )
-    return chosen
+    return names[0]
 
 
 def _warn_of_single_precision(size: Size, options: Options, what: str) -> None:

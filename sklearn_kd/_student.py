@@ -111,8 +111,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         so without a factor, by preconditioned conjugate gradients; it keeps the kernel matrix where
         that fits, and otherwise evaluates it at every iteration. "nystrom" restricts
         the student to the span of ``n_components`` rows, its centres, and passes once over the
-        rows, which need not be in memory. "auto" is the first of
-        "cholesky", "refinement" (with a warning) and "pcg" that fits; it never approximates.
+        rows, which need not be in memory. "auto" is "cholesky", or "refinement", with a
+        warning, where only that fits; it never approximates.
     tol : float, default=1e-6
         Where "pcg" and "refinement" stop: the largest norm of z_eff − z₀ − (Θ + α W⁻¹) a of any
         class, relative to that of z_eff − z₀. At ``alpha=0`` it is that of the logits' errors on
