@@ -114,7 +114,7 @@ class Solution:
     weight_change_norm: float
     jitter: float
     rcond: float
-    n_iter: int | None = None
+    n_iter: int = 1
     frame: TangentFrame | None = None
     report: dict[str, Any] = field(default_factory=dict)
 

@@ -179,8 +179,8 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         none.
     solver_ : str
         The solver that was used.
-    n_iter_ : int or None
-        Iterations of the solver; None for solvers without.
+    n_iter_ : int
+        Iterations of the solver; 1 for those that do not iterate.
     fit_report_ : Bunch
         ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
         ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped), ``init``,

@@ -19,7 +19,7 @@ from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
         NTKTeacher(loss="squared_error"),
         NTKTeacher(stopping_time=[1.0, 10.0]),
         LinearizedKDStudent(),
-        LinearizedKDStudent(LogisticRegression(), soft_ratio=0.5, alpha=0.1, cv=3),
+        LinearizedKDStudent(LogisticRegression(max_iter=1000), soft_ratio=0.5, alpha=0.1, cv=3),
         LinearizedKDStudent(solver="nystrom", n_components=20),
         LinearizedKDStudent(solver="pcg", alpha=0.1, tol=1e-10),
         LinearizedKDStudent(solver="refinement", alpha=0.1, tol=1e-10),
