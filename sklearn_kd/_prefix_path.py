@@ -187,6 +187,7 @@ class PrefixPathMixin:
                 held_out = held_out._replace(initial_logits=z_0_new)
                 risks = prefix_risks(frame, targets, sizes, held_out)
             runs.append(Run(prefix_weight_changes(frame, targets), risks))
+            del frame  # the factor, before there is that of the next order
         return collected(runs, sizes, window, None if param_grid is None else recipes, self.X_fit_)
 
     def _held_out_rows(self: Any, X: Any, teacher_logits: Any, y: Any) -> HeldOut | None:
