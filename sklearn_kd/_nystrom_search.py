@@ -111,6 +111,7 @@ class RestrictedSearch:
         self._kernel, self._done = kernel, None
         self._z_0 = initial_logits(search.init, kernel, function, self.stream, n_classes, weights)
         targets = self.problem.targets
+        size = Size(*self.stream.shape, targets[0].numel(), targets.dtype, targets.device)
         with progress.stage("pass-over-rows", N_REPORTS) as task:
             self._done = nystrom_pass(
                 function,
@@ -121,7 +122,7 @@ class RestrictedSearch:
                 dtype=weights.dtype,
                 device=weights.device,
                 memory_limit=search.memory_limit,
-                beside=beside_bytes(len(targets), targets[0].numel(), targets.dtype),
+                beside=beside_bytes(size, search.n_components),
                 n_jobs=search.n_jobs,
                 checkpoint=checkpoint_at(search.checkpoint, number),
                 on_progress=task.report,
@@ -222,7 +223,7 @@ def _require_memory(search: Any, stream: RowStream, weights: Tensor, n_columns: 
     options = Options(**{name: getattr(search, name) for name in names})
     planned = SOLVERS["nystrom"].planned_bytes(size, options)
     require(
-        planned + beside_bytes(len(stream), n_columns, weights.dtype),
+        planned + beside_bytes(size, search.n_components),
         search.memory_limit,
         weights.device,
         what=f"LinearizedKDStudentCV.fit on n={len(stream)} distinct rows with solver='nystrom'",
@@ -230,6 +231,10 @@ def _require_memory(search: Any, stream: RowStream, weights: Tensor, n_columns: 
     )
 
 
-def beside_bytes(n_rows: int, n_columns: int, dtype: torch.dtype) -> int:
-    """Return the bytes of what a search holds of all rows: Δz, predictions, and these by copy."""
-    return n_rows * n_columns * (2 * dtype.itemsize + 2 * 8)
+def beside_bytes(size: Size, n_components: int) -> int:
+    """Return the bytes that a search takes beside a pass, whose sums it keeps.
+
+    Of all rows Δz and predictions, and these by copy; the factors that leave rows out.
+    """
+    rows = size.n_rows * size.n_targets * (2 * size.dtype.itemsize + 2 * 8)
+    return rows + 2 * 8 * n_components**2
