@@ -58,8 +58,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
     r"""The linearized student with ρ, T, ridge and kernel chosen by cross-validation.
 
     ρ and T change only the right-hand side of Θ a = z_eff, so the whole grid costs one factor per
-    fold, ridge and kernel; leave-one-out costs one factor for all folds. The scores are those of
-    explicit refits.
+    fold, ridge and kernel, or, where that takes fewer operations (leave-one-out, five folds or
+    more), one of all rows that folds are left out of. The scores are those of explicit refits.
 
     Parameters
     ----------
