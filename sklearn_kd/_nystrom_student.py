@@ -402,7 +402,7 @@ def leave_one_out_blocks(
     """Yield (rows, logits (b, ...)) of each row's prediction by the student of all other rows.
 
     A second pass over the rows, in closed form for every column at once; see
-    `RestrictedStudent.leave_one_out` for its cost and its errors.
+    `RestrictedStudent.leave_one_out` for its cost.
     """
     Z = solution.basis.centres
     for block, X, targets, weights in rows.blocks(len(Z), Z.dtype, Z.device):

@@ -24,7 +24,6 @@ from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
         LinearizedKDStudent(solver="pcg", alpha=0.1, tol=1e-10),
         LinearizedKDStudent(solver="refinement", alpha=0.1, tol=1e-10),
         LinearizedKDStudentCV(),
-        LinearizedKDStudentCV(solver="nystrom", n_components=20),
         LinearizedKDStudentCV(LogisticRegression(), alphas=[0.0, 0.1], cv=3),
     ]
 )

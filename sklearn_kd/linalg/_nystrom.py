@@ -273,21 +273,35 @@ class RestrictedStudent:
         weights : Tensor of shape (m,), default=None
             As they were in the sums.
 
-        Raises
-        ------
-        ValueError
-            If the student without one of these rows is not determined, as at alpha = 0 with as
-            many centres as rows.
+        Notes
+        -----
+        Where h = 1 the loss without the row has many minimisers, as at α = 0 with as many centres
+        as rows, or where a centre is far from all other rows. Of these the one of least norm
+        counts, the limit α → 0.
         """
         logits, remainder = self.fit_and_remainder(X, weights)
-        undetermined = (remainder == 0).nonzero()[:, 0]
-        if len(undetermined):
-            raise ValueError(
-                f"Without row {undetermined[0].item()} of this block the student restricted to "
-                f"{len(self.basis.centres)} centres is not determined at alpha={self.alpha:g}, so "
-                "it has no leave-one-out prediction; use alpha > 0 or a smaller n_components."
-            )
-        return targets - (targets - logits) / remainder[:, None]
+        alone = (remainder == 0).nonzero()[:, 0]
+        out = targets - (targets - logits) / torch.where(remainder > 0, remainder, 1)[:, None]
+        if len(alone):
+            own = None if weights is None else weights[alone]
+            out[alone] = logits[alone] - self._own_share(X[alone], own)
+        return out
+
+    @full_precision()
+    def _own_share(self, X: Tensor, weights: Tensor | None) -> Tensor:
+        """Return what rows with h = 1 contribute to their own predictions, (m, C).
+
+        G − w φ φᵀ then has the null vector v = G⁻¹ φ, with φᵀ v = 1 / w. Without its part of c,
+        v vᵀ c / vᵀ v, the prediction is φᵀ c − (vᵀ c) / (w vᵀ v).
+        """
+        cross = self.basis.kernel.block(X, self.basis.centres).double()
+        half = torch.linalg.solve_triangular(self._both.T, cross, upper=True, left=False)
+        v = torch.linalg.solve_triangular(self.lower, half, upper=False, left=False)
+        c = self.basis.lower.T @ self.coefficients
+        scale = v.square().sum(dim=1)
+        if weights is not None:
+            scale *= weights
+        return v @ c / scale[:, None]
 
 
 def block_rows(n_centres: int) -> int:

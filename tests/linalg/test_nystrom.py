@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.gaussian_process.kernels import RBF
 
 from sklearn_kd.exceptions import IllConditionedWarning
 from sklearn_kd.kernels import NTK
+from sklearn_kd.kernels._function import ArrayKernel
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._nystrom import (
     CentreBasis,
@@ -107,13 +109,23 @@ def test_leave_one_out_equals_refits(alpha):
         np.testing.assert_allclose(loo[i], (KERNEL(X[i : i + 1], centres) @ b)[0], rtol=1e-7)
 
 
-def test_leave_one_out_at_full_rank_without_ridge_is_refused():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_leave_one_out_with_all_rows_as_centres_is_that_of_the_exact_student(weighted):
     X, targets = problem(n=40)
-    student = fitted(X, targets, X)
-    with pytest.raises(ValueError, match="use alpha > 0 or a smaller n_components"):
-        student.leave_one_out(X, targets)
-    # With a ridge it is that of the exact student, but for the row's own centre.
-    assert fitted(X, targets, X, alpha=1e-3).leave_one_out(X, targets).isfinite().all()
+    weights = torch.linspace(0.5, 2, 40).double() if weighted else None
+    loo = fitted(X, targets, X, weights=weights).leave_one_out(X, targets, weights)
+    exact = TangentFrame(KERNEL.to_torch(), X).loo(targets)
+    np.testing.assert_allclose(loo, exact, rtol=0, atol=1e-6)
+
+
+def test_a_centre_far_from_all_rows_says_nothing_without_its_row():
+    X, targets = problem(n=40)
+    X[3] += 1000
+    basis = CentreBasis(ArrayKernel(RBF(3.0)), X[:10])
+    student = RestrictedStudent(basis, summed(basis, X, targets))
+    loo = student.leave_one_out(X, targets)
+    np.testing.assert_allclose(loo[3], 0, atol=1e-10)
+    assert loo.abs().max() < 10
 
 
 def test_captured_trace():
