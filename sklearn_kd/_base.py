@@ -227,7 +227,7 @@ class TangentKernelClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimat
         """Raise `MemoryBudgetError` before anything slow or large if the kernel will not fit."""
         n_rows, n_features = X.shape
         require(
-            frame_bytes(n_rows, n_features, n_classes, X.dtype) + extra,
+            frame_bytes(n_rows, n_features, n_classes, X.dtype, X.device) + extra,
             self.memory_limit,
             X.device,
             what=f"{type(self).__name__}.fit on n={n_rows} distinct rows",

@@ -172,7 +172,7 @@ def solution_of(frame: TangentFrame, targets: Tensor) -> Solution:
 
 def cholesky_bytes(size: Size, options: Options) -> int:
     """Return the peak bytes of the frame and a solve with it."""
-    return frame_bytes(size.n_rows, size.n_features, size.n_targets, size.dtype)
+    return frame_bytes(size.n_rows, size.n_features, size.n_targets, size.dtype, size.device)
 
 
 def solve_nystrom(system: System, options: Options, progress: FitTask) -> Solution:
