@@ -14,7 +14,7 @@ differently from a network. "Between seeds" is the correlation of one seed with 
 others, beyond which nothing can be predicted.
 
 Problems: pairs of MNIST digits with a teacher of a few rows, true labels or a fifth of them wrong,
-and an MLP that is trained until it fits its targets, or stopped early; pairs of CIFAR-10 classes
+and an MLP that is trained long enough to overfit them, or stopped early; pairs of CIFAR-10 classes
 with the logits of a published ResNet-20 and human annotators' labels (CIFAR-10N "worse"), or with a
 teacher of a few rows and true labels, and a thin ResNet, to which the NTK of an MLP is a stranger.
 """
