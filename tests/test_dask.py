@@ -12,6 +12,9 @@ pytest.importorskip("distributed")
 SCRIPT = """
     import itertools, json, os, signal, sys
     from pathlib import Path
+    # As many threads as Dask's workers have: other numbers of them round differently.
+    for library in ("OMP", "MKL", "OPENBLAS"):
+        os.environ[f"{library}_NUM_THREADS"] = "1"
     import dask
     import joblib
     import numpy as np
