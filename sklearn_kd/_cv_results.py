@@ -13,6 +13,7 @@ from sklearn.metrics import check_scoring
 from torch import Tensor
 
 from sklearn_kd._held_out_student import Fold, HeldOutStudent, Problem
+from sklearn_kd._logits import n_logits
 from sklearn_kd._student import LinearizedKDStudent
 
 # Leave-one-out predictions are scored together; their standard error comes from this many groups.
@@ -39,6 +40,10 @@ class Grid(NamedTuple):
             }
             for kernel, alpha, recipe in itertools.product(self.kernels, self.alphas, self.recipes)
         ]
+
+    def n_columns(self, n_classes: int) -> int:
+        """Return the number of right-hand sides of all recipes, one for each logit."""
+        return len(self.recipes) * n_logits(n_classes)
 
     def preference(self, params: list[dict[str, Any]]) -> list[tuple]:
         """Return what decides ties: the larger ρ, the smaller T, the larger ridge, the first."""

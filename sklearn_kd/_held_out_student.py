@@ -306,9 +306,18 @@ def held_out_students(
             weights=train.weights,
             memory_limit=whole.memory_limit,
         )
-    logits = (held_out.logits + z_0[number]).cpu().double()
-    z_t = problem.teacher_logits[distinct.kept[fold.test].cpu()]
-    z_eff = problem.single_targets[fold.test.cpu()]
+    return students_of(problem, held_out, initial_logits, fold.test)
+
+
+def students_of(
+    problem: Problem, held_out: HeldOut, initial_logits: Tensor, test: Tensor
+) -> list[HeldOutStudent]:
+    """Return what was predicted of the rows ``test`` as the students of every recipe."""
+    distinct = problem.distinct
+    z_0 = initial_logits[distinct.merged.group[test], None]
+    logits = (held_out.logits + z_0).cpu().double()
+    z_t = problem.teacher_logits[distinct.kept[test].cpu()]
+    z_eff = problem.single_targets[test.cpu()]
     norms = held_out.squared_norms.cpu().double()
     return [
         HeldOutStudent(

@@ -72,6 +72,11 @@ def class_indices(logits: Tensor) -> Tensor:
     return (logits > 0).long() if logits.ndim == 1 else logits.argmax(dim=1)
 
 
+def n_logits(n_classes: int) -> int:
+    """Return how many logits a row has: one for two classes, else one for each."""
+    return 1 if n_classes == 2 else n_classes
+
+
 def logits_of(teacher: Any, X: Any, classes: np.ndarray) -> Logits:
     """Return the logits of a fitted ``teacher`` on the rows ``X``.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sklearn_kd._base import DistinctRows, TrainingRows, distinct_rows
 from sklearn_kd._cv_results import FoldScores, Grid
-from sklearn_kd._held_out_student import Fold, HeldOutStudent, Problem
+from sklearn_kd._held_out_student import Fold, HeldOutStudent, Problem, students_of
 from sklearn_kd._initial_network import initial_logits
 from sklearn_kd._nystrom_student import (
     NYSTROM_REMEDY,
@@ -38,6 +38,7 @@ from sklearn_kd._solvers import (
 from sklearn_kd._streamed_rows import check_streamed_rows, distinct_of_stream
 from sklearn_kd._streams import RowStream, as_row_stream, is_streamed
 from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.linalg._held_out import HeldOut
 from sklearn_kd.linalg._memory import require
 
 
@@ -77,28 +78,48 @@ class RestrictedSearch:
     ----------
     search : LinearizedKDStudentCV
         Whose parameters count.
-    problem : Problem
-        Labels, teacher and recipes.
+    grid : Grid
+        The candidates.
+    rows : TrainingRows
+    distinct : DistinctRows
+        Of ``rows``, without their X.
     stream : RowStream
-        The distinct rows.
+        Their X.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If the sums over the rows, and what is kept of every row, do not fit ``memory_limit``.
     """
 
-    def __init__(self, search: Any, problem: Problem, stream: RowStream) -> None:
+    teacher_cv = 5
+
+    def __init__(
+        self,
+        search: Any,
+        grid: Grid,
+        rows: TrainingRows,
+        distinct: DistinctRows,
+        stream: RowStream,
+    ) -> None:
+        _require_memory(search, stream, distinct.weights, grid.n_columns(len(rows.classes)))
         self.search = search
-        self.problem = problem
+        self.grid = grid
         self.stream = stream
         # The last pass of the kernel at hand, and z₀ of the distinct rows.
         self._kernel: Any = self  # no kernel yet; None is one
         self._done: NystromPass | None = None
 
-    def score(self, grid: Grid, scores: FoldScores, progress: FitTask) -> None:
-        """Add the scores of every candidate."""
-        everything = torch.arange(len(self.problem.distinct.kept))
-        for number, kernel in enumerate(grid.kernels):
+    def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:
+        """Add the scores of every candidate: one pass for each kernel, and one for each ridge."""
+        self.problem = problem
+        everything = torch.arange(len(problem.distinct.kept), device=problem.distinct.kept.device)
+        for number, kernel in enumerate(self.grid.kernels):
             self.use(kernel, number, progress)
-            for alpha in grid.alphas:
+            for alpha in self.grid.alphas:
                 with progress.stage("candidates"):
-                    scores.add(self._held_out_students(alpha), Fold(None, everything))
+                    students = self._held_out_students(alpha, everything)
+                    scores.add(students, Fold(None, everything))
                     scores.close_cell()
 
     def use(self, kernel: Any, number: int, progress: FitTask) -> None:
@@ -136,7 +157,7 @@ class RestrictedSearch:
             self.stream, lambda rows: targets[rows] - z_0[rows], None if all_one else weights
         )
 
-    def _held_out_students(self, alpha: float) -> list[HeldOutStudent]:
+    def _held_out_students(self, alpha: float, test: Tensor) -> list[HeldOutStudent]:
         """Return the students of every recipe, each row's trained on all other distinct rows."""
         assert self._done is not None
         problem, distinct = self.problem, self.problem.distinct
@@ -144,26 +165,14 @@ class RestrictedSearch:
         logits = torch.empty_like(problem.targets)
         for block, values in leave_one_out_blocks(solution, self._rows()):
             logits[block] = values.to(logits)
-        logits += self._z_0[:, None]
-        logits = logits.cpu().double()[distinct.merged.group.cpu()]
-        z_t = problem.teacher_logits[distinct.kept.cpu()]
-        z_eff = problem.single_targets
-        return [
-            HeldOutStudent(
-                problem.rows.classes,
-                logits=logits[:, index],
-                teacher_logits=z_t,
-                effective_logits=z_eff[:, index],
-                new_directions=_no_directions,
-                squared_norm=logits.new_tensor(torch.nan),
-                n_rows=distinct.merged.n_distinct - 1,
-            )
-            for index in range(len(problem.recipes))
-        ]
+        group = distinct.merged.group
+        norms = logits.new_full((1, len(problem.recipes)), torch.nan)
+        held_out = HeldOut(logits[group], _no_directions, norms, distinct.merged.n_distinct - 1)
+        return students_of(problem, held_out, self._z_0, test)
 
-    def solution(self, params: dict[str, Any], grid: Grid, progress: FitTask) -> Solution:
-        """Return the solution of one candidate, trained on all rows."""
-        kernel = params.get("kernel", self.search.kernel)
+    def at_hand(self, params: dict[str, Any], progress: FitTask) -> Solution:
+        """Return the solution of one candidate, trained on all rows: the sums are there already."""
+        grid, kernel = self.grid, params.get("kernel", self.search.kernel)
         number = next(i for i, known in enumerate(grid.kernels) if known is kernel)
         self.use(kernel, number, progress)
         assert self._done is not None
@@ -178,43 +187,6 @@ def _no_directions() -> Tensor:
         "The data inefficiency needs the tangent frame of all training rows, which students "
         "fitted with solver='nystrom' do not have; use another score or solver='auto'."
     )
-
-
-def restricted_search(
-    search: Any,
-    grid: Grid,
-    rows: TrainingRows,
-    distinct: DistinctRows,
-    stream: RowStream,
-    given: tuple[Any, Any, Any, Any],
-    progress: FitTask,
-) -> Any:
-    """Fit ``search`` on what `read_rows` returned; ``given`` are the arguments of its ``fit``."""
-    X, y, teacher_logits, sample_weight = given
-    n_columns = len(grid.recipes) * (1 if len(rows.classes) == 2 else len(rows.classes))
-    _require_memory(search, stream, distinct.weights, n_columns)
-
-    # 1. The teacher's logits z_t on the training rows, once for all candidates.
-    teacher_cv = 5 if search.teacher_cv is None else search.teacher_cv
-    first = search._student(search.teacher, teacher_cv, grid.kernels[0], 0.0)
-    search.teacher_, z_t = first._teach(X, rows, teacher_logits, progress)
-    first._warn_if_saturated(z_t)
-
-    # 2. The leave-one-out scores of every candidate, one pass for each kernel and each ridge.
-    problem = Problem(rows, distinct, z_t.values, grid.recipes)
-    scores = FoldScores(search.scoring, problem)
-    students = RestrictedSearch(search, problem, stream)
-    students.score(grid, scores, progress)
-
-    # 3. The best candidate, whose sums over all rows are there already.
-    search.scorer_, search.n_splits_ = scores.scorer, scores.n_splits
-    search.cv_results_ = scores.cv_results(grid)
-    search.classes_ = rows.classes
-    search._select(grid)
-    if search.refit:
-        solution = students.solution(search.best_params_, grid, progress)
-        search._refit(X, y, z_t.values, sample_weight, solution, progress)
-    return search
 
 
 def _require_memory(search: Any, stream: RowStream, weights: Tensor, n_columns: int) -> None:

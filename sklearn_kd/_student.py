@@ -45,6 +45,7 @@ from sklearn_kd._logits import (
     cross_fitted_logits,
     fit_teacher,
     logits_of,
+    n_logits,
 )
 from sklearn_kd._prefix_path import PrefixPathMixin
 from sklearn_kd._progress import FitTask
@@ -481,8 +482,7 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
             return "cholesky"
         if self._solution_at_hand is not None:
             return self.solver
-        n_targets = 1 if n_classes == 2 else n_classes
-        size = Size(len(X), X.shape[1], n_targets, weights.dtype, weights.device)
+        size = Size(len(X), X.shape[1], n_logits(n_classes), weights.dtype, weights.device)
         what = f"LinearizedKDStudent.fit on n={len(X)} distinct rows"
         return choose_solver(self.solver, size, self._options(), what=what)
 

@@ -10,33 +10,19 @@ import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import check_cv
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from sklearn_kd._base import (
-    DistinctRows,
-    TangentKernelClassifier,
-    TrainingRows,
-    fit_task,
-)
+from sklearn_kd._base import TangentKernelClassifier, fit_task
 from sklearn_kd._cv_results import FoldScores, Grid
-from sklearn_kd._held_out_student import (
-    Fold,
-    Problem,
-    WholeKernel,
-    held_out_students,
-    serves_all_folds,
-)
-from sklearn_kd._initial_network import initial_logits
-from sklearn_kd._nystrom_search import read_rows, restricted_search
+from sklearn_kd._exact_search import ExactSearch
+from sklearn_kd._held_out_student import Problem
+from sklearn_kd._nystrom_search import RestrictedSearch, read_rows
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import HasMethods, StrOptions, fit_context
 from sklearn_kd._solvers import Solution
 from sklearn_kd._student import LinearizedKDStudent
-from sklearn_kd.kernels._function import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.linalg._memory import MEMORY_REMEDY, require, search_bytes
 
 # What a fit without ``refit``, or without a deciding score, does not set.
 _OF_THE_BEST = (
@@ -262,70 +248,24 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             for name in _OF_THE_BEST:
                 self.__dict__.pop(name, None)
             rows, distinct, stream = read_rows(self, X, y, sample_weight)
-            if stream is not None:
-                given = X, y, teacher_logits, sample_weight
-                return restricted_search(self, grid, rows, distinct, stream, given, progress)
-            splitter = None if self.cv is None else check_cv(self.cv, rows.labels, classifier=True)
-            folds = self._folds(splitter, rows, distinct)
-            serves_folds = serves_all_folds(folds, distinct, grid.alphas, refit=bool(self.refit))
-            # Ridges, and folds with factors of their own, share the kernel matrix beside these.
-            has_factors = splitter is not None and not serves_folds
-            shares_matrix = has_factors or len(grid.alphas) > 1
-            n_targets = len(grid.recipes) * (1 if len(rows.classes) == 2 else len(rows.classes))
-            n, d = distinct.X.shape
-            planned = search_bytes(
-                n,
-                d,
-                n_targets,
-                distinct.X.dtype,
-                distinct.X.device,
-                folds=[] if splitter is None else [len(fold.test) for fold in folds],
-                by_factors=has_factors,
-                keeps_matrix=shares_matrix,
-                refit=bool(self.refit),
-            )
-            require(
-                planned,
-                self.memory_limit,
-                distinct.X.device,
-                what=f"LinearizedKDStudentCV.fit on n={n} distinct rows",
-                remedy=MEMORY_REMEDY,
-            )
 
-            # 1. The logits z₀ of the networks before training, one for each kernel.
-            starts = [
-                initial_logits(
-                    self.init, kernel, as_kernel_function(kernel), distinct.X, len(rows.classes)
-                )
-                for kernel in grid.kernels
-            ]
+            # 1. What serves every candidate: factors of folds, or sums over all rows.
+            students = (
+                ExactSearch(self, grid, rows, distinct)
+                if stream is None
+                else RestrictedSearch(self, grid, rows, distinct, stream)
+            )
 
             # 2. The teacher's logits z_t on the training rows, once for all candidates.
-            teacher_cv = (splitter or 5) if self.teacher_cv is None else self.teacher_cv
+            teacher_cv = students.teacher_cv if self.teacher_cv is None else self.teacher_cv
             first = self._student(self.teacher, teacher_cv, grid.kernels[0], 0.0)
             self.teacher_, z_t = first._teach(X, rows, teacher_logits, progress)
             first._warn_if_saturated(z_t)
-            problem = Problem(rows, distinct, z_t.values, grid.recipes)
 
-            # 3. For each kernel and ridge the students that have not seen a fold, one factor each.
+            # 3. The scores of the students that have not seen the rows they are scored on.
+            problem = Problem(rows, distinct, z_t.values, grid.recipes)
             scores = FoldScores(self.scoring, problem)
-            whole = WholeKernel(
-                distinct,
-                self.memory_limit,
-                keep_matrix=shares_matrix,
-                serves_folds=serves_folds,
-            )
-            for kernel, z_0 in zip(grid.kernels, starts, strict=True):
-                whole.use(kernel)
-                for alpha in grid.alphas:
-                    with progress.stage("candidates", len(folds)) as task:
-                        for fold in folds:
-                            with task.stage("fold"):
-                                # No name for the students: they hold a factor until scored.
-                                scores.add(
-                                    held_out_students(problem, whole, z_0, fold, alpha), fold
-                                )
-                    scores.close_cell()
+            students.score(problem, scores, progress)
 
             # 4. The best candidate, fitted on all rows.
             self.scorer_, self.n_splits_ = scores.scorer, scores.n_splits
@@ -333,9 +273,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             self.classes_ = rows.classes
             self._select(grid)
             if self.refit:
-                whole.use(self.best_params_.get("kernel", self.kernel))
-                frame = whole.frame(self.best_params_["alpha"])
-                self._refit(X, y, z_t.values, sample_weight, frame, progress)
+                at_hand = students.at_hand(self.best_params_, progress)
+                self._refit(X, y, z_t.values, sample_weight, at_hand, progress)
         return self
 
     def _grid(self) -> Grid:
@@ -390,33 +329,6 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             n_jobs=self.n_jobs,
             **recipe,
         )
-
-    def _folds(self, splitter: Any, rows: TrainingRows, distinct: DistinctRows) -> list[Fold]:
-        """Return the folds as positions among the rows of positive weight."""
-        everything = torch.arange(len(distinct.kept), device=distinct.kept.device)
-        if splitter is None:
-            if len(distinct.X) < 2:
-                raise ValueError(
-                    "cv=None leaves one distinct row out at a time, and X holds only one of "
-                    "positive weight; there is nothing to train on."
-                )
-            return [Fold(None, everything)]
-        position = torch.full((len(rows.labels),), -1, device=distinct.kept.device)
-        position[distinct.kept] = everything
-
-        def kept(samples: np.ndarray) -> Tensor:
-            positions = position[torch.as_tensor(samples, device=position.device)]
-            return positions[positions >= 0]
-
-        splits = splitter.split(np.zeros((len(rows.labels), 1)), rows.labels)
-        folds = [Fold(kept(train), kept(test)) for train, test in splits]
-        for index, fold in enumerate(folds):
-            if fold.train is None or not len(fold.train) or not len(fold.test):
-                raise ValueError(
-                    f"cv={self.cv!r} leaves fold {index} without training or test rows of "
-                    "positive weight; use fewer folds."
-                )
-        return folds
 
     def _select(self, grid: Grid) -> None:
         names = [k.removeprefix("mean_test_") for k in self.cv_results_ if k[:5] == "mean_"]

@@ -47,11 +47,13 @@ ALLOWED = {
     | {"_sklearn", "_progress", "_frame_cache", "_streams"}
     | {"_nystrom_student", "_nystrom_checkpoint", "_pcg_student"},
     "_held_out_student": BASE | {"_base", "_targets", "kernels", "linalg"},
-    "_cv_results": {"_held_out_student", "_student"},
+    "_cv_results": {"_held_out_student", "_logits", "_student"},
     "_student_cv": BASE
     | NUMERIC
     | {"_sklearn", "_progress", "_base", "_student", "_held_out_student", "_cv_results"}
-    | {"_initial_network", "_nystrom_search", "_solvers"},
+    | {"_exact_search", "_nystrom_search", "_solvers"},
+    "_exact_search": {"_base", "_cv_results", "_held_out_student", "_initial_network", "_progress"}
+    | {"kernels", "linalg"},
     "_nystrom_search": {"_base", "_cv_results", "_held_out_student", "_initial_network", "_solvers"}
     | {"_nystrom_student", "_progress", "_streamed_rows", "_streams", "kernels", "linalg"},
     "_nystrom_checkpoint": BASE | {"kernels", "linalg"},
