@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -25,7 +25,6 @@ from sklearn_kd.kernels._function import KernelFunction
 from sklearn_kd.linalg import merge_rows
 from sklearn_kd.linalg._memory import require
 from sklearn_kd.linalg._nystrom import (
-    PIVOT_BLOCK,
     CentreBasis,
     RestrictedStudent,
     RowSums,
@@ -134,20 +133,7 @@ class NystromStudent(NamedTuple):
 
 
 def nystrom_student(
-    kernel: KernelFunction,
-    rows: StreamedRows,
-    *,
-    n_components: int,
-    alpha: float = 0.0,
-    centres: str = "rpcholesky",
-    random_state: np.random.RandomState,
-    dtype: torch.dtype = torch.float64,
-    device: str | torch.device = "cpu",
-    memory_limit: float | str = "auto",
-    beside: int = 0,
-    checkpoint: Checkpoint | None = None,
-    n_jobs: int | None = None,
-    on_progress: Callable[[float], None] | None = None,
+    kernel: KernelFunction, rows: StreamedRows, *, alpha: float = 0.0, **options: Any
 ) -> NystromStudent:
     """Fit the student restricted to ``n_components`` centres, in one pass over the rows.
 
@@ -156,28 +142,14 @@ def nystrom_student(
     not linear in the labels, so where copies carry different ones, and the student is to be that
     of merged rows, ``rows.targets`` has to give each copy the Δz of the merged row.
 
-    Parameters are those of `nystrom_pass`, and the ridge ``alpha`` ≥ 0.
+    Parameters are the ridge ``alpha`` ≥ 0, and as ``options`` those of `nystrom_pass`.
 
     Returns
     -------
     NystromStudent
         See `solve_pass` for its report.
     """
-    done = nystrom_pass(
-        kernel,
-        rows,
-        n_components=n_components,
-        centres=centres,
-        random_state=random_state,
-        dtype=dtype,
-        device=device,
-        memory_limit=memory_limit,
-        beside=beside,
-        checkpoint=checkpoint,
-        n_jobs=n_jobs,
-        on_progress=on_progress,
-    )
-    return solve_pass(done, alpha)
+    return solve_pass(nystrom_pass(kernel, rows, **options), alpha)
 
 
 def nystrom_pass(
@@ -352,9 +324,7 @@ def _choose_centres(
     if method == "uniform":
         return X[torch.as_tensor(_sample(len(X), n_components, random_state), device=device)]
     generator = torch.Generator().manual_seed(random_state.randint(2**31))
-    found = randomly_pivoted_cholesky(
-        TiledOperator(kernel, X), n_components, generator=generator, block_size=PIVOT_BLOCK
-    )
+    found = randomly_pivoted_cholesky(TiledOperator(kernel, X), n_components, generator=generator)
     return X[found.pivots]
 
 

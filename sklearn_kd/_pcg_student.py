@@ -40,7 +40,7 @@ from sklearn_kd.linalg._operator import (
     TiledOperator,
 )
 from sklearn_kd.linalg._pcg import PCGResult, block_pcg
-from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
+from sklearn_kd.linalg._pivoted_cholesky import PIVOT_BLOCK, randomly_pivoted_cholesky
 from sklearn_kd.linalg._preconditioner import LowRankPreconditioner, default_rank
 from sklearn_kd.linalg._refinement import SingleFactor
 from sklearn_kd.linalg._sharded import (
@@ -97,7 +97,7 @@ def pcg_bytes(
     """
     kept = dtype if stored is None else stored
     vectors = 8 * n_rows * (16 * n_targets + 2 * n_features)
-    factor = kept.itemsize * n_rows * (rank + 4 * 128) + 8 * 6 * rank**2
+    factor = kept.itemsize * n_rows * (rank + 4 * PIVOT_BLOCK) + 8 * 6 * rank**2
     matrix = 0
     if stored is not None:
         entries = n_rows**2 if n_shares == 1 else largest_share(n_rows, n_shares)

@@ -42,6 +42,7 @@ from sklearn_kd._nystrom_student import (
 from sklearn_kd._pcg_student import (
     PCG_REMEDY,
     PCGPlan,
+    PCGStudent,
     pcg_student,
     plan_pcg,
     refined_student,
@@ -248,14 +249,20 @@ def solve_refinement(system: System, options: Options, progress: FitTask) -> Sol
             on_iteration=report_residual(task.report, options.tol),
         )
     report = student.report
+    rcond = report.factor_rcond if report.factor_jitter == 0 else math.nan
+    return iterated_solution(student, system.X, rcond)
+
+
+def iterated_solution(student: PCGStudent, X: Tensor, rcond: float = math.nan) -> Solution:
+    """Return the solution that an iteration on the rows ``X`` came to."""
     return Solution(
-        student.coefficients.to(system.X.dtype),
-        system.X,
+        student.coefficients.to(X.dtype),
+        X,
         student.weight_change_norm,
         jitter=0.0,
-        rcond=report.factor_rcond if report.factor_jitter == 0 else math.nan,
+        rcond=rcond,
         n_iter=student.n_iter,
-        report=dict(report),
+        report=dict(student.report),
     )
 
 
@@ -284,15 +291,7 @@ def solve_pcg(system: System, options: Options, progress: FitTask) -> Solution:
             distributed=options.distributed,
             on_iteration=report_residual(task.report, options.tol),
         )
-    return Solution(
-        student.coefficients.to(system.X.dtype),
-        system.X,
-        student.weight_change_norm,
-        jitter=0.0,
-        rcond=math.nan,
-        n_iter=student.n_iter,
-        report=dict(student.report),
-    )
+    return iterated_solution(student, system.X)
 
 
 def _pcg_plan(size: Size, options: Options) -> PCGPlan:

@@ -39,7 +39,7 @@ class ArrayPart(Part):
     array: Any
 
     @property
-    def n_rows(self) -> int:  # type: ignore[override]
+    def n_rows(self) -> int:  # type: ignore[override]  # read-only, as all of a part
         """Number of rows."""
         return self.array.shape[0]
 
@@ -98,7 +98,7 @@ class RangePart(Part):
     stop: int
 
     @property
-    def n_rows(self) -> int:  # type: ignore[override]
+    def n_rows(self) -> int:  # type: ignore[override]  # read-only, as all of a part
         """Number of rows."""
         return self.stop - self.start
 
@@ -119,7 +119,7 @@ class SelectedPart(Part):
     numbers: np.ndarray
 
     @property
-    def n_rows(self) -> int:  # type: ignore[override]
+    def n_rows(self) -> int:  # type: ignore[override]  # read-only, as all of a part
         """Number of rows."""
         return len(self.numbers)
 

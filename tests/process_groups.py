@@ -52,7 +52,7 @@ def _enter(task, rank, n_processes, folder, arguments):
     )
     try:
         result = task(rank, *arguments)
-    except Exception as error:
+    except Exception as error:  # of whatever type: the parent looks at it
         result = error
     (folder / f"{rank}.pickle").write_bytes(pickle.dumps(result))
 
@@ -153,6 +153,6 @@ def several(rank, *tasks):
     for task, *arguments in tasks:
         try:
             results.append(task(rank, *arguments))
-        except Exception as error:
+        except Exception as error:  # likewise
             results.append(error)
     return results

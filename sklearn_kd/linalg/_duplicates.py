@@ -79,7 +79,6 @@ def merge_rows(X: Tensor) -> MergedRows:
     (tensor([0, 1]), tensor([0, 1, 0]))
     """
     # + 0.0 turns -0.0 into 0.0: the two are equal but differ in their bytes.
-    # + 0.0 turns -0.0 into 0.0: the two are equal but differ in their bytes.
     rows = np.ascontiguousarray((X + 0.0).cpu().numpy())
     # Equal rows have equal sums of their bit patterns; mostly no two sums are, and that is all.
     sums = rows.view(f"i{rows.itemsize}").sum(axis=1, dtype=np.int64)

@@ -48,13 +48,11 @@ from sklearn_kd.kernels._function import KernelFunction
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition
 from sklearn_kd.linalg._memory import WORKSPACE_BYTES
+from sklearn_kd.linalg._pivoted_cholesky import PIVOT_BLOCK
 
 # Groups of columns into which G is cut: of the entries below its diagonal, which are not needed,
 # only those inside a group are computed. More groups make the products too small to be fast.
 _GRAM_GROUPS = 4
-
-# Columns of the candidates' kernel that the choice of centres reads at a time.
-PIVOT_BLOCK = 128
 
 # 1 − h below this has lost half of its digits to the rounding of h.
 _SMALLEST_REMAINDER = torch.finfo(torch.float64).eps ** 0.5

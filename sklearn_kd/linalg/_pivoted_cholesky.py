@@ -29,6 +29,9 @@ from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg._operator import KernelOperator
 
+# Pivots that are proposed, and columns that are read, at a time.
+PIVOT_BLOCK = 128
+
 # d is a difference of numbers as large as A's diagonal: below this many units in their last place,
 # times the number of subtractions, it is rounding.
 _ROUNDING_UNITS = 8
@@ -53,7 +56,7 @@ def randomly_pivoted_cholesky(
     rank: int,
     *,
     generator: torch.Generator,
-    block_size: int = 128,
+    block_size: int = PIVOT_BLOCK,
 ) -> PivotedCholesky:
     """Approximate A ≈ F Fᵀ from ``rank`` of its columns; O(n rank²) beside reading them.
 

@@ -73,7 +73,6 @@ class SingleFactor:
     @full_precision()
     def __init__(self, kernel: KernelFunction, X: Tensor, ridge: Tensor | None = None) -> None:
         rows = X.float()
-        self.rank = len(rows)
         storage = rows.new_empty((len(rows), len(rows)))
 
         def assemble() -> Tensor:
