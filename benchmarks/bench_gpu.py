@@ -190,7 +190,7 @@ def measure_scale(n_features, rates, device="cuda"):
 
         def stored_bytes(n, dtype=dtype):
             plan = plan_pcg(n, n_features, 1, dtype, np.inf, torch.device(device))
-            return pcg_bytes(n, n_features, 1, plan.rank, dtype, dtype)
+            return pcg_bytes(n, n_features, 1, plan.rank, dtype)
 
         n_rows = largest_that_fits(stored_bytes, device)
         for n, stored in ((n_rows, True), (2 * n_rows, False)):

@@ -9,7 +9,7 @@ products with Θ from  bytes, n rows     a product takes
 Θ in float64          8 n²              one matrix product
 Θ in float32          4 n²              one matrix product; residuals in float64 are
                                         products with a kernel evaluated on the fly
-the rows              a few tiles       the evaluation of half of Θ
+the rows, in float32  a few tiles       the evaluation of half of Θ; residuals as above
 ====================  ================  =============================================
 
 Whichever it is, the answer is that of float64: residuals are float64, and at most ``tol``. Where
@@ -85,19 +85,18 @@ def pcg_bytes(
     n_features: int,
     n_targets: int,
     rank: int,
-    dtype: torch.dtype,
     stored: torch.dtype | None,
     n_shares: int = 1,
 ) -> int:
     """Return the peak bytes of preconditioner and iteration, from shapes alone.
 
     The targets, their compression and the solution take six arrays of n × m in float64, the
-    iteration ten; a factor of n × k, its small matrices, and a block of columns of the kernel; the
-    rows twice, in two precisions. Of several processes each stores its share of half of Θ.
+    iteration ten; a factor of n × k, its small matrices, and a block of columns of the kernel are in
+    float64 too; the rows are there twice, in two precisions. Of several processes each stores its
+    share of half of Θ.
     """
-    kept = dtype if stored is None else stored
     vectors = 8 * n_rows * (16 * n_targets + 2 * n_features)
-    factor = kept.itemsize * n_rows * (rank + 4 * PIVOT_BLOCK) + 8 * 6 * rank**2
+    factor = 8 * n_rows * (rank + 4 * PIVOT_BLOCK) + 8 * 6 * rank**2
     matrix = 0
     if stored is not None:
         entries = n_rows**2 if n_shares == 1 else largest_share(n_rows, n_shares)
@@ -124,7 +123,7 @@ def plan_pcg(
     choices.append((None, min(_LEAST_RANK, n_rows)))
     budget = budget_bytes(memory_limit, device)
     for stored, rank in choices:
-        planned = pcg_bytes(n_rows, n_features, n_targets, rank, dtype, stored, n_shares)
+        planned = pcg_bytes(n_rows, n_features, n_targets, rank, stored, n_shares)
         if planned <= budget:
             break
     return PCGPlan(stored, rank, planned)
@@ -150,7 +149,7 @@ def pcg_student(
     ----------
     kernel : KernelFunction
     X : Tensor of shape (n, d)
-        Distinct rows; their dtype is that of the products.
+        Distinct rows.
     targets : Tensor of shape (n, ...)
         Δz, one trailing entry per candidate and class.
     alpha : float, default=0.0
@@ -193,7 +192,7 @@ def pcg_student(
     def solve() -> PCGStudent:
         generator = torch.Generator().manual_seed(random_state.randint(2**31))
         preconditioner = LowRankPreconditioner(
-            randomly_pivoted_cholesky(theta, plan.rank, generator=generator), ridge
+            randomly_pivoted_cholesky(exact, plan.rank, generator=generator), ridge
         )
         where = "the rows" if plan.stored is None else "the kernel matrix"
         products = f"{where} in {str(theta.dtype).removeprefix('torch.')}"
@@ -314,8 +313,7 @@ def _operators(
     on_the_fly = ShardedOperator if distributed else TiledOperator
     stored: KernelOperator
     if plan.stored is None:
-        exact = on_the_fly(kernel, X.double())
-        return (exact if X.dtype == torch.float64 else on_the_fly(kernel, X)), exact
+        return on_the_fly(kernel, X.float()), on_the_fly(kernel, X.double())
     rows = X.to(plan.stored)
     if distributed:
         stored = ShardedOperator(kernel, rows, is_stored=True)
