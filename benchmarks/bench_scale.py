@@ -11,7 +11,8 @@ search         LinearizedKDStudentCV(solver="nystrom"): the same, leave-one-out 
                row and pair in a second pass, and the best pair, whose accuracy is shown
 nystroem-rbf   scikit-learn's Nystroem (rbf) and Ridge on the same targets. A callable kernel such
                as the NTK would be evaluated there pair by pair, in Python
-xrfm           xRFM on the hard labels alone; left out where it is not installed
+xrfm           xRFM on the hard labels alone, its trees' leaves at most 10 000 rows (its default, a
+               single leaf up to 60 000, took over 7 minutes at 5e4); left out where not installed
 
 ``--products`` times kernel times 32 columns at --rows, beside gpytorch's rbf kernel where that is
 installed; ``--predict`` shows the memory that a student of --rows takes to predict more and more
@@ -209,7 +210,9 @@ def solve_xrfm(problem, arguments):
 
     X, y = problem.all_rows().float(), problem.y[:, None].float()
     n_validation = len(X) // 10
-    model = xRFM(device="cpu", tuning_metric="accuracy", random_state=0, verbose=False)
+    model = xRFM(
+        max_leaf_size=10_000, device="cpu", tuning_metric="accuracy", random_state=0, verbose=False
+    )
     model.fit(X[n_validation:], y[n_validation:], X[:n_validation], y[:n_validation])
     return lambda X_test: torch.as_tensor(model.predict_proba(X_test.float())[:, 1:]) - 0.5, {}
 
@@ -250,9 +253,9 @@ def show(solver, n_rows, record):
     plan = record.get("plan")
     beside = f"{record['peak'] / plan:9.2f}" if plan else " " * 9
     print(
-        f"{n_rows:>9}  {solver:<13} {record['seconds']:9.1f} {record['seconds to predict']:8.1f} {format_bytes(record['peak']):>11} "
-        f"{format_bytes(plan) if plan else '':>11} {beside} {record['best accuracy']:9.4f} "
-        f"{record['mean']:9.4f}",
+        f"{n_rows:>9}  {solver:<13} {record['seconds']:9.1f} {record['seconds to predict']:8.1f} "
+        f"{format_bytes(record['peak']):>11} {format_bytes(plan) if plan else '':>11} {beside} "
+        f"{record['best accuracy']:9.4f} {record['mean']:9.4f}",
         flush=True,
     )
 
@@ -364,13 +367,12 @@ def main():
                 cell = {"solver": solver, "rows": n_rows, "data": name}
                 records = [r for r in records if not cell.items() <= r.items()] + [record | cell]
                 show(solver, n_rows, record)
+                result = {"cells": records, "growth": growth(records)}
+                arguments.json.write_text(json.dumps(result, indent=2) + "\n")
             error = float(np.load(Path(folder) / "teacher_error.npy"))
             print(f"{n_rows:>9}  teacher's accuracy {1 - error:.4f}")
-    exponents = growth(records)
-    for cells, powers in exponents.items():
+    for cells, powers in growth(records).items():
         print(f"{cells}: seconds ~ n^{powers['seconds']:.2f}, peak ~ n^{powers['peak']:.2f}")
-    result = {"cells": records, "growth": exponents}
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

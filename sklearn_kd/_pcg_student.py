@@ -91,9 +91,9 @@ def pcg_bytes(
     """Return the peak bytes of preconditioner and iteration, from shapes alone.
 
     The targets, their compression and the solution take six arrays of n × m in float64, the
-    iteration ten; a factor of n × k, its small matrices, and a block of columns of the kernel are in
-    float64 too; the rows are there twice, in two precisions. Of several processes each stores its
-    share of half of Θ.
+    iteration ten; a factor of n × k, its small matrices, and a block of columns of the kernel are
+    in float64 too; the rows are there twice, in two precisions. Of several processes each stores
+    its share of half of Θ.
     """
     vectors = 8 * n_rows * (16 * n_targets + 2 * n_features)
     factor = 8 * n_rows * (rank + 4 * PIVOT_BLOCK) + 8 * 6 * rank**2

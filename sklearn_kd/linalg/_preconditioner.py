@@ -118,8 +118,9 @@ class LowRankPreconditioner:
 
     @full_precision()
     def _reduce(self, V: Tensor) -> Tensor:
+        # V − H Hᵀ V, transposed: MKL is twice as fast with the few columns of V as rows
         H = self.reduction
-        return V - (H @ (H.T @ V.to(H.dtype))).to(V.dtype)
+        return V - (V.T.to(H.dtype) @ H @ H.T).T.to(V.dtype)
 
     def solve(self, V: Tensor) -> Tensor:
         """Return C⁻¹ V = (I − H Hᵀ) D^(−1/2) V."""
