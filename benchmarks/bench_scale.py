@@ -11,13 +11,13 @@ search         LinearizedKDStudentCV(solver="nystrom"): the same, leave-one-out 
                row and pair in a second pass, and the best pair, whose accuracy is shown
 nystroem-rbf   scikit-learn's Nystroem (rbf) and Ridge on the same targets. A callable kernel such
                as the NTK would be evaluated there pair by pair, in Python
-xrfm           xRFM on the hard labels alone, its trees' leaves at most 10 000 rows (its default, a
-               single leaf up to 60 000, took over 7 minutes at 5e4); left out where not installed
+xrfm           xRFM on the hard labels alone, up to 20 000 rows, beyond which it takes longer than
+               all others together; left out where it is not installed
 
 ``--products`` times kernel times 32 columns at --rows, beside gpytorch's rbf kernel where that is
-installed; ``--predict`` shows the memory that a student of --rows takes to predict more and more
-rows. Prints tables, fits growth exponents to all cells in the JSON file, to which later runs add.
-Run nothing beside it.
+installed; ``--predict`` shows the memory that a student of --rows takes to predict as many rows as
+given, in float32. Prints tables, fits growth exponents to all cells in the JSON file, to which
+later runs add. Run nothing beside it.
 """
 
 import argparse
@@ -54,6 +54,7 @@ TEMPERATURES = [1.0, 2.0, 5.0, 10.0]
 GRID = torch.cartesian_prod(torch.tensor(SOFT_RATIOS), torch.tensor(TEMPERATURES)).double()
 N_TEST = N_TEACHER = 10_000
 CHUNK = 65_536
+XRFM_ROWS = 20_000
 
 
 def synthetic(n_rows, n_features=10):
@@ -206,13 +207,13 @@ def solve_nystroem_rbf(problem, arguments):
 def solve_xrfm(problem, arguments):
     if importlib.util.find_spec("xrfm") is None:
         return None, {"skipped": "xrfm is not installed"}
+    if problem.stream.n_rows > XRFM_ROWS:
+        return None, {"skipped": f"more than {XRFM_ROWS} rows"}
     from xrfm import xRFM
 
     X, y = problem.all_rows().float(), problem.y[:, None].float()
     n_validation = len(X) // 10
-    model = xRFM(
-        max_leaf_size=10_000, device="cpu", tuning_metric="accuracy", random_state=0, verbose=False
-    )
+    model = xRFM(device="cpu", tuning_metric="accuracy", random_state=0, verbose=False)
     model.fit(X[n_validation:], y[n_validation:], X[:n_validation], y[:n_validation])
     return lambda X_test: torch.as_tensor(model.predict_proba(X_test.float())[:, 1:]) - 0.5, {}
 
@@ -290,25 +291,30 @@ def time_products(n_rows, n_features=10):
     return seconds
 
 
-def show_predictions(n_rows, components, n_features=10):
-    """Show seconds and added peak memory of predicting n_rows, twice and four times as many."""
-    X, y = synthetic(n_rows, n_features)
+def show_predictions(n_fit, n_predicted, components, n_features=10):
+    """Show seconds and added peak memory of predicting each number of rows, float32."""
+    X, y = synthetic(n_fit, n_features)
     z_t = 5 * np.sin(2 * X[:, 0]) + 3 * X[:, 1] * X[:, 2]
-    student = LinearizedKDStudent(solver="nystrom", n_components=components, random_state=0)
+    student = LinearizedKDStudent(
+        solver="nystrom", n_components=components, random_state=0, dtype="float32"
+    )
     student.fit(X, y, z_t)
     # As many dual coefficients as rows, as the exact solvers have them.
-    student.X_fit_, student.dual_coef_ = X, z_t
+    student.X_fit_, student.dual_coef_ = X.astype(np.float32), z_t.astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        for factor in (1, 2, 4):
-            path = Path(folder) / f"{factor}.npy"
-            np.save(path, np.tile(X, (factor, 1)))
+        for n_rows in n_predicted:
+            path = Path(folder) / f"{n_rows}.npy"
+            np.save(path, np.resize(X, (n_rows, n_features)))
             rows = np.load(path, mmap_mode="r")
             before = psutil.Process().memory_info().rss
-            seconds = clock(student.predict, rows)
+            start = time.perf_counter()
+            student.predict(rows)
+            seconds = time.perf_counter() - start
             grown = max(0, peak_bytes() - before)
             print(
-                f"{len(rows):>9} rows by {n_rows} coefficients: {seconds:7.1f} s, "
-                f"peak {format_bytes(peak_bytes())}, {format_bytes(grown)} above before"
+                f"{n_rows:>9} rows by {n_fit} coefficients: {seconds:7.1f} s, "
+                f"peak {format_bytes(peak_bytes())}, {format_bytes(grown)} above before",
+                flush=True,
             )
 
 
@@ -323,7 +329,9 @@ def main():
     parser.add_argument("--alpha", type=float, default=0.0)
     parser.add_argument("--tol", type=float, default=1e-6, help="of pcg")
     parser.add_argument("--max-iter", type=int, default=500, help="of pcg")
-    parser.add_argument("--predict", action="store_true", help="show the memory of predict instead")
+    parser.add_argument(
+        "--predict", type=int, nargs="+", help="show the memory of predicting so many rows instead"
+    )
     parser.add_argument("--json", type=Path, default=Path("bench_scale.json"))
     parser.add_argument("--cell", choices=SOLVERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -338,7 +346,7 @@ def main():
         return
     if arguments.predict:
         for n_rows in arguments.rows:
-            show_predictions(n_rows, arguments.components)
+            show_predictions(n_rows, arguments.predict, arguments.components)
         return
 
     name = arguments.data.stem if arguments.data else "synthetic"

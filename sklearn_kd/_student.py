@@ -14,19 +14,16 @@ z₀       ``initial_logits_``      (n,) or (n, K)
 from __future__ import annotations
 
 import os
-import warnings
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin, clone
-from sklearn.frozen import FrozenEstimator
+from sklearn.base import ClassifierMixin
 from sklearn.utils import Bunch
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from sklearn_kd._array import like, to_tensor
 from sklearn_kd._base import (
@@ -39,17 +36,10 @@ from sklearn_kd._base import (
 )
 from sklearn_kd._frame_cache import frames
 from sklearn_kd._initial_network import initial_logits
-from sklearn_kd._logits import (
-    Logits,
-    canonical_logits,
-    cross_fitted_logits,
-    fit_teacher,
-    logits_of,
-    n_logits,
-)
+from sklearn_kd._logits import n_logits
 from sklearn_kd._prefix_path import PrefixPathMixin
 from sklearn_kd._progress import FitTask
-from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context, move_to
+from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context
 from sklearn_kd._solvers import (
     SOLVERS,
     Options,
@@ -61,15 +51,13 @@ from sklearn_kd._solvers import (
 )
 from sklearn_kd._streamed_rows import check_streamed_rows, distinct_of_stream
 from sklearn_kd._streams import RowStream, is_streamed
-from sklearn_kd._targets import RECIPE, merged_effective_logits, root_of_eq_3
-from sklearn_kd._teacher import NTKTeacher
-from sklearn_kd._torch_teacher import TorchTeacher
-from sklearn_kd.exceptions import SaturatedTeacherWarning
+from sklearn_kd._targets import RECIPE, merged_effective_logits
+from sklearn_kd._taught import TaughtMixin
 from sklearn_kd.kernels._tiles import product
 from sklearn_kd.linalg import TangentFrame
 
 
-class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
+class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier):
     """Student of knowledge distillation, linearized: the closed form of a wide network.
 
     The student minimises ρ H(σ(z_t/T), σ(z/T)) + (1 − ρ) H(y, σ(z)) on every training row (Eq. 2).
@@ -407,67 +395,6 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         distinct = distinct_rows(rows)
         return distinct, distinct.X
 
-    def _teach(
-        self, X: Any, rows: TrainingRows, teacher_logits: Any, progress: FitTask
-    ) -> tuple[Any, Logits]:
-        """Return the fitted teacher (None if logits stand in for it) and its logits on ``X``."""
-        is_fitted = self.cv == "prefit" or isinstance(self.teacher, FrozenEstimator | TorchTeacher)
-        if is_fitted:
-            if self.teacher is None:
-                raise ValueError("cv='prefit' needs a fitted teacher, but teacher is None.")
-            check_is_fitted(self.teacher)
-        if teacher_logits is not None:
-            if self.teacher is not None and not is_fitted:
-                raise ValueError(
-                    "teacher_logits was passed to fit, but teacher is an unfitted "
-                    f"{type(self.teacher).__name__}; set teacher=None, or wrap a fitted teacher "
-                    "in FrozenEstimator to keep it for scoring."
-                )
-            given = canonical_logits(
-                teacher_logits, len(rows.labels), len(rows.classes), name="teacher_logits"
-            )
-            return self.teacher, Logits(given, n_clipped=0)
-        if is_fitted:
-            with progress.stage("logits-of-teacher"):
-                return self.teacher, logits_of(self.teacher, X, rows.classes)
-        if rows.stream is not None and not isinstance(X, np.ndarray):
-            raise ValueError(
-                "The teacher is unfitted, and cannot be cross-fitted on rows that are read block "
-                "by block; fit it on some of them in memory and pass FrozenEstimator(teacher), or "
-                "pass teacher_logits to fit."
-            )
-        teacher = self._default_teacher() if self.teacher is None else clone(self.teacher)
-        z_t = cross_fitted_logits(
-            teacher,
-            X,
-            rows.labels,
-            rows.classes,
-            cv=self.cv,
-            sample_weight=rows.sample_weight,
-            progress=progress,
-        )
-        y = rows.classes[rows.labels]
-        return fit_teacher(teacher, X, y, rows.sample_weight, progress, "fit-teacher"), z_t
-
-    def _warn_if_saturated(self, z_t: Logits) -> None:
-        if z_t.n_clipped > 0:
-            warnings.warn(
-                f"teacher={type(self.teacher).__name__} gives some class a probability of 0 on "
-                f"{z_t.n_clipped} of {len(z_t.values)} rows. Its log-odds were clipped at the "
-                "resolution of the dtype and are far larger than what it knows; calibrate it "
-                "first, such as by CalibratedClassifierCV.",
-                SaturatedTeacherWarning,
-                stacklevel=3,
-            )
-
-    def _default_teacher(self) -> NTKTeacher:
-        return NTKTeacher(
-            self._kernel_to_use(),
-            device=self.device,
-            dtype=self.dtype,
-            memory_limit=self.memory_limit,
-        )
-
     def _recipe(self) -> dict[str, Any]:
         """Return the parameters that only the effective logits depend on."""
         return {name: getattr(self, name) for name in RECIPE}
@@ -559,28 +486,6 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
         z_0 = self._initial_logits(self._to_working(X))
         return change if z_0 is None else z_0 + change
 
-    def effective_decision_function(self, X: Any, y: Any, teacher_logits: Any = None) -> Any:
-        """Return the effective logits of new rows: what the student would fit them to (Eq. 3).
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows, training rows or others.
-        y : array-like of shape (n_samples,)
-            Their hard labels, among ``classes_``.
-        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
-            The teacher's logits on ``X``. None: those of ``teacher_``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,) or (n_samples, n_classes)
-            Effective logits, in the gauge of ``decision_function``.
-        """
-        given = self.teacher_decision_function(X, teacher_logits)
-        z_t, labels = to_tensor(given), self._class_indices(y)
-        hard = labels if z_t.ndim == 1 else one_hot(labels, len(self.classes_))
-        return like(root_of_eq_3(z_t, hard.to(z_t.dtype), **self._recipe()), given)
-
     def _next_row_terms(
         self, X: Any, y: Any, teacher_logits: Any = None
     ) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -596,44 +501,3 @@ class LinearizedKDStudent(PrefixPathMixin, TangentKernelClassifier):
             errors[block] = to_reach[block] - (u @ q).to(z_eff)
             directions[block] = frame.new_directions(v).to(z_eff)
         return q.square().sum().to(z_eff), errors, directions, frame.n_rows
-
-    def teacher_decision_function(self, X: Any, teacher_logits: Any = None) -> Any:
-        """Return the teacher's logits on new rows.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
-            Logits to check and bring into the gauge of ``decision_function``, for a student that
-            was fitted on logits and has no teacher. None: ask ``teacher_``.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,) or (n_samples, n_classes)
-            The teacher's logits.
-        """
-        checked = self._check_new_rows(X, "teacher_decision_function")
-        if teacher_logits is not None:
-            n_rows, n_classes = checked.shape[0], len(self.classes_)
-            z_t = canonical_logits(teacher_logits, n_rows, n_classes, name="teacher_logits")
-        elif self.teacher_ is not None:
-            z_t = logits_of(self.teacher_, X, self.classes_).values
-        else:
-            raise ValueError(
-                "This student was fitted on teacher_logits and has no teacher to ask about other "
-                "rows. Pass teacher_logits for these rows too; in a search, enable metadata "
-                "routing and use scorer.set_score_request(teacher_logits=True), or give the "
-                "student a FrozenEstimator as teacher."
-            )
-        return like(z_t, checked)
-
-    def _class_indices(self, y: Any) -> Tensor:
-        y = column_or_1d(move_to(y, xp=np, device="cpu"))
-        unknown = ~np.isin(y, self.classes_)
-        if unknown.any():
-            raise ValueError(
-                f"y holds the label {y[unknown][:1].tolist()} (row {unknown.argmax()}), which the "
-                f"student was not fitted on; its classes are {self.classes_.tolist()}."
-            )
-        return torch.as_tensor(np.searchsorted(self.classes_, y))

@@ -37,10 +37,12 @@ ALLOWED = {
     "_targets": {"_base", "distillation"},
     "_frame_cache": BASE | {"kernels", "linalg"},
     "_prefix_path": BASE | NUMERIC | {"_sklearn", "_targets"},
+    "_taught": BASE
+    | {"_sklearn", "_progress", "_logits", "_base", "_targets", "_teacher", "_torch_teacher"},
     "_student": BASE
     | NUMERIC
-    | {"_sklearn", "_progress", "_logits", "_base", "_prefix_path", "_targets", "_teacher"}
-    | {"_frame_cache", "_torch_teacher", "_initial_network", "_solvers"}
+    | {"_sklearn", "_progress", "_logits", "_base", "_prefix_path", "_targets", "_taught"}
+    | {"_frame_cache", "_initial_network", "_solvers"}
     | {"_streams", "_streamed_rows"},
     "_solvers": BASE
     | NUMERIC
