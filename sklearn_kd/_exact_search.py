@@ -52,7 +52,7 @@ class ExactSearch:
         self.search = search
         self.grid = grid
         self.teacher_cv = splitter or 5
-        self.folds = _folds(search.cv, splitter, rows, distinct)
+        self.folds = folds_of(search.cv, splitter, rows, distinct)
         serves_folds = serves_all_folds(self.folds, distinct, grid.alphas, refit=bool(search.refit))
         # Ridges, and folds with factors of their own, share the kernel matrix beside these.
         has_factors = splitter is not None and not serves_folds
@@ -105,7 +105,7 @@ class ExactSearch:
         return self._whole.frame(params["alpha"])
 
 
-def _folds(cv: Any, splitter: Any, rows: TrainingRows, distinct: DistinctRows) -> list[Fold]:
+def folds_of(cv: Any, splitter: Any, rows: TrainingRows, distinct: DistinctRows) -> list[Fold]:
     """Return the folds as positions among the rows of positive weight."""
     everything = torch.arange(len(distinct.kept), device=distinct.kept.device)
     if splitter is None:

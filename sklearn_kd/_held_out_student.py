@@ -166,7 +166,15 @@ class Problem:
         hard = self.hard_labels.to(z_t)
         return torch.stack([root_of_eq_3(z_t, hard, **recipe) for recipe in self.recipes], dim=1)
 
-    def restricted(self, train: Tensor) -> tuple[Tensor, DistinctRows]:
+    def trained_on(self, train: Tensor) -> tuple[Tensor, DistinctRows, Tensor]:
+        """Return the numbers of the distinct rows among ``train``, these rows, and their z_eff."""
+        numbers, rows = self._restricted(train)
+        if self.distinct.merged.n_merged == 0:
+            return numbers, rows, self.targets[numbers]
+        # The copies of a row may be in other folds, and with them a part of its labels.
+        return numbers, rows, self.targets_of(rows)
+
+    def _restricted(self, train: Tensor) -> tuple[Tensor, DistinctRows]:
         """Return the numbers of the distinct rows among ``train``, and these rows as a problem."""
         whole = self.distinct
         numbers, group = torch.unique(whole.merged.group[train], return_inverse=True)
@@ -271,6 +279,18 @@ class WholeKernel:
         return self._solved
 
 
+def no_directions(solver: str) -> Callable[[], Tensor]:
+    """Return what raises where v(x) is asked of students that have no tangent frame."""
+
+    def new_directions() -> Tensor:
+        raise AttributeError(
+            "The data inefficiency needs the tangent frame of all training rows, which students "
+            f"fitted with solver={solver!r} do not have; use another score or solver='auto'."
+        )
+
+    return new_directions
+
+
 def held_out_students(
     problem: Problem, whole: WholeKernel, initial_logits: Tensor, fold: Fold, alpha: float
 ) -> list[HeldOutStudent]:
@@ -292,11 +312,7 @@ def held_out_students(
     elif student := whole.solved(alpha, lambda: problem.targets - z_0):
         held_out = block_held_out(student, number)
     else:
-        numbers, train = problem.restricted(fold.train)
-        if distinct.merged.n_merged == 0:
-            targets = problem.targets[numbers]
-        else:  # the copies of a row may be in other folds, and with them a part of its labels
-            targets = problem.targets_of(train)
+        numbers, train, targets = problem.trained_on(fold.train)
         held_out = fold_held_out(
             whole.matrix,
             numbers,

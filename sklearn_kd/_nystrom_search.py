@@ -15,7 +15,13 @@ from torch import Tensor
 
 from sklearn_kd._base import DistinctRows, TrainingRows, distinct_rows
 from sklearn_kd._cv_results import FoldScores, Grid
-from sklearn_kd._held_out_student import Fold, HeldOutStudent, Problem, students_of
+from sklearn_kd._held_out_student import (
+    Fold,
+    HeldOutStudent,
+    Problem,
+    no_directions,
+    students_of,
+)
 from sklearn_kd._initial_network import initial_logits
 from sklearn_kd._nystrom_student import (
     NYSTROM_REMEDY,
@@ -33,6 +39,7 @@ from sklearn_kd._solvers import (
     Size,
     Solution,
     checkpoint_at,
+    prediction_bytes,
     restricted_solution,
 )
 from sklearn_kd._streamed_rows import check_streamed_rows, distinct_of_stream
@@ -167,7 +174,9 @@ class RestrictedSearch:
             logits[block] = values.to(logits)
         group = distinct.merged.group
         norms = logits.new_full((1, len(problem.recipes)), torch.nan)
-        held_out = HeldOut(logits[group], _no_directions, norms, distinct.merged.n_distinct - 1)
+        held_out = HeldOut(
+            logits[group], no_directions("nystrom"), norms, distinct.merged.n_distinct - 1
+        )
         return students_of(problem, held_out, self._z_0, test)
 
     def at_hand(self, params: dict[str, Any], progress: FitTask) -> Solution:
@@ -180,13 +189,6 @@ class RestrictedSearch:
         index = next(i for i, known in enumerate(grid.recipes) if recipe.items() <= known.items())
         student = solve_pass(self._done, params["alpha"])
         return restricted_solution(student, self.problem.distinct.weights.dtype, index)
-
-
-def _no_directions() -> Tensor:
-    raise AttributeError(
-        "The data inefficiency needs the tangent frame of all training rows, which students "
-        "fitted with solver='nystrom' do not have; use another score or solver='auto'."
-    )
 
 
 def _require_memory(search: Any, stream: RowStream, weights: Tensor, n_columns: int) -> None:
@@ -206,7 +208,6 @@ def _require_memory(search: Any, stream: RowStream, weights: Tensor, n_columns: 
 def beside_bytes(size: Size, n_components: int) -> int:
     """Return the bytes that a search takes beside a pass, whose sums it keeps.
 
-    Of all rows Δz and predictions, and these by copy; the factors that leave rows out.
+    What is kept of all rows; the factors that leave rows out.
     """
-    rows = size.n_rows * size.n_targets * (2 * size.dtype.itemsize + 2 * 8)
-    return rows + 2 * 8 * n_components**2
+    return prediction_bytes(size) + 2 * 8 * n_components**2

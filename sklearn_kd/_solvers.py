@@ -198,6 +198,11 @@ def solve_nystrom(system: System, options: Options, progress: FitTask) -> Soluti
     return restricted_solution(student, system.weights.dtype)
 
 
+def prediction_bytes(size: Size) -> int:
+    """Return the bytes of Δz and predictions of all rows, and of these by copy, in a search."""
+    return size.n_rows * size.n_targets * (2 * size.dtype.itemsize + 2 * 8)
+
+
 def checkpoint_at(path: str | os.PathLike | None, number: int = 0) -> Checkpoint | None:
     """Return the checkpoint of the first pass at ``path``, and of later ones beside it."""
     if path is None:
@@ -284,7 +289,7 @@ def solve_pcg(system: System, options: Options, progress: FitTask) -> Solution:
             system.targets,
             alpha=system.alpha,
             weights=system.weights,
-            plan=_pcg_plan(size, of_all_processes(options, size.device)),
+            plan=pcg_plan(size, of_all_processes(options, size.device)),
             tol=options.tol,
             max_iter=options.max_iter,
             random_state=check_random_state(options.random_state),
@@ -294,7 +299,8 @@ def solve_pcg(system: System, options: Options, progress: FitTask) -> Solution:
     return iterated_solution(student, system.X)
 
 
-def _pcg_plan(size: Size, options: Options) -> PCGPlan:
+def pcg_plan(size: Size, options: Options) -> PCGPlan:
+    """Return what conjugate gradients keep in memory."""
     return plan_pcg(
         size.n_rows,
         size.n_features,
@@ -317,7 +323,7 @@ def of_all_processes(options: Options, device: torch.device) -> Options:
 
 def pcg_system_bytes(size: Size, options: Options) -> int:
     """Return the peak bytes of preconditioner and iteration, with as much stored as fits."""
-    return _pcg_plan(size, options).planned_bytes
+    return pcg_plan(size, options).planned_bytes
 
 
 SOLVERS = {

@@ -13,14 +13,16 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from sklearn_kd._base import TangentKernelClassifier, fit_task
+from sklearn_kd._base import DistinctRows, TangentKernelClassifier, TrainingRows, fit_task
 from sklearn_kd._cv_results import FoldScores, Grid
 from sklearn_kd._exact_search import ExactSearch
 from sklearn_kd._held_out_student import Problem
 from sklearn_kd._nystrom_search import RestrictedSearch, read_rows
+from sklearn_kd._pcg_search import IteratedSearch
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import HasMethods, StrOptions, fit_context
 from sklearn_kd._solvers import Solution
+from sklearn_kd._streams import RowStream
 from sklearn_kd._student import LinearizedKDStudent
 from sklearn_kd.linalg import TangentFrame
 
@@ -36,8 +38,16 @@ _OF_THE_BEST = (
 )
 
 
-# What only solver="nystrom" reads.
-_OF_NYSTROM = ("n_components", "centres", "random_state", "n_jobs", "checkpoint")
+# What only some solvers read.
+_OF_SOLVERS = (
+    "tol",
+    "max_iter",
+    "n_components",
+    "centres",
+    "random_state",
+    "n_jobs",
+    "checkpoint",
+)
 
 
 class LinearizedKDStudentCV(TangentKernelClassifier):
@@ -77,14 +87,20 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
     teacher_cv : int, splitter, iterable, "prefit" or None, default=None
         Cross-fitting of an unfitted teacher: ``cv`` of :class:`LinearizedKDStudent`. None: by the
         folds of ``cv``, five for leave-one-out.
-    solver : {"auto", "cholesky", "nystrom"}, default="auto"
-        "auto" and "cholesky" factor the kernel matrix. "nystrom" restricts the students to the
+    solver : {"auto", "cholesky", "pcg", "nystrom"}, default="auto"
+        "auto" and "cholesky" factor the kernel matrix. "pcg" finds the same students by conjugate
+        gradients, one iteration for each fold, ridge and kernel, and not leave-one-out. "nystrom"
+        restricts the students to the
         span of ``n_components`` centres, the same for all of them, and scores the whole grid by
         leave-one-out (``cv=None``): one pass over the rows for each kernel, and one for each
         ridge. They need not be in memory, but effective logits and predictions of all rows and
         candidates are. With all rows as centres it is the exact search.
-    n_components, centres, random_state, n_jobs, checkpoint
+    tol, max_iter
+        Of ``solver="pcg"``, as in :class:`LinearizedKDStudent`.
+    n_components, centres, n_jobs, checkpoint
         Of ``solver="nystrom"``, as in :class:`LinearizedKDStudent`.
+    random_state : int, RandomState instance or None, default=None
+        Of ``solver="pcg"`` and ``"nystrom"``, as in :class:`LinearizedKDStudent`.
     device : str or torch.device, default="auto"
         Where to compute. "auto" is CUDA where available, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -170,8 +186,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         "refit": ["boolean", str],
         "one_standard_error": ["boolean"],
         "teacher_cv": ["cv_object", StrOptions({"prefit"}), None],
-        "solver": [StrOptions({"auto", "cholesky", "nystrom"})],
-        **{name: LinearizedKDStudent._parameter_constraints[name] for name in _OF_NYSTROM},
+        "solver": [StrOptions({"auto", "cholesky", "pcg", "nystrom"})],
+        **{name: LinearizedKDStudent._parameter_constraints[name] for name in _OF_SOLVERS},
     }
 
     def __init__(
@@ -190,6 +206,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         one_standard_error: bool = False,
         teacher_cv: Any = None,
         solver: str = "auto",
+        tol: float = 1e-6,
+        max_iter: int = 500,
         n_components: int = 1000,
         centres: str = "rpcholesky",
         random_state: int | np.random.RandomState | None = None,
@@ -212,6 +230,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         self.one_standard_error = one_standard_error
         self.teacher_cv = teacher_cv
         self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
         self.n_components = n_components
         self.centres = centres
         self.random_state = random_state
@@ -250,11 +270,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             rows, distinct, stream = read_rows(self, X, y, sample_weight)
 
             # 1. What serves every candidate: factors of folds, or sums over all rows.
-            students = (
-                ExactSearch(self, grid, rows, distinct)
-                if stream is None
-                else RestrictedSearch(self, grid, rows, distinct, stream)
-            )
+            students = self._students(grid, rows, distinct, stream)
 
             # 2. The teacher's logits z_t on the training rows, once for all candidates.
             teacher_cv = students.teacher_cv if self.teacher_cv is None else self.teacher_cv
@@ -276,6 +292,15 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
                 at_hand = students.at_hand(self.best_params_, progress)
                 self._refit(X, y, z_t.values, sample_weight, at_hand, progress)
         return self
+
+    def _students(
+        self, grid: Grid, rows: TrainingRows, distinct: DistinctRows, stream: RowStream | None
+    ) -> ExactSearch | IteratedSearch | RestrictedSearch:
+        if stream is not None:
+            return RestrictedSearch(self, grid, rows, distinct, stream)
+        if self.solver == "pcg":
+            return IteratedSearch(self, grid, rows, distinct)
+        return ExactSearch(self, grid, rows, distinct)
 
     def _grid(self) -> Grid:
         axes = {
@@ -323,6 +348,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             dtype=self.dtype,
             memory_limit=self.memory_limit,
             solver=self.solver,
+            tol=self.tol,
+            max_iter=self.max_iter,
             n_components=self.n_components,
             centres=self.centres,
             random_state=self.random_state,
@@ -363,7 +390,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         y: Any,
         teacher_logits: Tensor,
         sample_weight: Any,
-        at_hand: TangentFrame | Solution,
+        at_hand: TangentFrame | Solution | None,
         progress: FitTask,
     ) -> None:
         teacher = None if self.teacher_ is None else FrozenEstimator(self.teacher_)
@@ -372,7 +399,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         if isinstance(at_hand, Solution):
             student._solution_at_hand = at_hand
         else:
-            student._frame_at_hand = at_hand
+            student._frame_at_hand = at_hand  # None: the student is fitted as any other
         with progress.fit_of(student, "refit"):
             self.best_estimator_ = student.fit(X, y, teacher_logits.numpy(), sample_weight)
         for name in ("kernel_", "X_fit_", "dual_coef_"):
