@@ -35,6 +35,7 @@ _OF_THE_BEST = (
     "kernel_",
     "X_fit_",
     "dual_coef_",
+    "n_iter_",
 )
 
 
@@ -132,6 +133,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         The scorer.
     n_splits_ : int
         Number of folds; the number of groups for leave-one-out.
+    n_iter_ : int
+        Iterations of the chosen student's solver, as in :class:`LinearizedKDStudent`.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -402,7 +405,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             student._frame_at_hand = at_hand  # None: the student is fitted as any other
         with progress.fit_of(student, "refit"):
             self.best_estimator_ = student.fit(X, y, teacher_logits.numpy(), sample_weight)
-        for name in ("kernel_", "X_fit_", "dual_coef_"):
+        for name in ("kernel_", "X_fit_", "dual_coef_", "n_iter_"):
             setattr(self, name, getattr(student, name))
 
     def _check_new_rows(self, X: Any, method: str) -> Any:

@@ -24,7 +24,8 @@ from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
         LinearizedKDStudent(solver="pcg", alpha=0.1, tol=1e-10),
         LinearizedKDStudent(solver="refinement", alpha=0.1, tol=1e-10),
         LinearizedKDStudentCV(),
-        LinearizedKDStudentCV(LogisticRegression(), alphas=[0.0, 0.1], cv=3),
+        LinearizedKDStudentCV(LogisticRegression(max_iter=1000), alphas=[0.0, 0.1], cv=3),
+        LinearizedKDStudentCV(solver="pcg", alphas=[0.1], cv=3, tol=1e-10),
     ]
 )
 def test_sklearn_compatibility(estimator, check):

@@ -42,9 +42,7 @@ class KernelProduct:
 
     def __call__(self, coefs: Tensor) -> Tensor:
         self.count += 1
-        columns = (coefs / self.root).reshape(len(coefs), -1)
-        # K V = (Vᵀ K)ᵀ by symmetry, in the order that MKL is faster at for few columns
-        return (columns.T @ self.kernel_matrix).T.reshape(coefs.shape) / self.root
+        return self.kernel_matrix @ (coefs / self.root) / self.root
 
 
 def residual(logits: Tensor, targets: Tensor, loss: str) -> Tensor:
