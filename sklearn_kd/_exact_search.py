@@ -13,6 +13,7 @@ from sklearn_kd._base import DistinctRows, TrainingRows
 from sklearn_kd._cv_results import FoldScores, Grid
 from sklearn_kd._held_out_student import (
     Fold,
+    HeldOutStudent,
     Problem,
     WholeKernel,
     held_out_students,
@@ -25,8 +26,8 @@ from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._memory import MEMORY_REMEDY, require, search_bytes
 
 
-class ExactSearch:
-    """Held-out scores of the exact students of a grid.
+class FoldSearch:
+    """Held-out scores of the exact students of a grid, fold by fold.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ class ExactSearch:
     Raises
     ------
     MemoryBudgetError
-        If the kernel matrix and the factors do not fit ``memory_limit``.
+        If what the students take does not fit ``memory_limit``.
     ValueError
         If a fold has no rows to train on or to test, or ``init="network"`` meets a kernel without
         a network of as many outputs as there are classes.
@@ -52,20 +53,58 @@ class ExactSearch:
         self.search = search
         self.grid = grid
         self.teacher_cv = splitter or 5
-        self.folds = folds_of(search.cv, splitter, rows, distinct)
-        serves_folds = serves_all_folds(self.folds, distinct, grid.alphas, refit=bool(search.refit))
-        # Ridges, and folds with factors of their own, share the kernel matrix beside these.
-        has_factors = splitter is not None and not serves_folds
-        shares_matrix = has_factors or len(grid.alphas) > 1
+        self.folds = _folds(search.cv, splitter, rows, distinct)
         n_classes = len(rows.classes)
+        self._plan(distinct, grid.n_columns(n_classes))
+        self._initial_logits = [
+            initial_logits(search.init, kernel, as_kernel_function(kernel), distinct.X, n_classes)
+            for kernel in grid.kernels
+        ]
+
+    def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:
+        """Add the scores of every candidate, by the students that have not seen a fold."""
+        for kernel, z_0 in zip(self.grid.kernels, self._initial_logits, strict=True):
+            self._use(kernel)
+            for alpha in self.grid.alphas:
+                with progress.stage("candidates", len(self.folds)) as task:
+                    for fold in self.folds:
+                        with task.stage("fold"):
+                            # No name for the students: they hold a factor until scored.
+                            scores.add(self._held_out_students(problem, z_0, fold, alpha), fold)
+                scores.close_cell()
+
+    def _plan(self, distinct: DistinctRows, n_columns: int) -> None:
+        """Require the memory for the students of ``n_columns`` right-hand sides."""
+        raise NotImplementedError
+
+    def _use(self, kernel: Any) -> None:
+        """Turn to a kernel, as :class:`LinearizedKDStudent` takes it."""
+        raise NotImplementedError
+
+    def _held_out_students(
+        self, problem: Problem, initial_logits: Tensor, fold: Fold, alpha: float
+    ) -> list[HeldOutStudent]:
+        """Return the students of every recipe that have not seen the rows of the fold."""
+        raise NotImplementedError
+
+
+class ExactSearch(FoldSearch):
+    """Every candidate and fold from a few factors."""
+
+    def _plan(self, distinct: DistinctRows, n_columns: int) -> None:
+        search, alphas = self.search, self.grid.alphas
+        serves_folds = serves_all_folds(self.folds, distinct, alphas, refit=bool(search.refit))
+        # Ridges, and folds with factors of their own, share the kernel matrix beside these.
+        has_factors = search.cv is not None and not serves_folds
+        shares_matrix = has_factors or len(alphas) > 1
         n, d = distinct.X.shape
         planned = search_bytes(
             n,
             d,
-            grid.n_columns(n_classes),
+            n_columns,
             distinct.X.dtype,
             distinct.X.device,
-            folds=[] if splitter is None else [len(fold.test) for fold in self.folds],
+            folds=[] if search.cv is None else [len(fold.test) for fold in self.folds],
             by_factors=has_factors,
             keeps_matrix=shares_matrix,
             refit=bool(search.refit),
@@ -80,24 +119,14 @@ class ExactSearch:
         self._whole = WholeKernel(
             distinct, search.memory_limit, keep_matrix=shares_matrix, serves_folds=serves_folds
         )
-        self._initial_logits = [
-            initial_logits(search.init, kernel, as_kernel_function(kernel), distinct.X, n_classes)
-            for kernel in grid.kernels
-        ]
 
-    def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:
-        """Add the scores of every candidate, by the students that have not seen a fold."""
-        for kernel, z_0 in zip(self.grid.kernels, self._initial_logits, strict=True):
-            self._whole.use(kernel)
-            for alpha in self.grid.alphas:
-                with progress.stage("candidates", len(self.folds)) as task:
-                    for fold in self.folds:
-                        with task.stage("fold"):
-                            # No name for the students: they hold a factor until scored.
-                            scores.add(
-                                held_out_students(problem, self._whole, z_0, fold, alpha), fold
-                            )
-                scores.close_cell()
+    def _use(self, kernel: Any) -> None:
+        self._whole.use(kernel)
+
+    def _held_out_students(
+        self, problem: Problem, initial_logits: Tensor, fold: Fold, alpha: float
+    ) -> list[HeldOutStudent]:
+        return held_out_students(problem, self._whole, initial_logits, fold, alpha)
 
     def at_hand(self, params: dict[str, Any], progress: FitTask) -> TangentFrame:
         """Return the frame of all rows, for the refit of one candidate."""
@@ -105,7 +134,7 @@ class ExactSearch:
         return self._whole.frame(params["alpha"])
 
 
-def folds_of(cv: Any, splitter: Any, rows: TrainingRows, distinct: DistinctRows) -> list[Fold]:
+def _folds(cv: Any, splitter: Any, rows: TrainingRows, distinct: DistinctRows) -> list[Fold]:
     """Return the folds as positions among the rows of positive weight."""
     everything = torch.arange(len(distinct.kept), device=distinct.kept.device)
     if splitter is None:

@@ -57,7 +57,7 @@ ALLOWED = {
     "_exact_search": {"_base", "_cv_results", "_held_out_student", "_initial_network", "_progress"}
     | {"kernels", "linalg"},
     "_pcg_search": {"_base", "_cv_results", "_exact_search", "_held_out_student"}
-    | {"_initial_network", "_pcg_student", "_progress", "_solvers", "kernels", "linalg"},
+    | {"_pcg_student", "_progress", "_solvers", "kernels", "linalg"},
     "_nystrom_search": {"_base", "_cv_results", "_held_out_student", "_initial_network", "_solvers"}
     | {"_nystrom_student", "_progress", "_streamed_rows", "_streams", "kernels", "linalg"},
     "_nystrom_checkpoint": BASE | {"kernels", "linalg"},
