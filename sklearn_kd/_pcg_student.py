@@ -6,10 +6,11 @@ algebra is in `linalg._pcg`.
 ====================  ================  =============================================
 products with Θ from  bytes, n rows     a product takes
 ====================  ================  =============================================
-Θ in float64          8 n²              one matrix product
-Θ in float32          4 n²              one matrix product; residuals in float64 are
+Θ in float64          4 n²              its half, read once
+Θ in float32          2 n²              its half, read once; residuals in float64 are
                                         products with a kernel evaluated on the fly
-the rows, in float32  a few tiles       the evaluation of half of Θ; residuals as above
+a part of Θ in        what there is     its part, and the evaluation of the rest of the
+float32                                 half; residuals as above
 ====================  ================  =============================================
 
 Whichever it is, the answer is that of float64: residuals are float64, and at most ``tol``. Where
@@ -34,7 +35,6 @@ from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels._function import KernelFunction
 from sklearn_kd.linalg._memory import WORKSPACE_BYTES, budget_bytes
 from sklearn_kd.linalg._operator import (
-    DenseOperator,
     KernelOperator,
     RidgeOperator,
     TiledOperator,
@@ -60,9 +60,10 @@ _LEAST_RANK = 100
 
 
 class PCGPlan(NamedTuple):
-    """What is kept in memory: Θ in a dtype (None: evaluated on the fly), F of a rank, bytes."""
+    """What is kept in memory: so many bytes of Θ in a dtype, F of a rank; all bytes planned."""
 
-    stored: torch.dtype | None
+    dtype: torch.dtype
+    kept_bytes: int
     rank: int
     planned_bytes: int
 
@@ -80,28 +81,16 @@ class PCGStudent(NamedTuple):
         return self._replace(coefficients=self.coefficients.to(device))
 
 
-def pcg_bytes(
-    n_rows: int,
-    n_features: int,
-    n_targets: int,
-    rank: int,
-    stored: torch.dtype | None,
-    n_shares: int = 1,
-) -> int:
-    """Return the peak bytes of preconditioner and iteration, from shapes alone.
+def pcg_bytes(n_rows: int, n_features: int, n_targets: int, rank: int) -> int:
+    """Return the peak bytes of preconditioner and iteration beside Θ, from shapes alone.
 
     The targets, their compression and the solution take six arrays of n × m in float64, the
-    iteration ten; a factor of n × k, its small matrices, and a block of columns of the kernel are
-    in float64 too; the rows are there twice, in two precisions. Of several processes each stores
-    its share of half of Θ.
+    iteration ten, a product three; a factor of n × k, its small matrices, and a block of columns of
+    the kernel are in float64 too; the rows are there twice, in two precisions.
     """
-    vectors = 8 * n_rows * (16 * n_targets + 2 * n_features)
+    vectors = 8 * n_rows * (19 * n_targets + 2 * n_features)
     factor = 8 * n_rows * (rank + 4 * PIVOT_BLOCK) + 8 * 6 * rank**2
-    matrix = 0
-    if stored is not None:
-        entries = n_rows**2 if n_shares == 1 else largest_share(n_rows, n_shares)
-        matrix = entries * stored.itemsize
-    return vectors + factor + matrix + 3 * WORKSPACE_BYTES
+    return vectors + factor + 3 * WORKSPACE_BYTES
 
 
 def plan_pcg(
@@ -114,19 +103,21 @@ def plan_pcg(
     n_shares: int = 1,
 ) -> PCGPlan:
     """Return what to keep in memory: as much as helps and fits; if nothing fits, the least."""
-    rank = default_rank(n_rows)
-    choices: list[tuple[torch.dtype | None, int]] = [(dtype, rank), (torch.float32, rank)]
-    rank = default_rank(n_rows, is_stored=False)
-    while rank > _LEAST_RANK:
-        choices.append((None, rank))
-        rank //= 2
-    choices.append((None, min(_LEAST_RANK, n_rows)))
     budget = budget_bytes(memory_limit, device)
-    for stored, rank in choices:
-        planned = pcg_bytes(n_rows, n_features, n_targets, rank, stored, n_shares)
-        if planned <= budget:
-            break
-    return PCGPlan(stored, rank, planned)
+    entries = largest_share(n_rows, device, n_shares)
+    rank = default_rank(n_rows)
+    beside = pcg_bytes(n_rows, n_features, n_targets, rank)
+    for stored in (dtype, torch.float32):
+        kept = entries * stored.itemsize
+        if beside + kept <= budget:
+            return PCGPlan(stored, kept, rank, beside + kept)
+    if budget - beside < kept / 2:  # most is evaluated at each product
+        rank = default_rank(n_rows, is_stored=False)
+        while rank > _LEAST_RANK and pcg_bytes(n_rows, n_features, n_targets, rank) > budget:
+            rank = max(rank // 2, _LEAST_RANK)
+        beside = pcg_bytes(n_rows, n_features, n_targets, rank)
+    kept = max(0, budget - beside)
+    return PCGPlan(torch.float32, kept, rank, beside + kept)
 
 
 def pcg_student(
@@ -194,8 +185,7 @@ def pcg_student(
         preconditioner = LowRankPreconditioner(
             randomly_pivoted_cholesky(exact, plan.rank, generator=generator), ridge
         )
-        where = "the rows" if plan.stored is None else "the kernel matrix"
-        products = f"{where} in {str(theta.dtype).removeprefix('torch.')}"
+        products = f"{_source(theta)} in {str(theta.dtype).removeprefix('torch.')}"
         iterate = functools.partial(
             block_pcg,
             targets=columns,
@@ -308,18 +298,19 @@ def _ridge(X: Tensor, alpha: float, weights: Tensor | None) -> Tensor | None:
 
 def _operators(
     kernel: KernelFunction, X: Tensor, plan: PCGPlan, distributed: bool
-) -> tuple[KernelOperator, KernelOperator]:
+) -> tuple[TiledOperator, TiledOperator]:
     """Return Θ for the products of the iteration, and Θ in float64 for the residuals."""
-    on_the_fly = ShardedOperator if distributed else TiledOperator
-    stored: KernelOperator
-    if plan.stored is None:
-        return on_the_fly(kernel, X.float()), on_the_fly(kernel, X.double())
-    rows = X.to(plan.stored)
-    if distributed:
-        stored = ShardedOperator(kernel, rows, is_stored=True)
-    else:
-        stored = DenseOperator(kernel.gram(rows))
-    return stored, stored if plan.stored == torch.float64 else on_the_fly(kernel, X.double())
+    operator = ShardedOperator if distributed else TiledOperator
+    theta = operator(kernel, X.to(plan.dtype), kept_bytes=plan.kept_bytes)
+    return theta, theta if plan.dtype == torch.float64 else operator(kernel, X.double())
+
+
+def _source(theta: TiledOperator) -> str:
+    """Return what products are computed from."""
+    if theta.kept_share == 0:
+        return "the rows"
+    share = "" if theta.kept_share == 1 else f"{theta.kept_share:.0%} of "
+    return f"{share}the kernel matrix"
 
 
 def _with_ridge(operator: KernelOperator, ridge: Tensor | None) -> KernelOperator:

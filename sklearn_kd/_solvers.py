@@ -56,7 +56,11 @@ from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._memory import budget_bytes, format_bytes, frame_bytes, require
 from sklearn_kd.linalg._nystrom import nystrom_bytes
 from sklearn_kd.linalg._refinement import refinement_bytes
-from sklearn_kd.linalg._sharded import require_group, smallest_of_all
+from sklearn_kd.linalg._sharded import (
+    processes_of_this_machine,
+    require_group,
+    smallest_of_all,
+)
 
 # So many times at most a pass over the rows, or an iteration, tells callbacks how far it is.
 N_REPORTS = 100
@@ -318,6 +322,8 @@ def of_all_processes(options: Options, device: torch.device) -> Options:
         return options
     require_group(device)
     budget = budget_bytes(options.memory_limit, device)
+    if options.memory_limit == "auto" and device.type == "cpu":
+        budget //= processes_of_this_machine(device)
     return options._replace(memory_limit=smallest_of_all(budget, device))
 
 

@@ -15,10 +15,13 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from sklearn_kd import LinearizedKDStudent
+from sklearn_kd._pcg_student import pcg_bytes
+from sklearn_kd._solvers import Options, of_all_processes
 from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels._function import ArrayKernel
 from sklearn_kd.kernels._infinite import InfiniteKernel
-from sklearn_kd.linalg._sharded import ShardedOperator, drive
+from sklearn_kd.linalg._preconditioner import default_rank
+from sklearn_kd.linalg._sharded import ShardedOperator, drive, largest_share
 
 TIMEOUT_S = 20
 
@@ -65,12 +68,13 @@ def problem(n_rows):
 
 
 def products(rank, n_rows):
-    """Return the products of a stored, a tiled and a float32 operator, and their other parts."""
+    """Return products with all, some and no tiles kept and in float32, and other parts."""
     X = torch.as_tensor(problem(n_rows)[0])
     V = torch.as_tensor(np.random.default_rng(1).normal(size=(n_rows, 5)))
     kernel = InfiniteKernel(depth=2)
     operators = [
-        ShardedOperator(kernel, X, is_stored=True),
+        ShardedOperator(kernel, X, kept_bytes=10**8),
+        ShardedOperator(kernel, X, kept_bytes=n_rows**2),
         ShardedOperator(kernel, X),
         ShardedOperator(kernel, X.float()),
     ]
@@ -84,15 +88,24 @@ def products(rank, n_rows):
     return drive(operators, ask)
 
 
+def student(n_rows, options):
+    """Return one with these options; memory_limit="little" keeps 5 of 8 parts of Θ, in float32."""
+    if options.get("memory_limit") == "little":
+        entries = largest_share(n_rows, torch.device("cpu"), 1)
+        beside = pcg_bytes(n_rows, 4, 3, default_rank(n_rows))
+        options = options | {"memory_limit": beside + 5 * entries // 2}
+    return LinearizedKDStudent(solver="pcg", random_state=0, **options)
+
+
 def students(rank, n_rows, options):
     """Return what matters of students fitted with each set of options."""
     X, y, logits = problem(n_rows)
     found = []
     for keywords in options:
-        student = LinearizedKDStudent(solver="pcg", distributed=True, random_state=0, **keywords)
-        student.fit(X, y, teacher_logits=logits)
-        logits_new = student.decision_function(1.1 * X)
-        found.append((logits_new, student.dual_coef_, student.n_iter_, student.fit_report_))
+        fitted = student(n_rows, keywords).set_params(distributed=True)
+        fitted.fit(X, y, teacher_logits=logits)
+        logits_new = fitted.decision_function(1.1 * X)
+        found.append((logits_new, fitted.dual_coef_, fitted.n_iter_, fitted.fit_report_))
     return found
 
 
@@ -114,6 +127,11 @@ def dies_in_a_product(rank, victim, n_rows):
         drive([operator], lambda: [operator.matmat(V) for _ in range(1000)])
     except RuntimeError as error:
         return type(error).__name__, str(error), time.monotonic() - start
+
+
+def memory_of_each(rank):
+    """Return the bytes that each process may take with memory_limit="auto"."""
+    return of_all_processes(Options(distributed=True), torch.device("cpu")).memory_limit
 
 
 def fails_in_process_0(rank):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 import time
 import warnings
 
@@ -11,11 +12,12 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_kd import LinearizedKDStudent, _pcg_student
-from sklearn_kd._pcg_student import pcg_bytes, plan_pcg
+from sklearn_kd import LinearizedKDStudent, _solvers
+from sklearn_kd._pcg_student import PCGPlan, pcg_bytes, plan_pcg
 from sklearn_kd._solvers import SOLVERS, Options, Size, choose_solver
 from sklearn_kd.exceptions import MemoryBudgetError, NotPSDError, SinglePrecisionWarning
 from sklearn_kd.kernels import NTK
+from sklearn_kd.linalg._sharded import largest_share
 
 RNG = np.random.default_rng(0)
 X, X_NEW = RNG.normal(size=(300, 4)), RNG.normal(size=(50, 4))
@@ -29,20 +31,20 @@ def student(**options):
     return LinearizedKDStudent(**{"solver": "pcg", "random_state": 0, "tol": 1e-10, **options})
 
 
-def on_the_fly(monkeypatch):
-    monkeypatch.setattr(
-        _pcg_student,
-        "pcg_bytes",
-        lambda *shape: 10**15 if shape[4] is not None else pcg_bytes(*shape),
-    )
+def keeping(share, n_features=4, rank=187):
+    """Return a memory limit that leaves room for so much of Θ in float32, of 300 rows."""
+    entries = largest_share(300, torch.device("cpu"), 1)
+    return pcg_bytes(300, n_features, 1, rank) + int(4 * share * entries) + 1000
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 @pytest.mark.parametrize(("y", "z_t"), [(Y, Z_T), (Y_3, Z_3)], ids=["two classes", "three"])
-@pytest.mark.parametrize("storage", ["stored", "on the fly"])
-def test_equals_the_factored_student(alpha, y, z_t, storage, monkeypatch):
-    if storage == "on the fly":
-        on_the_fly(monkeypatch)
+@pytest.mark.parametrize("share", [None, 0.6, 0.0])
+def test_equals_the_factored_student(alpha, y, z_t, share, monkeypatch):
+    if share is not None:
+        kept = int(share * 300**2 / 2 * 4)
+        plan = PCGPlan(torch.float32, kept, rank=187, planned_bytes=kept)
+        monkeypatch.setattr(_solvers, "plan_pcg", lambda *_: plan)
     rows = np.concatenate([X, X[:20]])  # copies are merged, and then count twice in the ridge
     y, z_t = np.concatenate([y, y[:20]]), np.concatenate([z_t, z_t[:20] + 1])
     weight = np.linspace(0, 3, 320)
@@ -58,9 +60,12 @@ def test_equals_the_factored_student(alpha, y, z_t, storage, monkeypatch):
     assert iterated.weight_change_norm_ == pytest.approx(exact.weight_change_norm_, rel=1e-8)
     report = iterated.fit_report_
     assert (report.stopped, report.solver) == ("converged", "pcg")
-    assert report.products == (
-        "the rows in float32" if storage == "on the fly" else "the kernel matrix in float64"
-    )
+    expected = {
+        None: "the kernel matrix in float64",
+        0.6: "[45].% of the kernel matrix in float32",
+        0.0: "the rows in float32",
+    }
+    assert re.fullmatch(expected[share], report.products)
     assert report.residual <= 1e-10
     assert 0 < iterated.n_iter_ < report.n_products
 
@@ -80,8 +85,7 @@ def test_bound_on_every_prediction(tol):
 
 def test_matrix_in_single_precision_gives_the_answer_of_double(monkeypatch):
     # where the matrix fits in float32 only
-    budget = pcg_bytes(300, 4, 1, 187, torch.float32) + 1000
-    assert plan_pcg(300, 4, 1, torch.float64, budget, torch.device("cpu")).stored == torch.float32
+    budget = keeping(1)
     exact = LinearizedKDStudent(solver="cholesky").fit(X, Y, teacher_logits=Z_T)
     iterated = student(memory_limit=budget).fit(X, Y, teacher_logits=Z_T)
     report = iterated.fit_report_
@@ -93,13 +97,12 @@ def test_matrix_in_single_precision_gives_the_answer_of_double(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("storage", ["stored", "on the fly"])
-def test_single_precision_where_asked(storage, monkeypatch):
-    if storage == "on the fly":
-        on_the_fly(monkeypatch)
-    iterated = student(dtype="float32", tol=1e-6).fit(X, Y, teacher_logits=Z_T)
+@pytest.mark.parametrize("share", [1, 0.6])
+def test_single_precision_where_asked(share):
+    iterated = student(dtype="float32", tol=1e-6, memory_limit=keeping(share))
+    iterated.fit(X, Y, teacher_logits=Z_T)
     assert iterated.dual_coef_.dtype == np.float32
-    assert iterated.fit_report_.products.endswith("float32")
+    assert iterated.fit_report_.products.endswith("the kernel matrix in float32")
     assert iterated.fit_report_.residual <= 1e-6
     exact = LinearizedKDStudent(solver="cholesky").fit(X, Y, teacher_logits=Z_T)
     np.testing.assert_allclose(
@@ -110,7 +113,7 @@ def test_single_precision_where_asked(storage, monkeypatch):
 def test_where_single_precision_is_not_enough_the_products_become_double():
     # cond 3e9: products in float32 know nothing of the smallest eigenvalues
     kernel, rows = NTK(depth=2, activation="erf"), X[:, :3]
-    budget = pcg_bytes(300, 3, 1, 187, torch.float32) + 1000
+    budget = keeping(1, n_features=3)
     iterated = student(kernel=kernel, tol=1e-6, memory_limit=budget, max_iter=2000)
     report = iterated.fit(rows, Y, teacher_logits=Z_T).fit_report_
     assert report.products == "the kernel matrix in float32, then the rows in float64"
@@ -119,14 +122,17 @@ def test_where_single_precision_is_not_enough_the_products_become_double():
 
 class TestPlan:
     def test_as_much_as_fits(self):
-        limits = (2e9, 8e8, 4e8, 2.6e8, 1e6)
+        limits = (2e9, 6e8, 4e8, 2.8e8, 2.6e8, 1e6)
         plans = [
             plan_pcg(10**4, 20, 3, torch.float64, limit, torch.device("cpu")) for limit in limits
         ]
-        assert [p.stored for p in plans] == [torch.float64, torch.float32, None, None, None]
-        assert [p.rank for p in plans] == [600, 600, 800, 100, 100]
+        assert [p.dtype for p in plans] == [torch.float64] + 5 * [torch.float32]
+        entries = largest_share(10**4, torch.device("cpu"), 1)
+        shares = [p.kept_bytes / p.dtype.itemsize / entries for p in plans]
+        assert shares == pytest.approx([1, 1, 0.53, 0.06, 0.01, 0], abs=0.05)
+        assert [p.rank for p in plans] == [600, 600, 600, 400, 200, 100]
         fits = [plan.planned_bytes <= limit for plan, limit in zip(plans, limits, strict=True)]
-        assert fits == [True, True, True, True, False]
+        assert fits == 5 * [True] + [False]
 
     def test_what_does_not_fit_is_an_error_at_once(self):
         with pytest.raises(MemoryBudgetError, match=r"n=300 .*'pcg' needs .* MiB .*nystrom"):

@@ -8,19 +8,20 @@ operator             bytes for n rows            a product with (n, k)
 ===================  ==========================  ==================================
 `DenseOperator`      n² entries in memory        one matrix product
 `MemmapOperator`     n² entries on disk          reads the file once
-`TiledOperator`      a few tiles                 evaluates the kernel's upper half
-`ShardedOperator`    a few tiles, or its share   of P processes each does one P-th of that
-                     of n²/2 entries
+`TiledOperator`      the tiles that it keeps,    reads those, and evaluates the others, of the
+                     up to n²/2 entries          upper half
+`ShardedOperator`    likewise, of its share      of P processes each does one P-th of that
 `RidgeOperator`      n, beside its operator's    that of its operator
 ===================  ==========================  ==================================
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -33,9 +34,14 @@ from sklearn_kd.kernels._function import KernelFunction
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._tiles import tile_size
 from sklearn_kd.linalg._memory import WORKSPACE_BYTES, format_bytes
+from sklearn_kd.linalg._reproducible_sum import ReproducibleSum
 
-# Side of the tiles that a kernel is asked for: it splits them over the cores itself.
+# Side of the largest tiles that a CPU kernel is asked for: it splits them over the cores itself.
 _TILE = 2048
+# Smaller ones are not worth asking for.
+_SMALLEST_TILE = 64
+# So many tiles, if n allows, make shares of processes even.
+_TILES_PER_SIDE = 8
 
 
 class KernelOperator(ABC):
@@ -147,8 +153,8 @@ class MemmapOperator(KernelOperator):
             )
         dtype = np.dtype(str(X.dtype).removeprefix("torch."))
         matrix = np.memmap(path, dtype=dtype, mode="w+", shape=(n, n))
-        for rows, columns, entries in upper_tiles(kernel, X):
-            tile = entries.cpu().numpy()
+        for rows, columns in upper_parts(n, tile_side(n, X.device)):
+            tile = tile_of(kernel, X, rows, columns).cpu().numpy()
             matrix[rows, columns] = tile
             if rows != columns:
                 matrix[columns, rows] = tile.T
@@ -183,22 +189,41 @@ class MemmapOperator(KernelOperator):
 
 
 class TiledOperator(KernelOperator):
-    """A kernel matrix that is never stored: every product evaluates its upper half anew.
+    """A kernel matrix of whose upper half some tiles are kept, and others evaluated when needed.
 
-    Each tile off the diagonal serves both triangles of the product. The kernel evaluates a tile
-    on all cores. A kernel with a product of its own is asked for that.
+    Each tile off the diagonal serves both triangles of a product. The kernel evaluates a tile on
+    all cores. What is kept makes no difference to any result, nor does the order of the tiles. A
+    kernel with a product of its own is asked for that, unless all tiles are kept.
 
     Parameters
     ----------
     kernel : KernelFunction
     X : Tensor of shape (n, d)
         Rows; their dtype and device are the operator's.
+    kept_bytes : int, default=0
+        Bytes of tiles to keep.
+
+    Attributes
+    ----------
+    kept_share : float
+        The share of the tiles' entries that are kept.
     """
 
-    def __init__(self, kernel: KernelFunction, X: Tensor) -> None:
+    def __init__(self, kernel: KernelFunction, X: Tensor, *, kept_bytes: int = 0) -> None:
         self.kernel = kernel
         self.X = X
         self.n_rows, self.dtype, self.device = len(X), X.dtype, X.device
+        self._parts = self._own_parts()
+        sizes = [tile_entries(part) * X.element_size() for part in self._parts]
+        n_kept = sum(1 for total in itertools.accumulate(sizes) if total <= kept_bytes)
+        if hasattr(kernel, "matmat") and n_kept < len(sizes):
+            n_kept = 0
+        self._kept = [tile_of(kernel, X, *part) for part in self._parts[:n_kept]]
+        self.kept_share = sum(sizes[:n_kept]) / max(sum(sizes), 1)
+        self._largest = max(self.diag().amax().item(), 0.0) if len(X) else 0.0
+
+    def _own_parts(self) -> list[tuple[slice, slice]]:
+        return list(upper_parts(self.n_rows, tile_side(self.n_rows, self.device)))
 
     def diag(self) -> Tensor:
         """Return the diagonal, shape (n,)."""
@@ -223,12 +248,26 @@ class TiledOperator(KernelOperator):
             entries[same] = self.kernel.diag(self.X[rows[same[0]]])
         return entries
 
-    @full_precision()
     def matmat(self, V: Tensor) -> Tensor:
         """Return the product with ``V`` of shape (n, k), shape (n, k)."""
-        if hasattr(self.kernel, "matmat"):
+        if hasattr(self.kernel, "matmat") and not self._kept:
             return self.kernel.matmat(self.X, self.X, V)
-        return add_tile_product(torch.zeros_like(V), upper_tiles(self.kernel, self.X), V)
+        return self.sum_of_tiles(V).value().to(V.dtype)
+
+    @full_precision()
+    def sum_of_tiles(self, V: Tensor) -> ReproducibleSum:
+        """Return the product of the tiles with ``V`` of shape (n, k), as a sum."""
+        # |Θ| ≤ max Θ(x, x), and twice that with rounding
+        total = ReproducibleSum(self.n_rows, 2 * self._largest * V.double().abs().sum(dim=0))
+        V_T = V.T.contiguous()
+        for part, kept in itertools.zip_longest(self._parts, self._kept):
+            rows, columns = part
+            entries = tile_of(self.kernel, self.X, rows, columns) if kept is None else kept
+            # transposed: MKL is faster with the few columns of V as rows
+            total.add(rows, (V_T[:, columns] @ entries.T).T)
+            if rows != columns:
+                total.add(columns, (V_T[:, rows] @ entries).T)
+        return total
 
 
 class RidgeOperator(KernelOperator):
@@ -268,6 +307,18 @@ class RidgeOperator(KernelOperator):
         return self.operator.matmat(V).addcmul_(self.ridge[:, None], V)
 
 
+def tile_side(n_rows: int, device: torch.device) -> int:
+    """Return the side of the tiles of a product: eight along n rows, up to a largest size.
+
+    Neither what is kept nor the number of processes counts, as another side would round otherwise.
+    """
+    side = max(_SMALLEST_TILE, -(-n_rows // _TILES_PER_SIDE))
+    whole = _TILE // 4  # what a CPU kernel evaluates at a time
+    if side > whole:
+        side = -(-side // whole) * whole
+    return min(side, max(_TILE, tile_size(device)))
+
+
 def upper_parts(n_rows: int, size: int) -> Iterator[tuple[slice, slice]]:
     """Yield (rows, columns) of the tiles of this size on and above the diagonal."""
     parts = [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
@@ -276,23 +327,12 @@ def upper_parts(n_rows: int, size: int) -> Iterator[tuple[slice, slice]]:
             yield rows, columns
 
 
-def upper_tiles(kernel: KernelFunction, X: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield (rows, columns, entries) of K(X, X) tile by tile, on and above the diagonal."""
-    for rows, columns in upper_parts(len(X), max(_TILE, tile_size(X.device))):
-        yield rows, columns, tile_of(kernel, X, rows, columns)
+def tile_entries(part: tuple[slice, slice]) -> int:
+    """Return the number of entries of a tile."""
+    rows, columns = part
+    return (rows.stop - rows.start) * (columns.stop - columns.start)
 
 
 def tile_of(kernel: KernelFunction, X: Tensor, rows: slice, columns: slice) -> Tensor:
     """Return the entries of one tile of K(X, X)."""
     return kernel.gram(X[rows]) if rows == columns else kernel.block(X[rows], X[columns])
-
-
-def add_tile_product(
-    result: Tensor, tiles: Iterable[tuple[slice, slice, Tensor]], V: Tensor
-) -> Tensor:
-    """Add K V to ``result``, K given by tiles on and above the diagonal; each serves both sides."""
-    for rows, columns, entries in tiles:
-        result[rows].addmm_(entries, V[columns])
-        if rows != columns:
-            result[columns].addmm_(entries.T, V[rows])
-    return result

@@ -2,7 +2,8 @@
 
 Θ is symmetric, so that the tiles on and above its diagonal are all of it. They are dealt out like
 cards: each of P processes holds, or evaluates, one P-th of n²/2 entries, whatever n and P (blocks
-of rows would take twice that). A product sends V from process 0 to all, and adds up their parts.
+of rows would take twice that). A product sends V from process 0 to all, and adds up their parts,
+in sums without rounding: it is that of one process to the last bit.
 
 Only products are shared. Process 0 runs the solver, and the others answer it until it is done
 (`drive`). So no two processes can come to different decisions through different roundings, and all
@@ -14,6 +15,7 @@ the collective operation that waits for it, after the timeout of the process gro
 
 from __future__ import annotations
 
+import platform
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,21 +25,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sklearn_kd.kernels._function import KernelFunction
-from sklearn_kd.kernels._precision import full_precision
-from sklearn_kd.linalg._operator import (
-    TiledOperator,
-    add_tile_product,
-    tile_of,
-    upper_parts,
-)
+from sklearn_kd.linalg._operator import TiledOperator, tile_entries, tile_side, upper_parts
 
 Result = TypeVar("Result")
-
-_LARGEST_TILE = 2048
-
-# Each process gets at least so many tiles, of smaller size if need be, so that shares are even.
-_LEAST_TILES = 4
 
 # Relative difference between the processes' targets that rounding may explain.
 _SAME_TARGETS = 1e-6
@@ -54,26 +44,14 @@ class ShardedOperator(TiledOperator):
     kernel : KernelFunction
     X : Tensor of shape (n, d)
         All rows, in every process.
-    is_stored : bool, default=False
-        Whether each process keeps its tiles; else they are evaluated anew at each product.
+    kept_bytes : int, default=0
+        Bytes of its tiles that each process keeps.
     """
 
-    def __init__(self, kernel: KernelFunction, X: Tensor, *, is_stored: bool = False) -> None:
-        super().__init__(kernel, X)
-        n_shares = dist.get_world_size()
-        self._parts = shares(self.n_rows, n_shares)[dist.get_rank()]
-        self._stored = list(self._evaluate()) if is_stored else None
-        self.number = 0  # among the operators of `drive`
+    number = 0  # among the operators of `drive`
 
-    def _evaluate(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        for rows, columns in self._parts:
-            yield rows, columns, tile_of(self.kernel, self.X, rows, columns)
-
-    @full_precision()
-    def share_of_product(self, V: Tensor) -> Tensor:
-        """Return what this process's tiles contribute to Θ V, shape (n, k)."""
-        tiles = self._evaluate() if self._stored is None else self._stored
-        return add_tile_product(torch.zeros_like(V), tiles, V)
+    def _own_parts(self) -> list[tuple[slice, slice]]:
+        return shares(self.n_rows, self.device, dist.get_world_size())[dist.get_rank()]
 
     def matmat(self, V: Tensor) -> Tensor:
         """Return the product with ``V`` of shape (n, k), shape (n, k)."""
@@ -84,29 +62,21 @@ class ShardedOperator(TiledOperator):
         """Take part in a product; ``V`` (n, k), contiguous, is filled except in process 0."""
         with _lost_process_is_named():
             dist.broadcast(V, src=0)
-        result = self.share_of_product(V)
+        total = self.sum_of_tiles(V)
         with _lost_process_is_named():
-            dist.reduce(result, dst=0)
-        return result
+            dist.reduce(total.parts, dst=0)
+        return total.value().to(V.dtype)
 
 
-def shares(n_rows: int, n_shares: int) -> list[list[tuple[slice, slice]]]:
+def shares(n_rows: int, device: torch.device, n_shares: int) -> list[list[tuple[slice, slice]]]:
     """Return the tiles of each process, equally many but for one."""
-    # t rows of tiles make t (t + 1) / 2 of them
-    n_parts = 1
-    while n_parts * (n_parts + 1) // 2 < _LEAST_TILES * n_shares:
-        n_parts += 1
-    size = max(1, min(_LARGEST_TILE, -(-n_rows // n_parts)))
-    tiles = list(upper_parts(n_rows, size))
+    tiles = list(upper_parts(n_rows, tile_side(n_rows, device)))
     return [tiles[share::n_shares] for share in range(n_shares)]
 
 
-def largest_share(n_rows: int, n_shares: int) -> int:
+def largest_share(n_rows: int, device: torch.device, n_shares: int) -> int:
     """Return how many entries the tiles of any process hold at most."""
-    return max(
-        sum((r.stop - r.start) * (c.stop - c.start) for r, c in share)
-        for share in shares(n_rows, n_shares)
-    )
+    return max(sum(map(tile_entries, share)) for share in shares(n_rows, device, n_shares))
 
 
 def drive(operators: Sequence[ShardedOperator], solve: Callable[[], Result]) -> Result:
@@ -197,6 +167,15 @@ def require_group(device: torch.device) -> None:
             f"The process group's backend is 'nccl', but device={str(device)!r}; use "
             "device='cuda', or init_process_group('gloo')."
         )
+
+
+def processes_of_this_machine(device: torch.device) -> int:
+    """Return how many processes of the group share this machine's memory."""
+    own = zlib.crc32(platform.node().encode())
+    names = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
+    with _lost_process_is_named():
+        dist.all_gather(names, torch.tensor([own], device=device))
+    return sum(int(name.item() == own) for name in names)
 
 
 def smallest_of_all(value: int, device: torch.device) -> int:

@@ -15,6 +15,7 @@ from sklearn_kd.linalg._operator import (
     MemmapOperator,
     RidgeOperator,
     TiledOperator,
+    tile_side,
 )
 from sklearn_kd.linalg._sharded import ShardedOperator
 
@@ -33,10 +34,8 @@ def X(dtype):
 
 
 @pytest.fixture
-def tiles_of_128(monkeypatch):
-    """So that 300 rows make two whole tiles and a ragged one on each side."""
-    monkeypatch.setattr(_operator, "_TILE", 128)
-    monkeypatch.setattr(_operator, "tile_size", lambda device: 1)
+def blocks_of_128(monkeypatch):
+    """So that 300 rows of a file make two whole blocks and a ragged one."""
     monkeypatch.setattr(_operator, "WORKSPACE_BYTES", 128 * N_ROWS * 8)
 
 
@@ -51,18 +50,19 @@ def build(name, X, folder):
         MemmapOperator.write(KERNEL, X, folder / "gram")
         dtype = np.dtype(str(X.dtype).removeprefix("torch."))
         return MemmapOperator(np.memmap(folder / "gram", dtype, "r", shape=matrix.shape)), matrix
-    if name == "tiled":
-        return TiledOperator(KERNEL, X), matrix
-    if name.startswith("sharded") and not name.endswith("ridge"):
-        return ShardedOperator(KERNEL, X, is_stored=name == "sharded, stored"), matrix
+    if not name.endswith("ridge"):
+        operator = TiledOperator if name.startswith("tiled") else ShardedOperator
+        share = {"kept": 1, "half kept": 0.5}.get(name.partition(", ")[2], 0)
+        kept_bytes = int(0.6 * share * matrix.nbytes)
+        return operator(KERNEL, X, kept_bytes=kept_bytes), matrix
     ridge = torch.linspace(0, 2, len(X), dtype=X.dtype)
     operator, matrix = build(name.removesuffix(" with ridge"), X, folder)
     return RidgeOperator(operator, ridge), matrix + ridge.diag()
 
 
-OPERATORS = ["dense", "memmap", "memmap, read only", "tiled"]
+OPERATORS = ["dense", "memmap", "memmap, read only", "tiled", "tiled, half kept", "tiled, kept"]
 OPERATORS += ["dense with ridge", "memmap with ridge", "tiled with ridge"]
-OPERATORS += ["sharded", "sharded, stored", "sharded with ridge"]
+OPERATORS += ["sharded", "sharded, half kept", "sharded, kept", "sharded with ridge"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def group_of_one(tmp_path_factory):
     dist.destroy_process_group()
 
 
-@pytest.mark.usefixtures("tiles_of_128", "group_of_one")
+@pytest.mark.usefixtures("blocks_of_128", "group_of_one")
 @pytest.mark.parametrize("name", OPERATORS)
 class TestContract:
     @pytest.fixture(autouse=True)
@@ -127,7 +127,7 @@ class TestContract:
 
 
 def test_memory_map_has_both_triangles_without_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(_operator, "_TILE", 10)
+    monkeypatch.setattr(_operator, "_SMALLEST_TILE", 10)
     X = torch.linspace(-1, 1, 33, dtype=torch.float64)[:, None]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -144,9 +144,8 @@ def test_memory_map_that_the_disk_cannot_hold(tmp_path, monkeypatch):
     assert not (tmp_path / "gram").exists()
 
 
-@pytest.mark.parametrize("n_rows", [128, 300])
-def test_tiled_product_evaluates_each_pair_of_rows_once(n_rows, monkeypatch):
-    monkeypatch.setattr(_operator, "_TILE", 128)
+@pytest.mark.parametrize("n_rows", [128, 300, 5000])
+def test_tiled_product_evaluates_each_pair_of_rows_once(n_rows):
     seen = []
 
     def function(x, y):
@@ -156,11 +155,30 @@ def test_tiled_product_evaluates_each_pair_of_rows_once(n_rows, monkeypatch):
     X = torch.arange(2.0 * n_rows, dtype=torch.float64).reshape(n_rows, 2) / n_rows
     operator = TiledOperator(ArrayKernel(function), X)
     V = torch.ones(n_rows, 1, dtype=torch.float64)
+    seen.clear()
     torch.testing.assert_close(operator.matmat(V), X @ (X.T @ V))
-    entries = sum(n * m for n, m in seen)
     # a Gram matrix on the diagonal counts as its whole tile at most
-    assert entries <= (n_rows**2 + 3 * 512 * n_rows) / 2
-    assert max(n * m for n, m in seen) <= 512**2
+    side = tile_side(n_rows, X.device)
+    assert sum(n * m for n, m in seen) <= (n_rows**2 + side * n_rows) / 2
+    assert max(n * m for n, m in seen) <= side**2
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "side"), [(1, 64), (300, 64), (4096, 512), (5000, 1024), (10**5, 2048)]
+)
+def test_side_of_the_tiles(n_rows, side):
+    assert tile_side(n_rows, torch.device("cpu")) == side
+    assert tile_side(n_rows, torch.device("cuda")) == (4096 if n_rows == 10**5 else side)
+
+
+def test_what_is_kept_makes_no_difference(X):
+    V = torch.as_tensor(np.random.default_rng(1).normal(size=(N_ROWS, 4)), dtype=X.dtype)
+    whole = 64 * 64 * X.element_size()
+    none, some, most = (TiledOperator(KERNEL, X, kept_bytes=b) for b in (0, 3 * whole, 10**9))
+    assert (none.kept_share, most.kept_share) == (0, 1)
+    assert 0.1 < some.kept_share < 0.3
+    for operator in (some, most):
+        assert torch.equal(operator.matmat(V), none.matmat(V))
 
 
 def test_kernel_with_a_product_of_its_own_is_asked_for_it():
@@ -168,5 +186,7 @@ def test_kernel_with_a_product_of_its_own_is_asked_for_it():
     kernel = EmpiricalNTK(module.double()).to_torch()
     X = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(20, 3)
     V = torch.eye(20, dtype=torch.float64)[:, :4]
-    product = TiledOperator(kernel, X).matmat(V)
-    torch.testing.assert_close(product, kernel.gram(X) @ V, rtol=1e-12, atol=1e-12)
+    for kept_bytes in (0, 100, 10**6):  # none of them: a part would have to be computed twice
+        operator = TiledOperator(kernel, X, kept_bytes=kept_bytes)
+        assert operator.kept_share == (kept_bytes == 10**6)
+        torch.testing.assert_close(operator.matmat(V), kernel.gram(X) @ V, rtol=1e-12, atol=1e-12)
