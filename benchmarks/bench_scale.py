@@ -11,8 +11,9 @@ search         LinearizedKDStudentCV(solver="nystrom"): the same, leave-one-out 
                row and pair in a second pass, and the best pair, whose accuracy is shown
 nystroem-rbf   scikit-learn's Nystroem (rbf) and Ridge on the same targets. A callable kernel such
                as the NTK would be evaluated there pair by pair, in Python
-xrfm           xRFM on the hard labels alone, up to 20 000 rows, beyond which it takes longer than
-               all others together; left out where it is not installed
+xrfm           xRFM on the hard labels alone; left out where it is not installed. Beyond 20 000 rows
+               with leaves of at most so many, split along principal components: its default is one
+               leaf, or splits by a model of up to 50 000 rows, each of which takes over half an hour
 
 ``--products`` times kernel times 32 columns at --rows, beside gpytorch's rbf kernel where that is
 installed; ``--predict`` shows the memory that a student of --rows takes to predict as many rows as
@@ -54,7 +55,7 @@ TEMPERATURES = [1.0, 2.0, 5.0, 10.0]
 GRID = torch.cartesian_prod(torch.tensor(SOFT_RATIOS), torch.tensor(TEMPERATURES)).double()
 N_TEST = N_TEACHER = 10_000
 CHUNK = 65_536
-XRFM_ROWS = 20_000
+XRFM_LEAF = 20_000
 
 
 def synthetic(n_rows, n_features=10):
@@ -207,13 +208,18 @@ def solve_nystroem_rbf(problem, arguments):
 def solve_xrfm(problem, arguments):
     if importlib.util.find_spec("xrfm") is None:
         return None, {"skipped": "xrfm is not installed"}
-    if problem.stream.n_rows > XRFM_ROWS:
-        return None, {"skipped": f"more than {XRFM_ROWS} rows"}
     from xrfm import xRFM
 
     X, y = problem.all_rows().float(), problem.y[:, None].float()
     n_validation = len(X) // 10
-    model = xRFM(device="cpu", tuning_metric="accuracy", random_state=0, verbose=False)
+    model = xRFM(
+        device="cpu",
+        tuning_metric="accuracy",
+        random_state=0,
+        verbose=False,
+        max_leaf_size=XRFM_LEAF,
+        split_method="random_pca",
+    )
     model.fit(X[n_validation:], y[n_validation:], X[:n_validation], y[:n_validation])
     return lambda X_test: torch.as_tensor(model.predict_proba(X_test.float())[:, 1:]) - 0.5, {}
 
