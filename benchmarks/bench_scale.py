@@ -12,13 +12,13 @@ search         LinearizedKDStudentCV(solver="nystrom"): the same, leave-one-out 
 nystroem-rbf   scikit-learn's Nystroem (rbf) and Ridge on the same targets. A callable kernel such
                as the NTK would be evaluated there pair by pair, in Python
 xrfm           xRFM on the hard labels alone; left out where it is not installed. Beyond 20 000 rows
-               with leaves of at most so many, split along principal components: its default is one
-               leaf, or splits by a model of up to 50 000 rows, each of which takes over half an hour
+               with leaves of at most so many, split along principal components: by default it fits
+               one model of up to 60 000 rows, which takes over half an hour
 
-``--products`` times kernel times 32 columns at --rows, beside gpytorch's rbf kernel where that is
-installed; ``--predict`` shows the memory that a student of --rows takes to predict as many rows as
-given, in float32. Prints tables, fits growth exponents to all cells in the JSON file, to which
-later runs add. Run nothing beside it.
+``--products`` times kernel times 32 columns of as many rows as given, beside gpytorch's rbf kernel
+where that is installed; ``--predict`` shows the memory that a student of --rows takes to predict as
+many rows as given, in float32. Prints tables, fits growth exponents to all cells in the JSON file,
+to which later runs add. Run nothing beside it.
 """
 
 import argparse
@@ -331,7 +331,7 @@ def main():
     parser.add_argument("--data", type=Path, help=".npz with X and y; default: synthetic rows")
     parser.add_argument("--components", type=int, default=2_000)
     parser.add_argument("--centres", choices=["rpcholesky", "uniform"], default="rpcholesky")
-    parser.add_argument("--products", action="store_true", help="time kernel products instead")
+    parser.add_argument("--products", type=int, help="time kernel products of so many rows, too")
     parser.add_argument("--alpha", type=float, default=0.0)
     parser.add_argument("--tol", type=float, default=1e-6, help="of pcg")
     parser.add_argument("--max-iter", type=int, default=500, help="of pcg")
@@ -344,11 +344,6 @@ def main():
     arguments = parser.parse_args()
     if arguments.cell:
         run_cell(arguments.folder, arguments)
-        return
-    if arguments.products:
-        for n_rows in arguments.rows:
-            for name, seconds in time_products(n_rows).items():
-                print(f"{n_rows:>9}  {name:<13} {seconds:9.2f} s")
         return
     if arguments.predict:
         for n_rows in arguments.rows:
@@ -363,9 +358,10 @@ def main():
         "     rows  solver          seconds  predict        peak        plan peak/plan  best acc "
         " mean acc"
     )
-    records = []
+    result = {}
     if arguments.json.exists():
-        records = json.loads(arguments.json.read_text())["cells"]
+        result = json.loads(arguments.json.read_text())
+    records = result.get("cells", [])
     for n_rows in arguments.rows:
         with tempfile.TemporaryDirectory() as folder:
             write_problem(Path(folder), arguments.data, n_rows)
@@ -381,10 +377,18 @@ def main():
                 cell = {"solver": solver, "rows": n_rows, "data": name}
                 records = [r for r in records if not cell.items() <= r.items()] + [record | cell]
                 show(solver, n_rows, record)
-                result = {"cells": records, "growth": growth(records)}
+                result |= {"cells": records, "growth": growth(records)}
                 arguments.json.write_text(json.dumps(result, indent=2) + "\n")
             error = float(np.load(Path(folder) / "teacher_error.npy"))
             print(f"{n_rows:>9}  teacher's accuracy {1 - error:.4f}")
+    if arguments.products:
+        seconds = time_products(arguments.products)
+        for kernel, taken in seconds.items():
+            print(
+                f"{arguments.products:>9}  product with {len(GRID)} columns, {kernel}: {taken:.2f} s"
+            )
+        result |= {"products": {"rows": arguments.products, "seconds": seconds}}
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     for cells, powers in growth(records).items():
         print(f"{cells}: seconds ~ n^{powers['seconds']:.2f}, peak ~ n^{powers['peak']:.2f}")
 
