@@ -384,9 +384,7 @@ def main():
     if arguments.products:
         seconds = time_products(arguments.products)
         for kernel, taken in seconds.items():
-            print(
-                f"{arguments.products:>9}  product with {len(GRID)} columns, {kernel}: {taken:.2f} s"
-            )
+            print(f"{arguments.products:>9}  product, {len(GRID)} columns, {kernel}: {taken:.2f} s")
         result |= {"products": {"rows": arguments.products, "seconds": seconds}}
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     for cells, powers in growth(records).items():
