@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sklearn_kd.linalg._operator import TiledOperator, tile_entries, tile_side, upper_parts
+from sklearn_kd.linalg._operator import TiledOperator, tile_side, upper_parts
 
 Result = TypeVar("Result")
 
@@ -75,8 +75,13 @@ def shares(n_rows: int, device: torch.device, n_shares: int) -> list[list[tuple[
 
 
 def largest_share(n_rows: int, device: torch.device, n_shares: int) -> int:
-    """Return how many entries the tiles of any process hold at most."""
-    return max(sum(map(tile_entries, share)) for share in shares(n_rows, device, n_shares))
+    """Return how many entries the tiles of any process hold at most, without listing them."""
+    side = tile_side(n_rows, device)
+    n_whole, rest = divmod(n_rows, side)
+    n_parts = n_whole + (rest > 0)
+    all_entries = (n_rows**2 + n_whole * side**2 + rest**2) // 2
+    n_tiles = -(-n_parts * (n_parts + 1) // 2 // n_shares)
+    return min(n_tiles * side**2, all_entries)
 
 
 def drive(operators: Sequence[ShardedOperator], solve: Callable[[], Result]) -> Result:

@@ -127,9 +127,11 @@ def test_every_tile_is_in_one_share_and_shares_are_even(n_rows, n_shares):
         if rows != columns:
             covered[columns, rows] += 1
     assert (covered == 1).all()
-    if n_rows > 100:
-        even = sum(tile_entries(tile) for share in dealt for tile in share) / n_shares
-        assert largest_share(n_rows, CPU, n_shares) <= even + tile_side(n_rows, CPU) ** 2
+    entries = [sum(map(tile_entries, share)) for share in dealt]
+    assert max(entries) <= largest_share(n_rows, CPU, n_shares)
+    assert largest_share(n_rows, CPU, n_shares) <= max(entries) + 3 * tile_side(n_rows, CPU) ** 2
+    if n_shares == 1:
+        assert entries == [largest_share(n_rows, CPU, 1)]
 
 
 def test_without_a_process_group():
