@@ -13,7 +13,7 @@ nystroem-rbf   scikit-learn's Nystroem (rbf) and Ridge on the same targets. A ca
                as the NTK would be evaluated there pair by pair, in Python
 xrfm           xRFM on the hard labels alone; left out where it is not installed. Beyond 20 000 rows
                with leaves of at most so many, split along principal components: by default it fits
-               one model of up to 60 000 rows, which takes over half an hour
+               one model of up to 60 000 rows, which takes longer than all others together
 
 ``--products`` times kernel times 32 columns of as many rows as given, beside gpytorch's rbf kernel
 where that is installed; ``--predict`` shows the memory that a student of --rows takes to predict as

@@ -1,0 +1,83 @@
+"""What some work takes in a fresh process, beside what it says that it will: run by a test.
+
+``python memory_of_work.py NAME N_ROWS [LIMIT]`` prints the bytes that a refusal names and those
+that the process held at most beyond what it held before.
+"""
+
+import json
+import re
+import resource
+import sys
+
+import numpy as np
+import psutil
+from sklearn.model_selection import KFold
+
+from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
+from sklearn_kd.exceptions import MemoryBudgetError
+
+N_FEATURES = 20
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def fit(**options):
+    return lambda X, y, z_t, limit: LinearizedKDStudent(
+        memory_limit=limit, random_state=0, **options
+    ).fit(X, y, teacher_logits=z_t)
+
+
+def search(**options):
+    return lambda X, y, z_t, limit: LinearizedKDStudentCV(
+        memory_limit=limit, random_state=0, **options
+    ).fit(X, y, teacher_logits=z_t)
+
+
+def prefix_path(X, y, z_t, limit):
+    student = LinearizedKDStudent().fit(X, y, teacher_logits=z_t)
+    return student.set_params(memory_limit=limit).prefix_path(
+        X[:500], teacher_logits=z_t[:500], n_permutations=2
+    )
+
+
+WORK = {
+    "cholesky": fit(solver="cholesky"),
+    "refinement": fit(solver="refinement"),
+    "pcg": fit(solver="pcg"),
+    "nystrom": fit(solver="nystrom", n_components=800),
+    "leave-one-out": search(),
+    "five folds": search(cv=KFold(5)),
+    "five folds, pcg": search(cv=KFold(5), solver="pcg", tol=1e-3),
+    "leave-one-out, nystrom": search(solver="nystrom", n_components=800),
+    "prefix_path": prefix_path,
+}
+
+
+def problem(n_rows):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n_rows, N_FEATURES))
+    z_t = 3 * np.sin(X[:, 0]) + rng.normal(size=n_rows)
+    return X, (z_t > 0).astype(int), z_t
+
+
+def named_bytes(work, X, y, z_t):
+    try:
+        work(X, y, z_t, 1)
+    except MemoryBudgetError as error:
+        number, unit = re.search(r"needs ([\d.e+]+) (\w+)", str(error)).groups()
+        return float(number) * UNITS[unit]
+
+
+def main(name, n_rows, limit=None):
+    work = WORK[name]
+    work(*problem(100), 10**9)  # loads every library
+    arrays = problem(int(n_rows))
+    named = named_bytes(work, *arrays)
+    before = psutil.Process().memory_info().rss
+    work(*arrays, named * 1.001 if limit is None else float(limit))
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({"named": named, "taken": peak - before}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
