@@ -21,20 +21,24 @@ UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def fit(**options):
-    return lambda X, y, z_t, limit: LinearizedKDStudent(
-        memory_limit=limit, random_state=0, **options
-    ).fit(X, y, teacher_logits=z_t)
+    return lambda X, y, z_t: (
+        lambda limit: LinearizedKDStudent(memory_limit=limit, random_state=0, **options).fit(
+            X, y, teacher_logits=z_t
+        )
+    )
 
 
 def search(**options):
-    return lambda X, y, z_t, limit: LinearizedKDStudentCV(
-        memory_limit=limit, random_state=0, **options
-    ).fit(X, y, teacher_logits=z_t)
+    return lambda X, y, z_t: (
+        lambda limit: LinearizedKDStudentCV(memory_limit=limit, random_state=0, **options).fit(
+            X, y, teacher_logits=z_t
+        )
+    )
 
 
-def prefix_path(X, y, z_t, limit):
+def prefix_path(X, y, z_t):
     student = LinearizedKDStudent().fit(X, y, teacher_logits=z_t)
-    return student.set_params(memory_limit=limit).prefix_path(
+    return lambda limit: student.set_params(memory_limit=limit).prefix_path(
         X[:500], teacher_logits=z_t[:500], n_permutations=2
     )
 
@@ -59,21 +63,20 @@ def problem(n_rows):
     return X, (z_t > 0).astype(int), z_t
 
 
-def named_bytes(work, X, y, z_t):
+def named_bytes(work):
     try:
-        work(X, y, z_t, 1)
+        work(1)
     except MemoryBudgetError as error:
         number, unit = re.search(r"needs ([\d.e+]+) (\w+)", str(error)).groups()
         return float(number) * UNITS[unit]
 
 
 def main(name, n_rows, limit=None):
-    work = WORK[name]
-    work(*problem(100), 10**9)  # loads every library
-    arrays = problem(int(n_rows))
-    named = named_bytes(work, *arrays)
+    WORK[name](*problem(100))(10**9)  # loads every library
+    work = WORK[name](*problem(int(n_rows)))
+    named = named_bytes(work)
     before = psutil.Process().memory_info().rss
-    work(*arrays, named * 1.001 if limit is None else float(limit))
+    work(named * 1.001 if limit is None else float(limit))
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     print(json.dumps({"named": named, "taken": peak - before}))
