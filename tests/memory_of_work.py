@@ -8,6 +8,7 @@ import json
 import re
 import resource
 import sys
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -71,15 +72,23 @@ def named_bytes(work):
         return float(number) * UNITS[unit]
 
 
+def peak_bytes():
+    """Return the largest resident size of this process so far."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except FileNotFoundError:  # macOS, where the unit is a byte
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # on Linux ru_maxrss starts from that of the parent, which may be a large one
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])
+
+
 def main(name, n_rows, limit=None):
     WORK[name](*problem(100))(10**9)  # loads every library
     work = WORK[name](*problem(int(n_rows)))
     named = named_bytes(work)
     before = psutil.Process().memory_info().rss
     work(named * 1.001 if limit is None else float(limit))
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(json.dumps({"named": named, "taken": peak - before}))
+    print(json.dumps({"named": named, "taken": peak_bytes() - before}))
 
 
 if __name__ == "__main__":
