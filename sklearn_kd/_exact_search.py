@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._memory import MEMORY_REMEDY, require, search_bytes
 
 
-class FoldSearch:
+class FoldSearch(ABC):
     """Held-out scores of the exact students of a grid, fold by fold.
 
     Parameters
@@ -73,19 +74,19 @@ class FoldSearch:
                             scores.add(self._held_out_students(problem, z_0, fold, alpha), fold)
                 scores.close_cell()
 
+    @abstractmethod
     def _plan(self, distinct: DistinctRows, n_columns: int) -> None:
         """Require the memory for the students of ``n_columns`` right-hand sides."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _use(self, kernel: Any) -> None:
         """Turn to a kernel, as :class:`LinearizedKDStudent` takes it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _held_out_students(
         self, problem: Problem, initial_logits: Tensor, fold: Fold, alpha: float
     ) -> list[HeldOutStudent]:
         """Return the students of every recipe that have not seen the rows of the fold."""
-        raise NotImplementedError
 
 
 class ExactSearch(FoldSearch):
