@@ -1,6 +1,9 @@
 """scikit-learn's own estimator checks."""
 
 import os
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -10,6 +13,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
+
+
+@pytest.fixture(autouse=True)
+def only_devices_that_answer(monkeypatch):
+    """Let scikit-learn skip a device where none answers.
+
+    It asks whether torch was built for CUDA, and PyPI's torch for Linux is, also on a machine
+    without a GPU.
+    """
+    monkeypatch.setattr(torch.backends.cuda, "is_built", torch.cuda.is_available)
+    monkeypatch.setattr(torch.backends.mps, "is_built", torch.backends.mps.is_available)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
@@ -51,3 +65,22 @@ def test_torch_tensors_through_fit_and_predict(estimator, n_classes):
             actual = getattr(estimator, method)(torch.as_tensor(X))
             assert isinstance(actual, torch.Tensor)
             torch.testing.assert_close(actual, torch.as_tensor(output))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.skipif("SCIPY_ARRAY_API" not in os.environ, reason="scipy's array API is off")
+def test_checks_pass_with_a_torch_that_was_built_for_cuda():
+    # in a process of its own: as it would be on a stranger's machine, before anything is imported
+    script = f"""
+    import sys
+    import pytest
+    import torch
+    torch.backends.cuda.is_built = torch.backends.mps.is_built = lambda: True
+    checks = "(cuda or mps) and NTKTeacher and not through"
+    sys.exit(pytest.main([{__file__!r}, "-k", checks, "-p", "no:cacheprovider", "-rs", "-q"]))
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout
+    assert "PyTorch test requires cuda, which is not available" in run.stdout
