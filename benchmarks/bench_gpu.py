@@ -18,11 +18,11 @@ import torch
 from _common import gaussian_problem
 
 from sklearn_kd import LinearizedKDStudent
-from sklearn_kd._pcg_student import plan_pcg
+from sklearn_kd._memory import budget_bytes
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.linalg._memory import budget_bytes
 from sklearn_kd.linalg._operator import TiledOperator
+from sklearn_kd.solvers._pcg import plan_pcg
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 

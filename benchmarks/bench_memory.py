@@ -19,10 +19,11 @@ from _common import gaussian_problem, peak_bytes
 from sklearn.model_selection import KFold
 
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
+from sklearn_kd._memory import require
 from sklearn_kd.exceptions import MemoryBudgetError
 from sklearn_kd.kernels import NTK
+from sklearn_kd.kernels._tiles import kernel_bytes
 from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.linalg._memory import kernel_bytes, require
 
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 N_TEST = 1000

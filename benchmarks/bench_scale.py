@@ -41,14 +41,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
-from sklearn_kd._nystrom_student import StreamedRows, nystrom_student
-from sklearn_kd._pcg_student import pcg_student, plan_pcg
-from sklearn_kd._streams import as_row_stream
+from sklearn_kd._memory import available_bytes, format_bytes
 from sklearn_kd.distillation import effective_logits
 from sklearn_kd.kernels import NTK
 from sklearn_kd.kernels._tiles import matmat
-from sklearn_kd.linalg import TangentFrame, merge_rows
-from sklearn_kd.linalg._memory import available_bytes, format_bytes, frame_bytes
+from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._frame import frame_bytes
+from sklearn_kd.rows._copies import merge_rows
+from sklearn_kd.rows._streams import as_row_stream
+from sklearn_kd.solvers._pass import StreamedRows, nystrom_student
+from sklearn_kd.solvers._pcg import pcg_student, plan_pcg
 
 SOFT_RATIOS = [0.1, 0.3, 0.5, 0.7, 0.9, 0.96, 0.99, 1.0]
 TEMPERATURES = [1.0, 2.0, 5.0, 10.0]

@@ -1,9 +1,9 @@
 """Knowledge distillation in the wide-network regime, as scikit-learn estimators."""
 
-from sklearn_kd._student import LinearizedKDStudent
-from sklearn_kd._student_cv import LinearizedKDStudentCV
-from sklearn_kd._teacher import NTKTeacher
-from sklearn_kd._torch_teacher import TorchTeacher
+from sklearn_kd.search._student_cv import LinearizedKDStudentCV
+from sklearn_kd.students._student import LinearizedKDStudent
+from sklearn_kd.teachers._ntk_teacher import NTKTeacher
+from sklearn_kd.teachers._torch_teacher import TorchTeacher
 
 __all__ = ["LinearizedKDStudent", "LinearizedKDStudentCV", "NTKTeacher", "TorchTeacher"]
 

@@ -55,3 +55,35 @@ class FitTask:
             self.n_done += 1
             with self.stage("part", 0):
                 pass
+
+
+@contextlib.contextmanager
+def restored_on_error(estimator: Any) -> Iterator[None]:
+    """Leave ``estimator`` exactly as it was if the block raises: no half-fitted state."""
+    before = vars(estimator).copy()
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
+@contextlib.contextmanager
+def fit_task(
+    estimator: Any, X: Any, y: Any, sample_weight: Any, *, n_stages: int
+) -> Iterator[FitTask]:
+    """Announce the fit of ``estimator``, in at most ``n_stages``; it is restored on any error."""
+    # Not undone by `restored_on_error`: the teardown of the callbacks finds its context there.
+    context = estimator._init_callback_context(max_subtasks=n_stages)
+    seen = {
+        "estimator": estimator,
+        "X": X,
+        "y": y,
+        "metadata": None if sample_weight is None else {"sample_weight": sample_weight},
+    }
+    with restored_on_error(estimator):
+        context.call_on_fit_task_begin(**seen)
+        yield FitTask(estimator, context)
+        # Nothing is missing from the estimator: callbacks that score take it as it is.
+        context.call_on_fit_task_end(**seen, reconstruction_attributes={})

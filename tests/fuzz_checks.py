@@ -24,7 +24,7 @@ from sklearn_kd.distillation import (
     effective_logits,
     equivalent_soft_ratio,
 )
-from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.metrics import (
     binomial_upper_bound,

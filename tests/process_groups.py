@@ -15,13 +15,13 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from sklearn_kd import LinearizedKDStudent
-from sklearn_kd._pcg_student import pcg_bytes
-from sklearn_kd._solvers import Options, of_all_processes
 from sklearn_kd.exceptions import NotPSDError
-from sklearn_kd.kernels._function import ArrayKernel
-from sklearn_kd.kernels._infinite import InfiniteKernel
+from sklearn_kd.kernels._array_kernel import ArrayKernel
+from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 from sklearn_kd.linalg._preconditioner import default_rank
 from sklearn_kd.linalg._sharded import ShardedOperator, drive, largest_share
+from sklearn_kd.solvers._choice import Options, of_all_processes
+from sklearn_kd.solvers._pcg import pcg_bytes
 
 TIMEOUT_S = 20
 

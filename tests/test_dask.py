@@ -20,7 +20,7 @@ SCRIPT = """
     import numpy as np
     from dask.distributed import Client, LocalCluster
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
-    import sklearn_kd._nystrom_student
+    import sklearn_kd.solvers._pass
     from sklearn_kd import LinearizedKDStudent
     from sklearn_kd.kernels import NTK
 
@@ -62,8 +62,8 @@ SCRIPT = """
 
     if __name__ == "__main__":
         os.environ["PARENT"] = str(os.getpid())
-        sklearn_kd._nystrom_student.block_rows = lambda n_centres: 32
-        sklearn_kd._nystrom_student.ROWS_PER_TASK = 1
+        sklearn_kd.solvers._pass.block_rows = lambda n_centres: 32
+        sklearn_kd.solvers._pass.ROWS_PER_TASK = 1
         rng = np.random.default_rng(0)
         X = rng.normal(size=(400, 3))
         z_t = 3 * np.sin(X).sum(axis=1)

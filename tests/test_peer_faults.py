@@ -13,12 +13,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process.kernels import DotProduct
 
 from sklearn_kd import LinearizedKDStudent, NTKTeacher
-from sklearn_kd.distillation._ridge_minimum import ridge_minimum
 from sklearn_kd.exceptions import IllConditionedWarning, MemoryBudgetError, NotPSDError
 from sklearn_kd.kernels import NTK
-from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._cholesky import smallest_eigenvalue
+from sklearn_kd.training._ridge_minimum import ridge_minimum
 
 
 def task(n=40, d=3, seed=0):

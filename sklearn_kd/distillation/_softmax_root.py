@@ -7,13 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sklearn_kd.distillation._binary_root import (
-    MAX_STEPS,
-    ROUNDING,
-    STEP_TOLERANCE,
-    TINY,
-    softplus,
-)
+from sklearn_kd.distillation._binary_root import MAX_STEPS, ROUNDING, STEP_TOLERANCE, TINY, softplus
 
 
 def softmax_roots(z_t: Tensor, y: Tensor, soft: Tensor, hard: Tensor, big_t: Tensor) -> Tensor:

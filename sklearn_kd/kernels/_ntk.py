@@ -10,9 +10,10 @@ import numpy as np
 from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
 
 from sklearn_kd._array import to_numpy, to_tensor
-from sklearn_kd.kernels._activations import ACTIVATIONS
-from sklearn_kd.kernels._infinite import InfiniteKernel
-from sklearn_kd.linalg._memory import kernel_bytes, require
+from sklearn_kd._memory import require
+from sklearn_kd.kernels._tiles import kernel_bytes
+from sklearn_kd.kernels.infinite._activations import ACTIVATIONS
+from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 
 _KINDS = ("ntk", "nngp")
 

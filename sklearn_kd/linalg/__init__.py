@@ -1,6 +1,5 @@
 """Solves with kernel matrices: the tangent frame, its factorization, and the memory it takes."""
 
-from sklearn_kd.linalg._duplicates import MergedRows, merge_rows
 from sklearn_kd.linalg._frame import TangentFrame
 
-__all__ = ["MergedRows", "TangentFrame", "merge_rows"]
+__all__ = ["TangentFrame"]

@@ -24,11 +24,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from sklearn_kd._memory import CPU, MEMORY_REMEDY, WORKSPACE_BYTES, require
 from sklearn_kd.exceptions import IllConditionedWarning, NotPSDError
-from sklearn_kd.kernels._function import KernelFunction
 from sklearn_kd.kernels._precision import full_precision
+from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.kernels._tiles import kernel_bytes
 from sklearn_kd.linalg._cholesky import Factor, factor_in_place, reciprocal_condition
-from sklearn_kd.linalg._memory import MEMORY_REMEDY, WORKSPACE_BYTES, frame_bytes, require
+
+_COLUMN_COPIES = 6
+
 
 # Rows of L⁻¹ that are computed at a time.
 _SUBSTITUTION_ROWS = 256
@@ -445,3 +449,19 @@ class TangentFrame:
         grown.weights = torch.cat([self.weights, weights])
         grown._adopt(Factor(storage, self.jitter))
         return grown
+
+
+def frame_bytes(
+    n_rows: int,
+    n_features: int,
+    n_targets: int,
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+) -> int:
+    """Return the peak bytes of building a tangent frame and solving for ``n_targets`` columns.
+
+    The factor overwrites the kernel matrix (n²); a copy of the rows, the targets and their work
+    copies stand beside it.
+    """
+    columns = n_rows * _COLUMN_COPIES * n_targets
+    return kernel_bytes(n_rows, n_rows, n_features, dtype, device) + columns * dtype.itemsize

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg._frame import TangentFrame
-from sklearn_kd.linalg._memory import GATHER_BYTES
+
+# Of the kernel matrix, what is copied at a time to gather a fold's part of it.
+GATHER_BYTES = 4 * 2**20
 
 
 class HeldOut(NamedTuple):

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_kd._memory import WORKSPACE_BYTES, format_bytes
 from sklearn_kd.exceptions import MemoryBudgetError
-from sklearn_kd.kernels._function import KernelFunction
 from sklearn_kd.kernels._precision import full_precision
+from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.kernels._tiles import tile_size
-from sklearn_kd.linalg._memory import WORKSPACE_BYTES, format_bytes
 from sklearn_kd.linalg._reproducible_sum import ReproducibleSum
 
 # Side of the largest tiles that a CPU kernel is asked for: it splits them over the cores itself.

@@ -25,8 +25,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sklearn_kd._memory import WORKSPACE_BYTES
 from sklearn_kd.kernels._precision import full_precision
-from sklearn_kd.linalg._memory import WORKSPACE_BYTES
+from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition
 from sklearn_kd.linalg._pivoted_cholesky import PivotedCholesky
 
 # D / ‖F Fᵀ‖ is at least this: below, F Fᵀ + D carries nothing of D in its last digits.
@@ -79,7 +81,7 @@ class LowRankPreconditioner:
     >>> import torch
     >>> from sklearn_kd.linalg._operator import DenseOperator
     >>> from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
-    >>> from sklearn_kd.linalg._preconditioner import LowRankPreconditioner
+
     >>> A = torch.diag(torch.tensor([100.0, 50.0, 1.0, 1.0, 1.0]).double())
     >>> generator = torch.Generator().manual_seed(0)
     >>> partial = randomly_pivoted_cholesky(DenseOperator(A), 2, generator=generator)
@@ -138,3 +140,69 @@ def default_rank(n_rows: int, *, is_stored: bool = True) -> int:
     factor pays, as it saves some.
     """
     return min(n_rows, 100 + round((5 if is_stored else 15) * math.sqrt(n_rows)))
+
+
+class SingleFactor:
+    """M = L Lᵀ ≈ Θ + diag(ρ), a Cholesky factor in float32.
+
+    Parameters
+    ----------
+    kernel : KernelFunction
+    X : Tensor of shape (n, d)
+        Distinct rows.
+    ridge : Tensor of shape (n,), default=None
+        ρ ≥ 0; None is 0.
+
+    Attributes
+    ----------
+    jitter : float
+        What was added to the diagonal. It slows the iteration down, and leaves its answer alone.
+    rcond : float
+        Estimate of 1 / cond₁(L Lᵀ).
+
+    Raises
+    ------
+    NotPSDError
+        If no admissible jitter makes the matrix positive definite in float32.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_kd.kernels import NTK
+    >>> from sklearn_kd.linalg._operator import TiledOperator
+    >>> from sklearn_kd.linalg._block_cg import block_pcg
+
+    >>> X = torch.linspace(-2, 2, 100, dtype=torch.float64).reshape(50, 2)
+    >>> kernel = NTK().to_torch()
+    >>> result = block_pcg(
+    ...     TiledOperator(kernel, X), X.sin(), SingleFactor(kernel, X), tol=1e-10
+    ... )
+    >>> result.stopped, bool(result.residuals.max() <= 1e-10)
+    ('converged', True)
+    """
+
+    dtype = torch.float32
+
+    @full_precision()
+    def __init__(self, kernel: KernelFunction, X: Tensor, ridge: Tensor | None = None) -> None:
+        rows = X.float()
+        storage = rows.new_empty((len(rows), len(rows)))
+
+        def assemble() -> Tensor:
+            kernel.gram(rows, out=storage, symmetrize=False)
+            if ridge is not None:
+                storage.diagonal().add_(ridge)
+            return storage
+
+        self.lower, self.jitter = factor_in_place(assemble)
+        self.rcond = reciprocal_condition(self.lower)
+
+    @full_precision()
+    def solve(self, V: Tensor) -> Tensor:
+        """Return L⁻¹ V for V of shape (n, p), float64."""
+        return torch.linalg.solve_triangular(self.lower, V.float(), upper=False).double()
+
+    @full_precision()
+    def solve_transposed(self, V: Tensor) -> Tensor:
+        """Return L⁻ᵀ V for V of shape (n, p), float64."""
+        return torch.linalg.solve_triangular(self.lower.T, V.float(), upper=True).double()

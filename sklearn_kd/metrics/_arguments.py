@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sklearn_kd._logits import centred
 from sklearn_kd.distillation._arguments import require
 from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.linalg._prior import centred
 
 
 def logits_on_frame(frame: TangentFrame, logits: Tensor, name: str) -> Tensor:

@@ -5,11 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sklearn_kd.datasets import (
-    make_gaussian_mixture_logits,
-    make_random_logits,
-    make_zero_logits,
-)
+from sklearn_kd.datasets import make_gaussian_mixture_logits, make_random_logits, make_zero_logits
 
 MAKERS = [make_gaussian_mixture_logits, make_random_logits, make_zero_logits]
 

@@ -7,11 +7,7 @@ import numpy as np
 import pytest
 
 from sklearn_kd import inspection
-from sklearn_kd.inspection._plotting import (
-    candidate_label,
-    candidate_style,
-    over_candidates,
-)
+from sklearn_kd.inspection._plotting import candidate_label, candidate_style, over_candidates
 
 DISPLAYS = [getattr(inspection, name) for name in inspection.__all__]
 

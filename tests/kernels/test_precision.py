@@ -34,7 +34,7 @@ def test_setting_is_switched_off_and_restored(setting):
     import warnings
     warnings.simplefilter("error")
     import torch
-    from sklearn_kd.kernels._infinite import InfiniteKernel
+    from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
     from sklearn_kd.kernels._precision import full_precision
     X = torch.rand(300, 200)
     expected = InfiniteKernel().gram(X)

@@ -5,11 +5,7 @@ import pytest
 import torch
 
 from sklearn_kd.exceptions import NotPSDError
-from sklearn_kd.linalg._cholesky import (
-    factor_in_place,
-    reciprocal_condition,
-    smallest_eigenvalue,
-)
+from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition, smallest_eigenvalue
 
 
 def spectrum_matrix(eigenvalues, dtype=torch.float64):

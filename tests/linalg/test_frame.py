@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sklearn_kd.exceptions import IllConditionedWarning, MemoryBudgetError, NotPSDError
-from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.metrics._inefficiency import held_out_data_inefficiency
 

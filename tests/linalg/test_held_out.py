@@ -6,7 +6,7 @@ import torch
 
 from sklearn_kd.exceptions import IllConditionedWarning
 from sklearn_kd.kernels import NTK
-from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._held_out import (
     Solved,

@@ -7,8 +7,8 @@ import torch.distributed as dist
 
 from sklearn_kd.exceptions import MemoryBudgetError
 from sklearn_kd.kernels import EmpiricalNTK
-from sklearn_kd.kernels._function import ArrayKernel
-from sklearn_kd.kernels._infinite import InfiniteKernel
+from sklearn_kd.kernels._array_kernel import ArrayKernel
+from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 from sklearn_kd.linalg import _operator
 from sklearn_kd.linalg._operator import (
     DenseOperator,

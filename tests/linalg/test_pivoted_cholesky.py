@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sklearn_kd.exceptions import NotPSDError
-from sklearn_kd.kernels._infinite import InfiniteKernel
+from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 from sklearn_kd.linalg._operator import DenseOperator, TiledOperator
 from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_kd.kernels._infinite import InfiniteKernel
+from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 from sklearn_kd.linalg._operator import DenseOperator
 from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
 from sklearn_kd.linalg._preconditioner import (

@@ -8,7 +8,7 @@ import torch
 
 from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.exceptions import NotPSDError
-from sklearn_kd.kernels._infinite import InfiniteKernel
+from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 from sklearn_kd.linalg._operator import TiledOperator, tile_entries, tile_side
 from sklearn_kd.linalg._sharded import largest_share, shares
 

@@ -9,13 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sklearn_kd.kernels import NTK
-from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.metrics import (
-    accumulative_angle_distribution,
-    feature_angles,
-    weight_change_angles,
-)
+from sklearn_kd.metrics import accumulative_angle_distribution, feature_angles, weight_change_angles
 
 
 def random_frame(rng, n_rows=10, n_weights=30):

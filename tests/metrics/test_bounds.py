@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.gaussian_process.kernels import Matern
 
 from sklearn_kd.kernels import NTK
-from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.metrics import (
     accumulative_angle_distribution,

@@ -8,7 +8,7 @@ import torch
 from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.distillation import correction_logits, effective_logits
 from sklearn_kd.kernels import NTK
-from sklearn_kd.kernels._function import as_kernel_function
+from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.metrics import hard_label_effect
 

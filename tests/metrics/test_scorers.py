@@ -20,11 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.kernels import NTK
-from sklearn_kd.metrics import (
-    neg_data_inefficiency_scorer,
-    neg_transfer_risk_scorer,
-    transfer_risk,
-)
+from sklearn_kd.metrics import neg_data_inefficiency_scorer, neg_transfer_risk_scorer, transfer_risk
 
 GRID = {"soft_ratio": [0.3, 0.95], "temperature": [1.0, 4.0]}
 SCORING = {

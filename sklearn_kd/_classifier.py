@@ -1,0 +1,80 @@
+"""LogitClassifier: classes and probabilities of every classifier that knows its logits."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from torch import Tensor
+
+from sklearn_kd._array import like, to_numpy
+from sklearn_kd._logits import class_indices, class_probabilities
+
+
+class LogitClassifier(ClassifierMixin, BaseEstimator):
+    """Base of the classifiers that give logits; what they predict follows from these.
+
+    Subclasses set ``classes_``, and say what they take (`_check_new_rows`) and what they answer
+    (`_logits`).
+    """
+
+    @abstractmethod
+    def _check_new_rows(self, X: Any, method: str) -> Any:
+        """Return the rows given to ``method``, checked."""
+
+    @abstractmethod
+    def _logits(self, X: Any) -> Tensor:
+        """Return the logits of checked rows, (n,) for two classes or (n, K) with sum zero."""
+
+    def decision_function(self, X: Any) -> Any:
+        """Return the logits.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to predict. The students and :class:`NTKTeacher` read memory maps, dask arrays
+            and folders of ``.npy`` or ``.npz`` files block by block.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
+            Log-odds of ``classes_[1]`` for two classes; for more, one logit per class, which sum
+            to zero in each row. Natural logarithms.
+        """
+        X = self._check_new_rows(X, "decision_function")
+        return like(self._logits(X), X)
+
+    def predict_proba(self, X: Any) -> Any:
+        """Return the class probabilities at temperature 1.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to predict, as for ``decision_function``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            The sigmoid (two classes) or softmax of the logits.
+        """
+        X = self._check_new_rows(X, "predict_proba")
+        return like(class_probabilities(self._logits(X)), X)
+
+    def predict(self, X: Any) -> Any:
+        """Return the most probable class of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to predict, as for ``decision_function``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Class labels.
+        """
+        X = self._check_new_rows(X, "predict")
+        labels = self.classes_[to_numpy(class_indices(self._logits(X)))]
+        return labels if labels.dtype.kind in "OUS" else like(torch.as_tensor(labels), X)

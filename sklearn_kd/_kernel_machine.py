@@ -1,0 +1,88 @@
+"""What the teacher and the students share: a classifier f(x) = z₀(x) + Θ(x, X_fit) a."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any, ClassVar
+
+import torch
+from sklearn.base import clone
+from sklearn.utils import Tags
+from torch import Tensor
+
+from sklearn_kd._array import resolve_device, resolve_dtype
+from sklearn_kd._classifier import LogitClassifier
+from sklearn_kd._sklearn import CallbackSupportMixin, Interval, StrOptions
+from sklearn_kd.kernels import NTK
+from sklearn_kd.kernels._array_kernel import as_kernel_function
+from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.kernels._tiles import matmat
+from sklearn_kd.rows._checking import check_new_rows, to_working
+from sklearn_kd.rows._streams import RowStream
+
+
+def kernel_to_use(kernel: Any) -> Any:
+    """Return a copy of the parameter ``kernel`` to keep; None is ``NTK()``."""
+    return NTK() if kernel is None else clone(kernel, safe=False)
+
+
+class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
+    """Base of the classifiers whose logits are a kernel expansion, f(x) = Θ(x, X_fit) a.
+
+    Subclasses store ``kernel``, ``device`` and ``dtype``, and set ``classes_``, ``X_fit_``,
+    ``dual_coef_`` and ``kernel_`` in ``fit``.
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        "kernel": [callable, None],
+        "device": [str, torch.device],
+        "dtype": [StrOptions({"auto", "float32", "float64"})],
+        "memory_limit": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+    }
+
+    def _check_new_rows(self, X: Any, method: str) -> Any:
+        return check_new_rows(self, X, method)
+
+    def _to_working(self, X: Any) -> Tensor:
+        return to_working(self, X)
+
+    def _kernel_function(self) -> KernelFunction:
+        """Return ``kernel_`` on tensors; kept, as that of a network takes a while to prepare."""
+        kernel, function = vars(self).get("_prepared", (None, None))
+        if function is None or kernel is not self.kernel_:
+            function = as_kernel_function(self.kernel_)
+            self._prepared = self.kernel_, function
+        return function
+
+    def _logits(self, X: Any) -> Tensor:
+        return self._expansion(X, self.dual_coef_)
+
+    def _expansion(self, X: Any, coefficients: Any) -> Tensor:
+        """Return the logits of rows by some coefficients, in blocks of bounded memory."""
+        if not isinstance(X, RowStream):
+            return self._expansion_in_memory(X, coefficients)
+        blocks = X.blocks(dtype=resolve_dtype(self.dtype), device=resolve_device(self.device))
+        return torch.cat([self._expansion_in_memory(block, coefficients) for _, block in blocks])
+
+    def _expansion_in_memory(self, X: Any, coefficients: Any) -> Tensor:
+        """Return Θ(X, X_fit) a, few kernel entries at a time."""
+        coefficients = self._to_working(coefficients)
+        columns = coefficients.reshape(len(coefficients), -1)
+        rows, fitted = self._to_working(X), self._to_working(self.X_fit_)
+        logits = self._kernel_product(rows, fitted, columns)
+        return logits.reshape(-1, *coefficients.shape[1:])
+
+    def _kernel_product(self, X: Tensor, fitted: Tensor, columns: Tensor) -> Tensor:
+        return matmat(self._kernel_function(), X, fitted, columns)
+
+    def __getstate__(self) -> dict:
+        """Return the state without the n² factor, tensors on the CPU so that it loads anywhere."""
+        state = super().__getstate__().copy()
+        state.pop("_frame", None)
+        state.pop("_prepared", None)
+        return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state.items()}
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.array_api_support = True
+        return tags

@@ -1,0 +1,93 @@
+"""Kernels given as callables on numpy arrays, and what becomes a kernel function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_kd._array import to_numpy, to_tensor
+from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
+
+_ROW_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class ArrayKernel:
+    """A kernel given as a callable on numpy arrays, such as a scikit-learn GP kernel.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(X, Y)`` returns K(X, Y) of shape (n, m) for arrays of shapes (n, d), (m, d).
+        If it has a method ``diag(X)``, that gives the diagonal.
+    """
+
+    function: Callable[..., Any]
+
+    def block(self, X: Tensor, Y: Tensor) -> Tensor:
+        """Return K(X, Y), shape (n, m)."""
+        values = np.asarray(self.function(to_numpy(X), to_numpy(Y)))
+        if values.shape != (len(X), len(Y)):
+            raise ValueError(
+                f"kernel={self.function!r} returned an array of shape {values.shape} for "
+                f"{len(X)} and {len(Y)} rows; it must return one of shape ({len(X)}, {len(Y)})."
+            )
+        return to_tensor(values, dtype=X.dtype, device=X.device)
+
+    def gram(self, X: Tensor, *, out: Tensor | None = None, symmetrize: bool = True) -> Tensor:
+        """Return K(X, X), shape (n, n), in ``out`` if given; row blocks from the diagonal on."""
+        n = len(X)
+        if out is None:
+            out = X.new_empty(n, n) if symmetrize else X.new_zeros(n, n)
+        for i in range(0, n, _ROW_BLOCK):
+            block = self.block(X[i : i + _ROW_BLOCK], X[i:])
+            side = len(block)
+            out[i : i + side, i + side :] = block[:, side:]
+            above = torch.ones(side, side, dtype=torch.bool, device=X.device).triu()
+            corner = out[i : i + side, i : i + side]
+            corner[above] = block[:, :side][above]
+            if symmetrize:
+                out[i + side :, i : i + side] = block[:, side:].T
+                corner.copy_(corner.triu() + corner.triu(1).T)
+        return out
+
+    def diag(self, X: Tensor) -> Tensor:
+        """Return K(x, x) for each row, shape (n,)."""
+        if hasattr(self.function, "diag"):
+            values = np.asarray(self.function.diag(to_numpy(X)))
+            return to_tensor(values, dtype=X.dtype, device=X.device)
+        return torch.cat([self.block(row[None], row[None])[0] for row in X])
+
+
+def as_kernel_function(kernel: Any) -> KernelFunction:
+    """Return ``kernel`` as a function on tensors.
+
+    Parameters
+    ----------
+    kernel : None, object with a method ``to_torch``, or callable
+        ``None`` is the default NTK. A callable, scikit-learn's Gaussian-process kernels among
+        them, takes two arrays of rows and returns the matrix K(X, Y).
+
+    Raises
+    ------
+    TypeError
+        If ``kernel`` is none of these.
+    """
+    if kernel is None:
+        return InfiniteKernel()
+    if not isinstance(kernel, type):
+        if hasattr(kernel, "to_torch"):
+            return kernel.to_torch()
+        if callable(kernel):
+            return ArrayKernel(kernel)
+    raise TypeError(
+        f"kernel={kernel!r} is not a kernel: pass None (the default NTK), an instance of "
+        "sklearn_kd.kernels.NTK or of a scikit-learn Gaussian-process kernel, or a callable "
+        "K(X, Y) on two arrays of rows."
+    )

@@ -1,0 +1,1 @@
+"""Tangent kernels of finite networks at their current weights."""

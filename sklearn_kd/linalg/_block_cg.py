@@ -1,0 +1,309 @@
+"""Block conjugate gradients for A X = T: many right-hand sides, products with A only.
+
+Symbols (formula -> code -> shape), with n rows, m right-hand sides, r columns that they are made of
+and p ≤ r search directions:
+
+========  =================  ========================================================
+A         ``operator``       (n, n) the kernel matrix with its ridge, positive definite
+T         ``targets``        (n, m) right-hand sides
+B, C      ``basis``,         (n, r), (r, m) T ≈ B C D (`compress`)
+          ``mixing``
+M = GGᵀ   preconditioner     A ≈ M; Ã = G⁻¹ A G⁻ᵀ
+X, R      ``X``, ``R``       (n, r) solution for B, and residual B − A X
+R̃, P̃, W̃   ``R_``, ``P_``,    (n, r), (n, p), (n, p) G⁻¹ R; orthonormal search directions; Ã P̃
+          ``W_``
+Γ         ``gamma``          (p, p) P̃ᵀ Ã P̃
+========  =================  ========================================================
+
+Block conjugate gradients fail where the search directions become dependent, as they do when some
+combination of the columns has converged, and with the columns of a (ρ, T) grid do from the start.
+So the right-hand sides are compressed first, and before each product the directions are replaced
+by an orthonormal basis of what they span numerically; directions that depend on others are dropped
+(breakdown-free block CG; H. Ji and Y. Li, BIT Numer. Math. 57, 2017).
+
+The residual that the recursion carries along drifts from B − A X. So it is replaced by that, in
+float64, whenever it has fallen by half of the digits of the products, and before any claim of
+convergence. If that shows no progress, the limit of the precision has been reached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sklearn_kd.exceptions import NotPSDError
+from sklearn_kd.kernels._precision import full_precision
+from sklearn_kd.linalg._compression import CompressedTargets, compress
+from sklearn_kd.linalg._operator import KernelOperator
+from sklearn_kd.linalg._preconditioner import IdentityPreconditioner, Preconditioner
+
+# Share of the tolerance that the compression of the right-hand sides may use up.
+_TRUNCATION_SHARE = 0.1
+
+# Search directions of unit length that lie this close to the span of the others are dropped.
+_DEPENDENT = 1e-10
+
+# Without a new smallest residual for so many iterations, the iteration is stopped. The residual may
+# rise for long before it falls: 150 iterations were seen at a condition of 1e10.
+_PATIENCE = 250
+
+# A replaced residual that is not below this share of the one before shows the limit of precision.
+_LEAST_PROGRESS = 0.5
+
+
+@dataclass
+class PCGResult:
+    """What block conjugate gradients found, and how good it is.
+
+    Attributes
+    ----------
+    solution : Tensor of shape (n, m)
+        X, float64.
+    residuals : Tensor of shape (m,)
+        ‖t_j − A x_j‖ / ‖t_j‖ of what is returned, computed in float64 by products with A;
+        0 for zero columns. What the compression left out is part of it.
+    product : Tensor of shape (n, m)
+        A X of what is returned, from the same products.
+    energy_errors : Tensor of shape (m,)
+        Estimate of ‖x_j − A⁻¹ t_j‖_A, which bounds the error of every prediction:
+        |f(x) − f_∞(x)| ≤ ‖x_j − A⁻¹ t_j‖_A √Θ(x, x).
+    n_iter : int
+        Number of iterations, each of which takes one product with A.
+    n_products : int
+        Number of products, with those for residuals.
+    n_solved : int
+        r, the number of columns solved for.
+    stopped : {"converged", "max_iter", "precision", "stagnation"}
+        Why it ended: every residual is at most ``tol``; no more iterations; the residual in float64
+        no longer falls, though that of the recursion does; neither does.
+    """
+
+    solution: Tensor
+    residuals: Tensor
+    product: Tensor
+    energy_errors: Tensor
+    n_iter: int
+    n_products: int
+    n_solved: int
+    stopped: str
+
+
+@full_precision()
+def block_pcg(
+    operator: KernelOperator,
+    targets: Tensor,
+    preconditioner: Preconditioner | None = None,
+    *,
+    tol: float = 1e-6,
+    max_iter: int = 500,
+    exact: KernelOperator | None = None,
+    on_iteration: Callable[[int, float], None] | None = None,
+) -> PCGResult:
+    """Solve A X = T until every column's residual is at most ``tol`` times its right-hand side.
+
+    Parameters
+    ----------
+    operator : KernelOperator
+        A, positive definite, with its ridge. Its dtype is that of the products of the iteration;
+        all else is float64.
+    targets : Tensor of shape (n, m)
+        T: finite, columns of any scale, zero or equal columns too.
+    preconditioner : Preconditioner, default=None
+        M ≈ A; None is the identity.
+    tol : float, default=1e-6
+        Largest ‖t_j − A x_j‖ / ‖t_j‖ allowed for any column.
+    max_iter : int, default=500
+        Largest number of iterations.
+    exact : KernelOperator, default=None
+        A in float64, for the residuals, where ``operator`` is in float32.
+    on_iteration : callable, default=None
+        Called as ``on_iteration(n_iter, residual)`` with the largest relative residual.
+
+    Returns
+    -------
+    PCGResult
+        It says whether, and if not why, the residuals are above ``tol``: nothing is raised.
+
+    Raises
+    ------
+    NotPSDError
+        If a search direction has a negative squared length xᵀ A x, beyond rounding.
+    ValueError
+        If a product is not finite.
+
+    Notes
+    -----
+    The energy error ‖x_j − A⁻¹ t_j‖_A is ‖G⁻¹ r_j‖ / √q with q a mean of the eigenvalues of Ã.
+    q is measured on the way: what the steps from iteration i to the end k lowered the squared
+    energy error by is known exactly (Hestenes and Stiefel, 1952), so
+    q = (‖G⁻¹ r_i‖² − ‖G⁻¹ r_k‖²) / (sum of the steps' contributions), the smallest of all columns.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_kd.linalg._operator import DenseOperator
+
+    >>> A = torch.diag(torch.tensor([1.0, 2.0, 3.0]).double())
+    >>> result = block_pcg(DenseOperator(A), torch.ones(3, 1).double(), tol=1e-12)
+    >>> result.solution.T
+    tensor([[1.0000, 0.5000, 0.3333]], dtype=torch.float64)
+    >>> result.n_iter, result.stopped
+    (3, 'converged')
+    """
+    targets = targets.double()
+    exact = operator if exact is None else exact
+    preconditioner = IdentityPreconditioner() if preconditioner is None else preconditioner
+    compressed = compress(targets, _TRUNCATION_SHARE * tol)
+    recursion = _Recursion(operator, preconditioner, compressed)
+    n_iter = n_products = 0
+    stopped = "converged" if not recursion.residuals().gt(tol).any() else ""
+    # What the recursion has to claim, and the largest residual in float64 so far.
+    claim, confirmed = tol, 1.0
+    smallest, smallest_at = math.inf, 0
+    half_of_digits = math.sqrt(torch.finfo(operator.dtype).eps)
+    while not stopped:
+        moved = n_iter < max_iter and recursion.step()
+        n_iter, n_products = n_iter + moved, n_products + moved
+        worst = recursion.residuals().max().item()
+        if worst < 0.99 * smallest:
+            smallest, smallest_at = worst, n_iter
+        is_stuck = n_iter - smallest_at >= _PATIENCE
+        if on_iteration is not None and moved:
+            on_iteration(n_iter, worst)
+        if moved and not is_stuck and worst > max(claim, half_of_digits * confirmed):
+            continue
+        recursion.replace_residual(exact)
+        n_products += 1
+        before, confirmed = confirmed, recursion.residuals().max().item()
+        if confirmed <= tol:
+            stopped = "converged"
+        elif n_iter == max_iter:
+            stopped = "max_iter"
+        elif is_stuck:
+            stopped = "stagnation"
+        elif not moved or confirmed > _LEAST_PROGRESS * before:
+            stopped = "precision"
+        if worst <= claim:  # the claim was wrong: next time, leave room for what was missed
+            claim = _LEAST_PROGRESS * tol
+    nonzero = compressed.norms > 0
+    product = compressed.expand(compressed.basis - recursion.R)  # A X: R has just been replaced
+    residual = (targets - product) / torch.where(nonzero, compressed.norms, 1.0)
+    return PCGResult(
+        solution=compressed.expand(recursion.X),
+        residuals=torch.linalg.vector_norm(residual, dim=0).where(nonzero, 0.0),
+        product=product,
+        energy_errors=recursion.energy_errors(residual).mul_(compressed.norms),
+        n_iter=n_iter,
+        n_products=n_products,
+        n_solved=compressed.basis.shape[1],
+        stopped=stopped,
+    )
+
+
+class _Recursion:
+    """The state of the iteration; P̃ is kept Ã-orthonormal, so that Γ = I."""
+
+    def __init__(
+        self,
+        operator: KernelOperator,
+        preconditioner: Preconditioner,
+        compressed: CompressedTargets,
+    ) -> None:
+        self.operator = operator
+        self.preconditioner = preconditioner
+        self.compressed = compressed
+        self.X = torch.zeros_like(compressed.basis)
+        self.R = compressed.basis.clone()
+        self.R_ = preconditioner.solve(self.R)
+        self.P_ = self.W_ = self.R_[:, :0]
+        self.gains: list[Tensor] = []  # (m,) by which each step lowered the squared energy errors
+        self.squares: list[Tensor] = []  # (m,) ‖G⁻¹ r_j‖² before each step
+        self.trace = operator.diag().sum(dtype=torch.float64).item()
+
+    def step(self) -> bool:
+        """Do one iteration; False if no search direction is left."""
+        directions = self.R_ - self.P_ @ (self.W_.T @ self.R_)
+        P_ = orthonormal_basis(directions)
+        if P_.shape[1] == 0:
+            return False
+        P = self.preconditioner.solve_transposed(P_)
+        W = self.operator.matmat(P.to(self.operator.dtype)).double()
+        gamma = P.T @ W
+        if not gamma.isfinite().all():
+            raise ValueError(
+                "A product with the kernel matrix is not finite: its entries, or the ridge, are "
+                f"out of the range of {self.operator.dtype}. Rescale the inputs."
+            )
+        g, Y = torch.linalg.eigh((gamma + gamma.T) / 2)
+        epsilon = torch.finfo(self.operator.dtype).eps
+        lengths = P.square().sum(dim=0)
+        self._require_positive(g, 10 * epsilon * self.trace * lengths)
+        kept = g > len(g) * epsilon * g.amax()
+        if not kept.any():
+            return False
+        scaling = Y[:, kept] * g[kept].rsqrt()
+        self.P_, P, W = P_ @ scaling, P @ scaling, W @ scaling
+        self.W_ = self.preconditioner.solve(W)
+        step = self.P_.T @ self.R_
+        self.squares.append(self._squares(self.R_))
+        self.gains.append((step @ self.compressed.mixing).square().sum(dim=0))
+        self.X.addmm_(P, step)
+        self.R.addmm_(W, step, alpha=-1)
+        if self.preconditioner.dtype == torch.float64:
+            self.R_.addmm_(self.W_, step, alpha=-1)
+        else:  # what its roundings make of W̃ must not add up
+            self.R_ = self.preconditioner.solve(self.R)
+        return True
+
+    def _require_positive(self, g: Tensor, rounding: Tensor) -> None:
+        if g[0] < -rounding.amax():
+            raise NotPSDError(
+                f"The kernel matrix of {len(self.X)} rows is not positive definite: conjugate "
+                "gradients found a direction of negative squared length. Either the kernel is not "
+                "positive semi-definite, or rounding decides: use alpha > 0 or dtype='float64'."
+            )
+
+    def replace_residual(self, exact: KernelOperator) -> None:
+        """Replace what the recursion made of R by B − A X."""
+        self.R = self.compressed.basis - exact.matmat(self.X.to(exact.dtype)).double()
+        self.R_ = self.preconditioner.solve(self.R)
+
+    def _squares(self, columns: Tensor) -> Tensor:
+        """Return ‖V c_j‖² (m,) of V (n, r), relative to the norms of the targets."""
+        C = self.compressed.mixing
+        return ((columns.T @ columns) @ C).mul_(C).sum(dim=0).clamp_min_(0)
+
+    def residuals(self) -> Tensor:
+        """Return an upper bound on the relative residuals (m,), as the recursion has them."""
+        return self._squares(self.R).sqrt() + self.compressed.truncation
+
+    def energy_errors(self, residual: Tensor) -> Tensor:
+        """Return the estimates (m,) from the residuals (n, m), relative to the norms."""
+        width = max(1, self.X.shape[1])
+        last = torch.cat(
+            [self.preconditioner.solve(part).square().sum(0) for part in residual.split(width, 1)]
+        )
+        if not self.gains:
+            return last.sqrt()
+        # Sums of the gains from iteration i to the end; the last i from which most was gained.
+        gained = torch.stack(self.gains).flip(0).cumsum(0).flip(0)
+        fall = torch.stack(self.squares) - last
+        quotient = torch.where(fall > 9 * last, fall / gained, math.inf)
+        q = quotient[gained > 0].amin() if (gained > 0).any() else torch.ones_like(last[0])
+        return (last / q.where(q.isfinite(), torch.ones_like(q))).sqrt()
+
+
+def orthonormal_basis(columns: Tensor) -> Tensor:
+    """Return an orthonormal basis (n, p) of what the columns (n, r) span, numerically.
+
+    The columns count alike whatever their lengths; p < r where some depend on the others.
+    """
+    lengths = torch.linalg.vector_norm(columns, dim=0)
+    columns = columns[:, lengths > 0] / lengths[lengths > 0]
+    Q, R = torch.linalg.qr(columns)
+    U, S, _ = torch.linalg.svd(R, full_matrices=False)
+    return Q @ U[:, S / S.sum() > _DEPENDENT]

@@ -1,0 +1,105 @@
+"""The rows of a fit: as given, and with exact copies merged."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from sklearn_kd._array import to_numpy
+from sklearn_kd.rows._copies import MergedRows, copies_in, merge_rows
+from sklearn_kd.rows._streams import RowStream
+
+
+class TrainingRows(NamedTuple):
+    """Checked input of a fit: rows as given and as a tensor, class indices, row weights."""
+
+    array: Any  # (n, d) in the caller's array library
+    X: Tensor  # (n, d) in the working dtype on the working device
+    classes: np.ndarray  # (K,)
+    labels: np.ndarray  # (n,) indices into classes
+    sample_weight: np.ndarray | None  # (n,)
+    stream: RowStream | None = None  # rows that are not in memory; array and X are then (0, d)
+
+    @property
+    def weights(self) -> Tensor:
+        """Row weights (n,), ones where none were given, beside ``X``."""
+        if self.sample_weight is None:
+            return self.X.new_ones(len(self.labels))
+        return torch.as_tensor(self.sample_weight, dtype=self.X.dtype, device=self.X.device)
+
+
+class DistinctRows(NamedTuple):
+    """The rows of positive weight with exact copies merged: one row, mean labels, total weight."""
+
+    kept: Tensor  # (n_kept,) the samples of positive weight
+    kept_weights: Tensor  # (n_kept,)
+    merged: MergedRows  # of the n_kept samples
+    X: Tensor  # (n, d)
+    hard_labels: Tensor  # (n,) share of class 1, or (n, K) class shares
+    weights: Tensor  # (n,) total weight of the copies
+
+    def to_host(self) -> Self:
+        """Return a copy to keep: on the CPU, without the rows, which ``X_fit_`` holds."""
+        first, group = self.merged
+        return self._replace(
+            kept=self.kept.cpu(),
+            kept_weights=self.kept_weights.cpu(),
+            merged=MergedRows(first.cpu(), group.cpu()),
+            X=self.X.new_empty((0, self.X.shape[1]), device="cpu"),
+            hard_labels=self.hard_labels.cpu(),
+            weights=self.weights.cpu(),
+        )
+
+
+def distinct_rows(rows: TrainingRows, copies: MergedRows | None = None) -> DistinctRows:
+    """Merge exact copies, which a loss that is linear in the labels cannot tell apart.
+
+    ``copies`` says which of all rows are copies, for rows that are not in memory: X is then empty.
+    """
+    weights = rows.weights
+    kept = weights.nonzero()[:, 0]
+    kept_weights = weights[kept]
+    if copies is None:
+        X = rows.X[kept]
+        merged = merge_rows(X)
+        X = X[merged.first]
+    else:
+        X, merged = rows.X[:0], copies.among(kept)
+    labels = torch.as_tensor(rows.labels, device=X.device)[kept]
+    hard_labels = labels if len(rows.classes) == 2 else one_hot(labels, len(rows.classes))
+    return DistinctRows(
+        kept=kept,
+        kept_weights=kept_weights,
+        merged=merged,
+        X=X,
+        hard_labels=merged.mean(hard_labels.to(X.dtype), kept_weights),
+        weights=merged.total(kept_weights),
+    )
+
+
+def rows_report(rows: TrainingRows, distinct: DistinctRows) -> dict[str, Any]:
+    """Return what every fit reports: how many rows became what, and where it was computed."""
+    return {
+        "n_rows": len(rows.labels),
+        "n_distinct_rows": distinct.merged.n_distinct,
+        "n_merged_rows": distinct.merged.n_merged,
+        "n_zero_weight_rows": len(rows.labels) - len(distinct.kept),
+        "device": str(distinct.X.device),
+        "dtype": str(distinct.X.dtype).removeprefix("torch."),
+    }
+
+
+def distinct_of_stream(rows: TrainingRows) -> tuple[DistinctRows, RowStream]:
+    """Return the distinct rows of positive weight without their X, and a stream of their X.
+
+    A pass that reads every row once.
+    """
+    stream = rows.stream
+    assert stream is not None
+    distinct = distinct_rows(rows, copies_in(stream, rows.X.dtype))
+    kept = distinct.kept[distinct.merged.first]
+    return distinct, stream.only(to_numpy(kept))

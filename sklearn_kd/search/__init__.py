@@ -1,0 +1,1 @@
+"""The search over soft ratio, temperature, ridge and kernel by cross-validation."""

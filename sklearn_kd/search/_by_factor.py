@@ -1,0 +1,249 @@
+"""The search over exact students: every candidate and fold from a few factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sklearn_kd._memory import MEMORY_REMEDY, WORKSPACE_BYTES, require
+from sklearn_kd._progress import FitTask
+from sklearn_kd.exceptions import NotPSDError
+from sklearn_kd.kernels._array_kernel import as_kernel_function
+from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._frame import frame_bytes
+from sklearn_kd.linalg._held_out import (
+    HeldOut,
+    Solved,
+    block_held_out,
+    blocks_pay,
+    fold_held_out,
+    leave_one_out,
+    resolves_blocks,
+)
+from sklearn_kd.rows._training_rows import DistinctRows
+from sklearn_kd.search._fold_search import FoldSearch
+from sklearn_kd.search._held_out_student import HeldOutStudent, students_of
+from sklearn_kd.search._problem import Fold, Problem
+
+
+class ExactSearch(FoldSearch):
+    """Every candidate and fold from a few factors."""
+
+    def _plan(self, distinct: DistinctRows, n_columns: int) -> None:
+        search, alphas = self.search, self.grid.alphas
+        serves_folds = serves_all_folds(self.folds, distinct, alphas, refit=bool(search.refit))
+        # Ridges, and folds with factors of their own, share the kernel matrix beside these.
+        has_factors = search.cv is not None and not serves_folds
+        shares_matrix = has_factors or len(alphas) > 1
+        n, d = distinct.X.shape
+        planned = search_bytes(
+            n,
+            d,
+            n_columns,
+            distinct.X.dtype,
+            distinct.X.device,
+            folds=[] if search.cv is None else [len(fold.test) for fold in self.folds],
+            by_factors=has_factors,
+            keeps_matrix=shares_matrix,
+            refit=bool(search.refit),
+        )
+        require(
+            planned,
+            search.memory_limit,
+            distinct.X.device,
+            what=f"LinearizedKDStudentCV.fit on n={n} distinct rows",
+            remedy=MEMORY_REMEDY,
+        )
+        self._whole = WholeKernel(
+            distinct, search.memory_limit, keep_matrix=shares_matrix, serves_folds=serves_folds
+        )
+
+    def _use(self, kernel: Any) -> None:
+        self._whole.use(kernel)
+
+    def _held_out_students(
+        self, problem: Problem, initial_logits: Tensor, fold: Fold, alpha: float
+    ) -> list[HeldOutStudent]:
+        return held_out_students(problem, self._whole, initial_logits, fold, alpha)
+
+    def at_hand(self, params: dict[str, Any], progress: FitTask) -> TangentFrame:
+        """Return the frame of all rows, for the refit of one candidate."""
+        self._whole.use(params.get("kernel", self.search.kernel))
+        return self._whole.frame(params["alpha"])
+
+
+def search_bytes(
+    n_rows: int,
+    n_features: int,
+    n_targets: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    folds: Sequence[int],
+    by_factors: bool,
+    keeps_matrix: bool,
+    refit: bool,
+) -> int:
+    """Return the peak bytes of a search over ``n_targets`` columns, one per candidate and class.
+
+    Parameters
+    ----------
+    folds : sequence of int
+        Number of rows that each fold leaves out; empty for leave-one-out.
+    by_factors : bool
+        Whether folds have factors of their own, beside the matrix of all rows; else they are left
+        out of the factor of all rows, a block of columns of its inverse at a time.
+    keeps_matrix : bool
+        Whether the matrix stands beside the factor of all rows: always where folds have factors.
+    refit : bool
+        Whether all rows are factored in the end.
+    """
+    n = n_rows
+    if by_factors:
+        beside = max(refit * n**2, *((n - m) ** 2 for m in folds))
+    elif folds:
+        beside = keeps_matrix * n**2 + max(n * m + 3 * m**2 for m in folds)
+    else:
+        beside = keeps_matrix * n**2
+        beside += min(n**2, WORKSPACE_BYTES // (2 * dtype.itemsize))
+    return frame_bytes(n, n_features, 2 * n_targets, dtype, device) + beside * dtype.itemsize
+
+
+def serves_all_folds(
+    folds: list[Fold], distinct: DistinctRows, alphas: list[float], *, refit: bool
+) -> bool:
+    """Whether a factor of all rows replaces, and takes less time than, one for each fold.
+
+    Each fold has to be trained on all rows that it does not test, and all of these distinct. A
+    ridge that differs by row would be another one for a row that is new.
+    """
+    n = len(distinct.kept)
+    if distinct.merged.n_merged:
+        return False
+    if any(alphas) and not (distinct.weights == 1).all():
+        return False
+    for train, test in folds:
+        is_left = torch.ones(n, dtype=torch.bool, device=test.device)
+        is_left[test] = False
+        if train is None or not torch.equal(is_left.nonzero()[:, 0], train.sort().values):
+            return False
+    # Of all ridges one is fitted to all rows anyway.
+    n_held_out = [len(fold.test) for fold in folds]
+    return blocks_pay(n, n_held_out, frame_is_needed=refit and len(alphas) == 1)
+
+
+class WholeKernel:
+    """Θ of all distinct rows: its matrix, where folds or ridges share it, and its last factor.
+
+    Parameters
+    ----------
+    distinct : DistinctRows
+        The rows.
+    memory_limit : "auto" or number of bytes
+        Budget for the factor.
+    keep_matrix : bool
+        Whether to hold the matrix beside the factor.
+    serves_folds : bool
+        Whether folds are left out of the factor of all rows, where rounding allows it.
+    """
+
+    def __init__(
+        self,
+        distinct: DistinctRows,
+        memory_limit: float | str,
+        *,
+        keep_matrix: bool,
+        serves_folds: bool,
+    ) -> None:
+        self.memory_limit = memory_limit
+        self._distinct = distinct
+        self._keep_matrix = keep_matrix
+        self._serves_folds = serves_folds
+        self._kernel: Any = self  # no kernel yet; None is one
+        self._matrix: Tensor | None = None
+        self._frame: TangentFrame | None = None
+        self._solved: Solved | None = None
+
+    def use(self, kernel: Any) -> None:
+        """Turn to a kernel, as :class:`LinearizedKDStudent` takes it."""
+        if self._kernel is kernel:
+            return
+        self._kernel, self.function = kernel, as_kernel_function(kernel)
+        self._frame = self._matrix = self._solved = None  # frees those of another kernel first
+        self._unresolved: set[float] = set()
+        if self._keep_matrix:
+            self._matrix = self.function.gram(self._distinct.X)
+
+    @property
+    def matrix(self) -> Tensor:
+        """Θ of all rows."""
+        if self._matrix is None:
+            self._frame = self._solved = None  # frees the factor, which nothing needs beside it
+            self._matrix = self.function.gram(self._distinct.X)
+        return self._matrix
+
+    def frame(self, alpha: float) -> TangentFrame:
+        """Return the tangent frame of all rows with this ridge."""
+        if self._frame is None or self._frame.alpha != alpha:
+            self._frame = self._solved = None  # frees the factor of another ridge first
+            self._frame = TangentFrame(
+                self.function,
+                self._distinct.X,
+                alpha=alpha,
+                weights=self._distinct.weights,
+                gram=self._matrix,
+                memory_limit=self.memory_limit,
+            )
+        return self._frame
+
+    def solved(self, alpha: float, targets: Callable[[], Tensor]) -> Solved | None:
+        """Return the student of all rows, if folds are to be left out of it."""
+        if not self._serves_folds or alpha in self._unresolved:
+            return None
+        try:
+            frame = self.frame(alpha)
+        except NotPSDError:  # without the rows of a fold it may well be definite
+            frame = None
+        if frame is None or not resolves_blocks(frame):
+            self._unresolved.add(alpha)
+            return None
+        if self._solved is None:
+            self._solved = Solved.of(frame, targets())
+        return self._solved
+
+
+def held_out_students(
+    problem: Problem, whole: WholeKernel, initial_logits: Tensor, fold: Fold, alpha: float
+) -> list[HeldOutStudent]:
+    """Return the students of every recipe that have not seen the rows of the fold.
+
+    ``initial_logits`` are z₀ of all distinct rows, (n,) or (n, K).
+    """
+    distinct = problem.distinct
+    number = distinct.merged.group[fold.test]
+    z_0 = initial_logits[:, None]  # the same for every recipe
+    if fold.train is None:
+        by_row = leave_one_out(whole.frame(alpha), problem.targets - z_0)
+        held_out = HeldOut(
+            by_row.logits[number],
+            lambda: by_row.new_directions()[number],
+            by_row.squared_norms[number],
+            by_row.n_rows,
+        )
+    elif student := whole.solved(alpha, lambda: problem.targets - z_0):
+        held_out = block_held_out(student, number)
+    else:
+        numbers, train, targets = problem.trained_on(fold.train)
+        held_out = fold_held_out(
+            whole.matrix,
+            numbers,
+            number,
+            targets - z_0[numbers],
+            alpha=alpha,
+            weights=train.weights,
+            memory_limit=whole.memory_limit,
+        )
+    return students_of(problem, held_out, initial_logits, fold.test)

@@ -1,0 +1,131 @@
+"""Students that have not seen the rows they are scored on, as one estimator that scorers accept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+from torch import Tensor
+
+from sklearn_kd._array import to_numpy
+from sklearn_kd._classifier import LogitClassifier
+from sklearn_kd.linalg._held_out import HeldOut
+from sklearn_kd.search._problem import Problem
+from sklearn_kd.solvers._choice import Size
+
+
+class HeldOutStudent(LogitClassifier):
+    """Predictions that are there already, for a scorer to ask for.
+
+    A scorer calls ``predict`` or ``decision_function`` on rows; here these are the rows that were
+    held out, whatever is passed, and the answers come from closed forms.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (n_classes,)
+        Class labels.
+    logits : Tensor of shape (m,) or (m, K)
+        The student's logits on the held-out rows.
+    teacher_logits, effective_logits : Tensor of shape (m,) or (m, K)
+        The teacher's, and those that the student would be trained towards.
+    new_directions : callable
+        Returns v(x) of each row, with its ridge, of shape (m,).
+    squared_norm : Tensor, scalar or of shape (m,)
+        ‖Δ‖² of the student, or of each row's own.
+    n_rows : int
+        Distinct rows that the student was trained on.
+    """
+
+    def __init__(
+        self,
+        classes: np.ndarray,
+        logits: Tensor,
+        teacher_logits: Tensor,
+        effective_logits: Tensor,
+        new_directions: Callable[[], Tensor],
+        squared_norm: Tensor,
+        n_rows: int,
+    ) -> None:
+        self.classes_ = classes
+        self.logits = logits
+        self.teacher_logits = teacher_logits
+        self.effective_logits = effective_logits
+        self.new_directions = new_directions
+        self.squared_norm = squared_norm
+        self.n_rows = n_rows
+
+    def _check_new_rows(self, X: Any, method: str) -> Any:
+        return X
+
+    def _logits(self, X: Any) -> Tensor:
+        return self.logits
+
+    def teacher_decision_function(self, X: Any, teacher_logits: Any = None) -> np.ndarray:
+        """Return the teacher's logits on the held-out rows."""
+        return to_numpy(self.teacher_logits)
+
+    def effective_decision_function(self, X: Any, y: Any, teacher_logits: Any = None) -> np.ndarray:
+        """Return the effective logits of the held-out rows."""
+        return to_numpy(self.effective_logits)
+
+    def _next_row_terms(
+        self, X: Any, y: Any, teacher_logits: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Return ‖Δ‖², the errors r, v and n that the data inefficiency is made of (Eq. 10)."""
+        errors = self.effective_logits - self.logits
+        return self.squared_norm, errors, self.new_directions(), self.n_rows
+
+    def take(self, rows: Tensor) -> Self:
+        """Return the student restricted to some of the held-out rows."""
+        norm = self.squared_norm
+        return type(self)(
+            self.classes_,
+            self.logits[rows],
+            self.teacher_logits[rows],
+            self.effective_logits[rows],
+            lambda: self.new_directions()[rows],
+            norm[rows] if norm.ndim else norm,
+            self.n_rows,
+        )
+
+
+def no_directions(solver: str) -> Callable[[], Tensor]:
+    """Return what raises where v(x) is asked of students that have no tangent frame."""
+
+    def new_directions() -> Tensor:
+        raise AttributeError(
+            "The data inefficiency needs the tangent frame of all training rows, which students "
+            f"fitted with solver={solver!r} do not have; use another score or solver='auto'."
+        )
+
+    return new_directions
+
+
+def students_of(
+    problem: Problem, held_out: HeldOut, initial_logits: Tensor, test: Tensor
+) -> list[HeldOutStudent]:
+    """Return what was predicted of the rows ``test`` as the students of every recipe."""
+    distinct = problem.distinct
+    z_0 = initial_logits[distinct.merged.group[test], None]
+    logits = (held_out.logits + z_0).cpu().double()
+    z_t = problem.teacher_logits[distinct.kept[test].cpu()]
+    z_eff = problem.single_targets[test.cpu()]
+    norms = held_out.squared_norms.cpu().double()
+    return [
+        HeldOutStudent(
+            problem.rows.classes,
+            logits=logits[:, index],
+            teacher_logits=z_t,
+            effective_logits=z_eff[:, index],
+            new_directions=lambda: held_out.new_directions().cpu().double(),
+            squared_norm=norms[:, index] if len(norms) > 1 else norms[0, index],
+            n_rows=held_out.n_rows,
+        )
+        for index in range(len(problem.recipes))
+    ]
+
+
+def prediction_bytes(size: Size) -> int:
+    """Return the bytes of Δz and predictions of all rows, and of these by copy, in a search."""
+    return size.n_rows * size.n_targets * (2 * size.dtype.itemsize + 2 * 8)

@@ -1,0 +1,137 @@
+"""The grid of a search, its scores fold by fold, and the table that they make."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from sklearn.metrics import check_scoring
+from torch import Tensor
+
+from sklearn_kd.search._grid import Grid
+from sklearn_kd.search._held_out_student import HeldOutStudent
+from sklearn_kd.search._problem import Fold, Problem
+from sklearn_kd.students._student import LinearizedKDStudent
+
+# Leave-one-out predictions are scored together; their standard error comes from this many groups.
+LOO_GROUPS = 10
+
+
+class FoldScores:
+    """Held-out scores of all candidates, added for one kernel and ridge after the other.
+
+    Leave-one-out is one fold whose rows have a student each. It is scored as a whole, and once
+    more in groups of rows that share the classes evenly, for the spread.
+
+    Raises
+    ------
+    ValueError
+        If there are row weights, and a score takes none.
+    """
+
+    def __init__(self, scoring: Any, problem: Problem) -> None:
+        self.scorer = check_scoring(LinearizedKDStudent(), scoring=scoring)
+        if problem.rows.sample_weight is not None:
+            _require_weighted(self.scorer, scoring)
+        self._scoring = scoring
+        self._problem = problem
+        self._means: list[dict[str, np.ndarray]] = []  # {score: (n_recipes,)}
+        self._splits: list[list[dict[str, np.ndarray]]] = []  # per split {score: (n_recipes,)}
+        self._cell: list[dict[str, np.ndarray]] = []  # the splits of the kernel and ridge at hand
+        self._whole: dict[str, np.ndarray] | None = None  # its leave-one-out scores
+
+    def add(self, students: list[HeldOutStudent], fold: Fold) -> None:
+        """Score the students of every recipe on the rows that they have not seen."""
+        scores = self._scores(students, fold.test)
+        if fold.train is None:
+            self._whole = scores
+            self._cell = [
+                self._scores([student.take(group) for student in students], fold.test[group])
+                for group in self._groups(fold.test)
+            ]
+        else:
+            self._cell.append(scores)
+
+    def close_cell(self) -> None:
+        """End the folds of one kernel and ridge."""
+        means = {k: np.mean([split[k] for split in self._cell], axis=0) for k in self._cell[0]}
+        self._means.append(self._whole or means)
+        self._splits.append(self._cell)
+        self._whole, self._cell = None, []
+
+    def _scores(self, students: list[HeldOutStudent], rows: Tensor) -> dict[str, np.ndarray]:
+        """Return each score of the students of all recipes on the rows, by position."""
+        training, samples = self._problem.rows, self._problem.distinct.kept[rows].cpu().numpy()
+        y = training.classes[training.labels[samples]]
+        weights = {}
+        if training.sample_weight is not None:
+            weights["sample_weight"] = training.sample_weight[samples]
+        unseen = np.empty((len(y), 0))  # the students have their answers already
+        try:
+            scores = [self.scorer(student, unseen, y, **weights) for student in students]
+        except ValueError as error:
+            error.args = (
+                f"scoring={self._scoring!r} is not defined on {len(y)} held-out rows with the "
+                f"classes {np.unique(y).tolist()}: {error} Use a score that is, fewer folds, or "
+                "leave out classes of very few rows.",
+            )
+            raise
+        named = [score if isinstance(score, dict) else {"score": score} for score in scores]
+        return {name: np.array([score[name] for score in named], float) for name in named[0]}
+
+    def _groups(self, rows: Tensor) -> list[Tensor]:
+        """Return positions in ``rows``, dealt out to the groups class by class."""
+        labels = self._problem.rows.labels[self._problem.distinct.kept[rows].cpu().numpy()]
+        order = torch.as_tensor(np.argsort(labels, kind="stable"))
+        n_groups = min(LOO_GROUPS, len(rows))
+        # Some scores, such as the log loss, need every class in every group.
+        rarest = np.unique(labels, return_counts=True)[1].min()
+        if rarest > 1:
+            n_groups = min(n_groups, int(rarest))
+        return [order[start::n_groups].sort().values for start in range(n_groups)]
+
+    def cv_results(self, grid: Grid) -> dict[str, Any]:
+        """Return the table: parameters, and each score by split, its mean, spread and rank."""
+        params = grid.params
+        results: dict[str, Any] = {"params": params}
+        for name in params[0]:
+            column = np.ma.MaskedArray(np.empty(len(params), object), mask=False)
+            column[:] = [candidate[name] for candidate in params]
+            results[f"param_{name}"] = column
+        for name in self._means[0]:
+            mean = np.concatenate([cell[name] for cell in self._means])
+            splits = np.concatenate([[split[name] for split in c] for c in self._splits], axis=1)
+            for index, values in enumerate(splits):
+                results[f"split{index}_test_{name}"] = values
+            results[f"mean_test_{name}"] = mean
+            results[f"std_test_{name}"] = splits.std(axis=0)
+            freedom = min(1, len(splits) - 1)
+            spread = splits.std(axis=0, ddof=freedom)
+            results[f"stderr_test_{name}"] = spread / np.sqrt(len(splits))
+            worst_if_nan = np.where(np.isnan(mean), -np.inf, mean)
+            results[f"rank_test_{name}"] = rankdata(-worst_if_nan, method="min").astype(np.int32)
+        return results
+
+    @property
+    def n_splits(self) -> int:
+        """Number of folds, or of groups for leave-one-out."""
+        return len(self._splits[0])
+
+
+def _require_weighted(scorer: Any, scoring: Any) -> None:
+    several = getattr(scorer, "_scorers", None)
+    for single in [scorer] if several is None else several.values():
+        if hasattr(single, "_accept_sample_weight"):
+            takes = single._accept_sample_weight()
+        else:  # a plain function, which scikit-learn's multi-metric scorer cannot ask
+            names = inspect.signature(single).parameters
+            takes = several is None and ("sample_weight" in names or "kwargs" in names)
+        if not takes:
+            raise ValueError(
+                f"scoring={scoring!r}: {single!r} takes no sample_weight, but fit was given one. "
+                "Use a metric that takes it, by sklearn.metrics.make_scorer, or a single function "
+                "of (estimator, X, y, sample_weight)."
+            )

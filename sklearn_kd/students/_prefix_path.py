@@ -1,0 +1,362 @@
+"""`LinearizedKDStudent.prefix_path`: the student at every training-set size, without a refit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import ParameterGrid
+from sklearn.utils import Bunch, check_random_state
+from torch import Tensor
+
+from sklearn_kd._array import like, to_tensor
+from sklearn_kd._logits import centred
+from sklearn_kd._memory import MEMORY_REMEDY, WORKSPACE_BYTES, require
+from sklearn_kd._sklearn import Interval, StrOptions, validate_parameter_constraints
+from sklearn_kd.distillation._targets import merged_effective_logits
+from sklearn_kd.kernels import NTK
+from sklearn_kd.linalg._frame import _COLUMN_COPIES, frame_bytes
+from sklearn_kd.metrics._inefficiency import data_inefficiency, data_inefficiency_std
+from sklearn_kd.students._prefix_curves import (
+    HeldOut,
+    PrefixRisks,
+    PrefixWeightChanges,
+    prefix_risks,
+    prefix_weight_changes,
+)
+from sklearn_kd.students._prior import GaussianPrior
+
+CONSTRAINTS = {
+    "n_permutations": [Interval(Integral, 1, None, closed="left"), None],
+    "init": [StrOptions({"student", "random"})],
+    "window": [Interval(Real, 1, None, closed="neither")],
+    "random_state": ["random_state"],
+}
+
+
+class PrefixPathMixin:
+    """A student that can be followed through its training-set sizes."""
+
+    def prefix_path(
+        self: Any,
+        X: Any = None,
+        *,
+        teacher_logits: Any = None,
+        y: Any = None,
+        sizes: Any = None,
+        n_permutations: int | None = None,
+        param_grid: dict | list[dict] | None = None,
+        init: str = "student",
+        window: float = 2.0,
+        random_state: Any = None,
+    ) -> Bunch:
+        """Follow the student through its training-set sizes, without a refit.
+
+        In the tangent frame the student trained on the first m rows is the first m coordinates of
+        one vector, so one factor gives every size; and since ρ and T change only right-hand sides,
+        it also gives every candidate of ``param_grid``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), default=None
+            Rows on which to measure the transfer risk.
+        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            The teacher's logits on ``X``. None: those of ``teacher_``.
+        y : array-like of shape (n_samples,), default=None
+            Labels of ``X``, to measure the error too.
+        sizes : increasing sequence of int, default=None
+            Training-set sizes, in 1…n with n the number of *distinct* training rows. None: all.
+        n_permutations : int, default=None
+            Number of random orders of the rows to go through, one factor each; Eq. 10 averages
+            over them. None: one pass in the order of ``X_fit_``.
+        param_grid : dict or list of dicts, default=None
+            Values of ``soft_ratio``, ``temperature`` and ``temperature_scaling``, as in
+            :class:`~sklearn.model_selection.GridSearchCV`. None: those of the student.
+        init : {"student", "random"}, default="student"
+            Initial network z₀: the student's own, which its ``init`` says, or a "random" one for
+            each permutation, drawn from the NNGP prior of the kernel: an infinitely wide network
+            at initialisation.
+        window : float > 1, default=2.0
+            Ratio of sizes over which the smoothed data inefficiency is averaged; see
+            :func:`~sklearn_kd.metrics.data_inefficiency`.
+        random_state : int, RandomState instance or None, default=None
+            Orders of the rows and initial networks.
+
+        Returns
+        -------
+        path : Bunch
+            Arrays over P permutations and S sizes; with ``param_grid`` all but ``sizes`` have a
+            leading axis of candidates.
+
+            sizes : ndarray of int of shape (S,)
+            params : list of dict
+                The candidates; only with ``param_grid``.
+            weight_change_norm : ndarray of shape (P, S)
+                ‖Δ_ŵ,m‖₂.
+            one_step_error : ndarray of shape (P, S) or (P, S, n_classes)
+                z_eff − f on row m, f the student trained on the m − 1 rows before it.
+            data_inefficiency : ndarray of shape (S,)
+                Eq. 10, the mean over permutations inside the logarithm. At n, which has no next
+                row, Eq. 10's value at n − 1.
+            data_inefficiency_std : ndarray of shape (S,)
+                Its spread over permutations, to first order; divide by √P for the standard error.
+            smoothed_data_inefficiency, smoothed_data_inefficiency_std : ndarray of shape (S,)
+                The same over ``window``; a single step is noisy.
+            transfer_risk : ndarray of shape (P, S)
+                Share of the rows ``X`` on which student and teacher disagree; only with ``X``.
+            error : ndarray of shape (P, S)
+                Share of the rows ``X`` on which the student's class is not ``y``; only with ``y``.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range, or ``init="random"`` meets a kernel without a known
+            prior.
+
+        Notes
+        -----
+        Rows that repeat are one row with the mean labels of all its copies, at every size. With a
+        ridge, Eq. 10 is taken of √(Δzᵀ (Θ_m + α W⁻¹)⁻¹ Δz), the norm that grows with every row;
+        ``weight_change_norm`` is that of the weights alone. Each permutation needs one n × n
+        matrix besides the student's own.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from sklearn.preprocessing import scale
+        >>> from sklearn_kd import LinearizedKDStudent
+        >>> X, y = load_breast_cancer(return_X_y=True)
+        >>> X = scale(X)
+        >>> student = LinearizedKDStudent(LogisticRegression()).fit(X[:400], y[:400])
+        >>> path = student.prefix_path(
+        ...     X[400:], sizes=[50, 100, 200, 400], n_permutations=5, random_state=0
+        ... )
+        >>> path.transfer_risk.mean(axis=0).round(3)
+        array([0.011, 0.005, 0.001, 0.   ])
+        """
+        self._require_all_rows("prefix_path")
+        check_options(
+            n_permutations=n_permutations, init=init, window=window, random_state=random_state
+        )
+        sizes = checked_sizes(sizes, len(self.X_fit_))
+        recipes = checked_recipes(param_grid, self._recipe(), self._parameter_constraints)
+        rng = check_random_state(random_state)
+        rows, weights = map(self._to_working, (self.X_fit_, self._distinct.weights))
+
+        # 1. The effective logits of every candidate, (n, C) or (n, C, K) (Eq. 3).
+        z_t = to_tensor(self.teacher_logits_)
+        columns = [merged_effective_logits(z_t, self._distinct, r) for r in recipes]
+        z_eff = torch.stack(columns, dim=1).to(rows)
+
+        # 2. The rows on which to compare student, teacher and truth.
+        held_out = self._held_out_rows(X, teacher_logits, y)
+
+        require(
+            path_bytes(
+                n_rows=len(rows),
+                n_features=rows.shape[1],
+                n_targets=z_eff[0].numel(),
+                n_new=0 if held_out is None else len(held_out.X),
+                n_orders=n_permutations or 0,
+                dtype=rows.dtype,
+                device=rows.device,
+            ),
+            self.memory_limit,
+            rows.device,
+            what=f"prefix_path of n={len(rows)} distinct rows",
+            remedy=MEMORY_REMEDY,
+        )
+
+        # 3. For each order of the rows, and initial network z₀, one factor for everything.
+        initial = InitialNetworks(self, init, rows, held_out and held_out.X)
+        runs = []
+        for order in row_orders(len(rows), n_permutations, rng):
+            z_0, z_0_new = initial.draw(z_eff.shape[2:], rng, rows)
+            targets = z_eff - z_0[:, None]
+            if order is None:
+                frame = self.frame_
+            else:
+                order = order.to(rows.device)
+                targets = targets[order]
+                frame = self._build_frame(rows[order], weights[order], self.fit_report_.alpha)
+            risks = None
+            if held_out is not None:
+                held_out = held_out._replace(initial_logits=z_0_new)
+                risks = prefix_risks(frame, targets, sizes, held_out)
+            runs.append(Run(prefix_weight_changes(frame, targets), risks))
+            del frame  # the factor, before there is that of the next order
+        return collected(runs, sizes, window, None if param_grid is None else recipes, self.X_fit_)
+
+    def _held_out_rows(self: Any, X: Any, teacher_logits: Any, y: Any) -> HeldOut | None:
+        if X is None:
+            if teacher_logits is not None or y is not None:
+                raise ValueError("teacher_logits and y are those of X; pass X too.")
+            return None
+        z_t = self._to_working(self.teacher_decision_function(X, teacher_logits))
+        checked = self._to_working(self._check_new_rows(X, "prefix_path"))
+        labels = None if y is None else self._class_indices(y).to(checked.device)
+        if labels is not None and len(labels) != len(checked):
+            raise ValueError(f"y has {len(labels)} labels, but X has {len(checked)} rows.")
+        return HeldOut(checked, z_t, None, labels)
+
+
+class Run(NamedTuple):
+    """What one order of the rows, and one initial network, gave."""
+
+    changes: PrefixWeightChanges
+    risks: PrefixRisks | None
+
+
+def check_options(**options: Any) -> None:
+    """Raise `InvalidParameterError` unless the options of ``prefix_path`` are valid."""
+    validate_parameter_constraints(CONSTRAINTS, options, caller_name="prefix_path")
+
+
+def checked_sizes(sizes: Any, n_rows: int) -> list[int]:
+    """Return the training-set sizes, 1…n for None."""
+    if n_rows < 2:
+        raise ValueError(
+            "prefix_path needs two distinct training rows or more, but all rows that this student "
+            "was fitted on are copies of one."
+        )
+    if sizes is None:
+        return list(range(1, n_rows + 1))
+    values = np.asarray(sizes)
+    if values.ndim != 1 or len(values) == 0 or values.dtype.kind not in "iu":
+        raise ValueError(f"sizes={sizes!r} must be a sequence of integers, or None for all sizes.")
+    if (np.diff(values) <= 0).any() or values[0] < 1 or values[-1] > n_rows:
+        raise ValueError(
+            f"sizes={values.tolist()} must increase and lie in 1…{n_rows}, the number of distinct "
+            "training rows."
+        )
+    return values.tolist()
+
+
+def checked_recipes(
+    param_grid: Any, default: dict[str, Any], constraints: dict[str, list]
+) -> list[dict[str, Any]]:
+    """Return the candidates of ``param_grid``, the student's own recipe for None."""
+    candidates = [{}] if param_grid is None else list(ParameterGrid(param_grid))
+    for candidate in candidates:
+        unknown = sorted(set(candidate) - set(default))
+        if unknown:
+            raise ValueError(
+                f"param_grid holds {unknown[0]!r}; one factor serves only {', '.join(default)}. "
+                "Set the others by set_params and fit again."
+            )
+        validate_parameter_constraints(
+            {name: constraints[name] for name in candidate}, candidate, caller_name="prefix_path"
+        )
+    return [default | candidate for candidate in candidates]
+
+
+def row_orders(
+    n_rows: int, n_permutations: int | None, random_state: np.random.RandomState
+) -> Iterator[Tensor | None]:
+    """Yield the orders of the rows; None is the order they have."""
+    if n_permutations is None:
+        yield None
+        return
+    for _ in range(n_permutations):
+        yield torch.as_tensor(random_state.permutation(n_rows))
+
+
+class InitialNetworks:
+    """Draws of z₀ on training rows and new rows jointly: the student's own, or of the prior."""
+
+    def __init__(self, student: Any, init: str, X: Tensor, X_new: Tensor | None) -> None:
+        self._prior = None
+        self._n_rows = len(X)
+        if init == "student":
+            z_0_new = None if X_new is None else student._initial_logits(X_new)
+            self._own = student._to_working(student.initial_logits_), z_0_new
+            return
+        kernel = student.kernel_
+        if not isinstance(kernel, NTK) or kernel.kind != "ntk":
+            raise ValueError(
+                "init='random' draws the initial network from the NNGP prior, which is known for "
+                f"kernel=NTK(kind='ntk'), not for kernel={kernel!r}; use init='student'."
+            )
+        rows = X if X_new is None else torch.cat([X, X_new])
+        prior_kernel = clone(kernel).set_params(kind="nngp").to_torch()
+        self._prior = GaussianPrior(prior_kernel, rows, memory_limit=student.memory_limit)
+
+    def draw(
+        self, shape: tuple[int, ...], random_state: np.random.RandomState, reference: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return z₀ on the training rows, (n, *shape), and on the new rows (None for zero)."""
+        if self._prior is None:
+            return self._own
+        noise = random_state.standard_normal((self._prior.n_distinct, *shape))
+        z_0 = centred(self._prior.transform(torch.as_tensor(noise).to(reference)))
+        return z_0[: self._n_rows], z_0[self._n_rows :]
+
+
+def collected(
+    runs: list[Run], sizes: list[int], window: float, params: list[dict] | None, reference: Any
+) -> Bunch:
+    """Return the curves of all runs in the array library of ``reference``.
+
+    Axes: candidates where ``params`` is given, then permutations, then sizes.
+    """
+    at = torch.as_tensor(sizes)
+
+    def stacked(tensors: list[Tensor]) -> Tensor:
+        # (P, S, C, ...) -> (C, P, S, ...)
+        return torch.stack(tensors).movedim(2, 0)
+
+    def curve(function: Any, ratio: float | None) -> Tensor:
+        return torch.stack([function(norms, at, window=ratio) for norms in all_norms])
+
+    all_norms = stacked([run.changes.norms for run in runs])
+    rows = at.to(all_norms.device) - 1
+    curves = {
+        "weight_change_norm": stacked([run.changes.weight_change_norms[rows] for run in runs]),
+        "one_step_error": stacked([run.changes.one_step_errors[rows] for run in runs]),
+        "data_inefficiency": curve(data_inefficiency, None),
+        "data_inefficiency_std": curve(data_inefficiency_std, None),
+        "smoothed_data_inefficiency": curve(data_inefficiency, window),
+        "smoothed_data_inefficiency_std": curve(data_inefficiency_std, window),
+    }
+    risks = [run.risks for run in runs if run.risks is not None]
+    if risks:
+        curves["transfer_risk"] = stacked([risk.transfer_risk for risk in risks])
+        errors = [risk.error for risk in risks if risk.error is not None]
+        if errors:
+            curves["error"] = stacked(errors)
+    path = Bunch(sizes=like(at, reference))
+    if params is None:
+        return Bunch(**path, **{name: like(v[0], reference) for name, v in curves.items()})
+    return Bunch(**path, params=params, **{k: like(v, reference) for k, v in curves.items()})
+
+
+def path_bytes(
+    n_rows: int,
+    n_features: int,
+    n_targets: int,
+    n_new: int,
+    n_orders: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    """Return the peak bytes of following a student through its sizes, beside its own frame.
+
+    Parameters
+    ----------
+    n_new : int
+        Rows on which it is measured, in blocks of features.
+    n_orders : int
+        Orders of the rows, each with a factor of its own, one at a time; 0 for the one they have.
+    """
+    # Norms, their changes and errors, of every order and stacked.
+    results = 6 * n_rows * n_targets * max(n_orders, 1) * dtype.itemsize
+    blocks = min(3 * n_new * n_rows * dtype.itemsize, 3 * WORKSPACE_BYTES // 2)
+    if n_orders == 0:
+        columns = n_rows * _COLUMN_COPIES * n_targets * dtype.itemsize
+        return columns + blocks + results
+    return frame_bytes(n_rows, n_features, n_targets, dtype, device) + blocks + results

@@ -1,0 +1,312 @@
+"""The teacher: a wide network trained on hard labels by gradient flow, in function space.
+
+Symbols (paper -> code -> shape), with n distinct rows, K classes (no K axis for two) and S
+stopping times:
+
+====  =====================  ===============
+z_t   decision function      f(x) = Θ(x, X) a
+a(t)  ``staged_dual_coef_``  (S, n) or (S, n, K)
+Θ     ``kernel_matrix``      (n, n)
+====  =====================  ===============
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from numbers import Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Bunch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from sklearn_kd._array import like
+from sklearn_kd._kernel_machine import TangentKernelClassifier, kernel_to_use
+from sklearn_kd._memory import MEMORY_REMEDY, require
+from sklearn_kd._progress import FitTask, fit_task
+from sklearn_kd._sklearn import Interval, StrOptions, fit_context
+from sklearn_kd.kernels._precision import full_precision
+from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._frame import frame_bytes
+from sklearn_kd.rows._checking import check_rows
+from sklearn_kd.rows._training_rows import DistinctRows, distinct_rows, rows_report
+from sklearn_kd.training._gradient_flow import KRYLOV_COPIES, gradient_flow, squared_error_targets
+from sklearn_kd.training._ridge_minimum import ridge_minimum
+
+PERCENT = 100  # how finely the gradient flow reports its progress
+
+
+class NTKTeacher(TangentKernelClassifier):
+    """A wide network trained on hard labels, in function space.
+
+    In the wide-network limit gradient descent on the weights is gradient flow on the function,
+    df/dt = −Θ ∂ℓ/∂f, with Θ the neural tangent kernel. The teacher integrates that flow from
+    f = 0 to a stopping time, or goes to the minimum of the ridge-penalized loss.
+
+    Parameters
+    ----------
+    kernel : callable, default=None
+        Tangent kernel: `sklearn_kd.kernels.NTK`, any Gaussian-process kernel of scikit-learn, or
+        a callable ``kernel(X, Y)`` that returns a positive definite (n, m) array. None: ``NTK()``.
+    loss : {"log_loss", "squared_error"}, default="log_loss"
+        Loss per row. "log_loss" is the cross-entropy; "squared_error" is ½ (target − f)², the
+        target ±1 for two classes and e_y − 1/K for K.
+    stopping_time : float > 0, increasing sequence of them, or None, default=None
+        Learning rate × number of epochs of gradient descent on the mean loss over the rows. Of a
+        sequence the last is used to predict, the others by ``staged_decision_function``. None:
+        converged, at the minimum of Σᵢ wᵢ ℓᵢ + ½ alpha ‖Δ_w‖².
+    alpha : float ≥ 0, default=1.0
+        Ridge of the converged teacher, as in :class:`~sklearn.kernel_ridge.KernelRidge`; unused
+        with a stopping time. The log loss of hard labels has no finite minimum without it.
+    device : str or torch.device, default="auto"
+        Where to compute. "auto" is CUDA where available, else the CPU.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        Working precision. "auto" is float64 whatever the dtype of ``X``.
+    memory_limit : "auto" or float, default="auto"
+        Bytes that the fit may take; "auto" is 90 % of what is free.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    dual_coef_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
+        Coefficients of the kernel expansion, at the last stopping time.
+    staged_dual_coef_ : ndarray of shape (n_stages, n_distinct) or (n_stages, n_distinct, n_classes)
+        Coefficients at every stopping time; one stage if converged.
+    X_fit_ : ndarray of shape (n_distinct, n_features)
+        The distinct training rows of positive weight, in order of appearance.
+    kernel_ : callable
+        The kernel that was used.
+    weight_change_norm_ : float
+        ‖Δ_w‖₂, the distance the weights moved; squares are summed over the classes.
+    fit_report_ : Bunch
+        ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
+        ``n_kernel_products`` (products with the kernel matrix), ``converged``, ``device`` and
+        ``dtype``.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features,)
+        Feature names, where ``X`` has string names.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If the kernel matrix does not fit ``memory_limit``.
+    NotPSDError
+        If the kernel matrix must be factored ("squared_error", converged) and is not positive
+        definite, beyond rounding.
+    ValueError
+        If the stopping time is beyond the range of the dtype: for the log loss from 1e102
+        (float64) or 1e12 (float32) on, in units of the time in which a logit moves by one.
+    FloatingPointError
+        If 10 000 products with the kernel matrix do not lead from one stopping time to the next,
+        or rounding stops the gradient flow: stop earlier, or scale the inputs.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the converged log loss stopped before reaching its stationary point.
+    IllConditionedWarning
+        If rounding decides part of the logits, as it does where the kernel does not tell rows
+        with different labels apart and the stopping time is long.
+
+    Notes
+    -----
+    Each logit of K ≥ 3 classes is an output of its own, so for two classes coded as two outputs
+    the difference of logits would move twice as fast as the single logit used here.
+
+    References
+    ----------
+    G. Ji and Z. Zhu, "Knowledge Distillation in Wide Neural Networks: Risk Bound, Data Efficiency
+    and Imperfect Teacher", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from sklearn_kd import NTKTeacher
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> X = StandardScaler().fit_transform(X)
+    >>> teacher = NTKTeacher(stopping_time=[10.0, 100.0, 1000.0]).fit(X[:400], y[:400])
+    >>> teacher.score(X[400:], y[400:]) > 0.95
+    True
+    >>> [logits.shape for logits in teacher.staged_decision_function(X[400:])]
+    [(169,), (169,), (169,)]
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        **TangentKernelClassifier._parameter_constraints,
+        "loss": [StrOptions({"log_loss", "squared_error"})],
+        "stopping_time": [Interval(Real, 0, None, closed="neither"), "array-like", None],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        *,
+        loss: str = "log_loss",
+        stopping_time: Any = None,
+        alpha: float = 1.0,
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+        memory_limit: float | str = "auto",
+    ) -> None:
+        self.kernel = kernel
+        self.loss = loss
+        self.stopping_time = stopping_time
+        self.alpha = alpha
+        self.device = device
+        self.dtype = dtype
+        self.memory_limit = memory_limit
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on hard labels.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows.
+        y : array-like of shape (n_samples,)
+            Hard labels: integers or strings.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Row weights. Rows of weight 0 are left out.
+
+        Returns
+        -------
+        self : NTKTeacher
+            The fitted teacher.
+        """
+        stopping_times = self._check_stopping_time()
+        with fit_task(self, X, y, sample_weight, n_stages=2) as progress:
+            rows = check_rows(self, X, y, sample_weight)
+            distinct = distinct_rows(rows)
+            self._require_memory(distinct, len(rows.classes))
+            self.kernel_ = kernel_to_use(self.kernel)
+
+            if stopping_times is not None:
+                stages, report = self._train(distinct, stopping_times, progress)
+            elif self.loss == "log_loss":
+                stages, report = self._minimize(distinct, progress)
+            else:
+                stages, report = self._solve(distinct, progress)
+
+            self.classes_ = rows.classes
+            self.staged_dual_coef_ = like(stages, rows.array)
+            self.dual_coef_ = like(stages[-1], rows.array)
+            self.X_fit_ = like(distinct.X, rows.array)
+            self.fit_report_ = Bunch(**rows_report(rows, distinct), **report)
+        return self
+
+    def _check_stopping_time(self) -> list[float] | None:
+        if self.stopping_time is None:
+            if self.loss == "log_loss" and self.alpha == 0:
+                raise ValueError(
+                    "alpha=0 with stopping_time=None and loss='log_loss' has no finite minimum; "
+                    "use alpha > 0 or a stopping_time."
+                )
+            return None
+        times = np.atleast_1d(np.asarray(self.stopping_time, dtype=float))
+        valid = times.ndim == 1 and len(times) and np.isfinite(times).all() and times[0] > 0
+        if not valid or (np.diff(times) <= 0).any():
+            raise ValueError(
+                "stopping_time must be a positive finite number or an increasing sequence of "
+                f"them, got {self.stopping_time!r}."
+            )
+        return times.tolist()
+
+    def _require_memory(self, rows: DistinctRows, n_classes: int) -> None:
+        """Raise `MemoryBudgetError` before anything slow or large if the fit will not fit."""
+        n_rows, n_features = rows.X.shape
+        planned = frame_bytes(n_rows, n_features, n_classes, rows.X.dtype, rows.X.device)
+        if self.stopping_time is not None:  # what the gradient flow needs beside the kernel matrix
+            planned += KRYLOV_COPIES * rows.hard_labels.numel() * rows.X.dtype.itemsize
+        require(
+            planned,
+            self.memory_limit,
+            rows.X.device,
+            what=f"NTKTeacher.fit on n={n_rows} distinct rows",
+            remedy=MEMORY_REMEDY,
+        )
+
+    def _train(
+        self, rows: DistinctRows, stopping_times: list[float], progress: FitTask
+    ) -> tuple[Tensor, dict]:
+        """Gradient flow of the mean loss from f = 0, with a(t) at every stopping time."""
+        with progress.stage("kernel"):
+            kernel_matrix = self._kernel_function().gram(rows.X)
+        with progress.stage("gradient-flow", PERCENT) as flow, full_precision():
+            stages, info = gradient_flow(
+                kernel_matrix,
+                rows.hard_labels,
+                rows.weights / rows.weights.sum(),
+                loss=self.loss,
+                stopping_times=stopping_times,
+                report=flow.report,
+            )
+        return stages, {"n_kernel_products": info.n_products, "converged": True}
+
+    def _minimize(self, rows: DistinctRows, progress: FitTask) -> tuple[Tensor, dict]:
+        """Minimum of Σ w ℓ + ½ alpha aᵀ Θ a for the log loss."""
+        with progress.stage("kernel"):
+            kernel_matrix = self._kernel_function().gram(rows.X)
+        with progress.stage("minimum"), full_precision():
+            coefficients, info = ridge_minimum(
+                kernel_matrix, rows.hard_labels, rows.weights, alpha=self.alpha
+            )
+        if not info.converged:
+            warnings.warn(
+                f"The teacher stopped at a relative residual of {info.residual:.2g} before "
+                f"reaching the minimum of its loss; increase alpha={self.alpha!r}.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        report = {"n_kernel_products": info.n_products, "converged": info.converged}
+        return coefficients[None], report
+
+    def _solve(self, rows: DistinctRows, progress: FitTask) -> tuple[Tensor, dict]:
+        """Minimum of the squared loss: a = (Θ + alpha W⁻¹)⁻¹ targets."""
+        with progress.stage("kernel-and-factor"):
+            frame = TangentFrame(
+                self._kernel_function(),
+                rows.X,
+                alpha=self.alpha,
+                weights=rows.weights,
+                memory_limit=self.memory_limit,
+            )
+        with progress.stage("solve"):
+            coefficients = frame.solve(squared_error_targets(rows.hard_labels))
+        return coefficients[None], {"n_kernel_products": 0, "converged": True}
+
+    @property
+    def weight_change_norm_(self) -> float:
+        """‖Δ_w‖₂ = √(aᵀ Θ a); one pass over the kernel of the training rows."""
+        check_is_fitted(self)
+        logits = self._logits(self.X_fit_)
+        squared = (self._to_working(self.dual_coef_) * logits).sum()
+        return squared.clamp_min(0).sqrt().item()
+
+    def staged_decision_function(self, X: Any) -> Iterator[Any]:
+        """Yield the logits at every stopping time of the one training run.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to predict.
+
+        Yields
+        ------
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
+            What ``decision_function`` would return at that stopping time.
+        """
+        X = self._check_new_rows(X, "staged_decision_function")
+        stages = self._to_working(self.staged_dual_coef_)
+        # All stages in one pass over the kernel: stage and class become columns.
+        logits = self._expansion(X, stages.movedim(0, 1))
+        for stage in range(len(stages)):
+            yield like(logits[:, stage], X)

@@ -1,0 +1,1 @@
+"""Training of wide networks in function space: gradient flow, and the ridge minimum."""

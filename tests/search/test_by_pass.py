@@ -1,0 +1,178 @@
+"""The search with solver="nystrom": leave-one-out by refits, streams, copies, what it refuses."""
+
+import functools
+
+import numpy as np
+import pytest
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, log_loss
+
+import sklearn_kd.solvers._choice
+import sklearn_kd.solvers._pass
+from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
+from sklearn_kd.distillation import effective_logits
+from sklearn_kd.exceptions import MemoryBudgetError
+from sklearn_kd.kernels import NTK
+from sklearn_kd.linalg._landmarks import RowSums
+from sklearn_kd.metrics import neg_data_inefficiency_scorer, neg_transfer_risk_scorer
+from sklearn_kd.solvers._checkpoint import Checkpoint
+
+KERNEL = NTK(depth=2)
+GRID = {"soft_ratios": [0.3, 0.9], "temperatures": [1.0, 4.0]}
+SCORING = {"accuracy": "accuracy", "log_loss": "neg_log_loss"}
+RNG = np.random.default_rng(0)
+X, X_NEW = RNG.normal(size=(80, 3)), RNG.normal(size=(40, 3))
+Z_T = 3 * np.sin(X).sum(axis=1)
+Y = (Z_T + RNG.logistic(size=80) > 0).astype(int)
+
+
+def search(n_components=20, **options):
+    options = {"kernel": KERNEL, "alphas": [0.01, 0.3], "refit": "log_loss"} | options
+    return LinearizedKDStudentCV(
+        solver="nystrom",
+        n_components=n_components,
+        random_state=0,
+        scoring=options.pop("scoring", SCORING),
+        **GRID,
+        **options,
+    )
+
+
+def assert_same_scores(first, second, rtol=1e-8):
+    names = [name for name in first.cv_results_ if "test" in name and "rank" not in name]
+    assert len(names) > 5
+    for name in names:
+        np.testing.assert_allclose(
+            first.cv_results_[name], second.cv_results_[name], rtol=rtol, atol=1e-12, err_msg=name
+        )
+
+
+def refitted_logits(X, z_eff, weights, Z, alpha):
+    """Each distinct row's prediction by the student of all others with the same centres."""
+    features, penalty = KERNEL(X, Z), alpha * KERNEL(Z)
+    out = np.empty(len(X))
+    for i in range(len(X)):
+        kept = np.arange(len(X)) != i
+        A = features[kept].T * weights[kept]
+        b = np.linalg.solve(A @ features[kept] + penalty, A @ z_eff[kept])
+        out[i] = features[i] @ b
+    return out
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_scores_are_those_of_refits(copied):
+    rows, y, z_t, weights = X, Y, Z_T, np.ones(80)
+    if copied:  # rows 60…79 repeat rows 0…19, with the same labels
+        rows, y, z_t = (np.concatenate([a[:60], a[:20]]) for a in (X, Y, Z_T))
+        weights = np.array([2.0] * 20 + [1.0] * 40)
+    n = len(weights)
+    found = search().fit(rows, y, teacher_logits=z_t)
+    Z = found.X_fit_
+    assert len(Z) == 20
+    for index, params in enumerate(found.cv_results_["params"]):
+        z_eff = effective_logits(
+            z_t[:n], y[:n], soft_ratio=params["soft_ratio"], temperature=params["temperature"]
+        )
+        logits = refitted_logits(rows[:n], z_eff, weights, Z, params["alpha"])
+        if copied:
+            logits = np.concatenate([logits, logits[:20]])
+        results = {name: column[index] for name, column in found.cv_results_.items()}
+        assert results["mean_test_accuracy"] == accuracy_score(y, logits > 0)
+        probabilities = 1 / (1 + np.exp(-logits))
+        expected = -log_loss(y, probabilities)
+        assert results["mean_test_log_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_best_student_is_that_of_a_fit():
+    found = search().fit(X, Y, teacher_logits=Z_T)
+    best = found.best_estimator_
+    expected = LinearizedKDStudent(
+        kernel=KERNEL, solver="nystrom", n_components=20, random_state=0, **found.best_params_
+    ).fit(X, Y, Z_T)
+    assert best.solver_ == "nystrom"
+    assert best.get_params() == expected.get_params()
+    assert best.weight_change_norm_ == pytest.approx(expected.weight_change_norm_)
+    np.testing.assert_allclose(best.dual_coef_, expected.dual_coef_, rtol=1e-8)
+    np.testing.assert_allclose(best.fit_report_.fit_gap, expected.fit_report_.fit_gap)
+    np.testing.assert_allclose(
+        found.decision_function(X_NEW), expected.decision_function(X_NEW), rtol=1e-8
+    )
+
+
+def test_all_rows_as_centres_is_the_exact_search():
+    found = search(n_components=80).fit(X, Y, teacher_logits=Z_T)
+    exact = search().set_params(solver="auto").fit(X, Y, teacher_logits=Z_T)
+    assert_same_scores(found, exact, rtol=0)
+    np.testing.assert_array_equal(found.dual_coef_, exact.dual_coef_)
+
+
+def test_more_classes_several_kernels_and_weights():
+    z_t = np.stack([Z_T, 3 * X[:, 0], X[:, 1]], axis=1)
+    weights = np.linspace(0, 2, 80)
+    both = search(kernel=[KERNEL, NTK(depth=1)], refit=False)
+    both.fit(X, z_t.argmax(axis=1), teacher_logits=z_t, sample_weight=weights)
+    for index, kernel in enumerate([KERNEL, NTK(depth=1)]):
+        alone = search(kernel=kernel, refit=False)
+        alone.fit(X, z_t.argmax(axis=1), teacher_logits=z_t, sample_weight=weights)
+        for name in ("mean_test_accuracy", "mean_test_log_loss"):
+            expected = alone.cv_results_[name]
+            np.testing.assert_allclose(both.cv_results_[name][8 * index :][:8], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("n_components", [20, 100])
+def test_streams_are_searched_as_arrays_are(tmp_path, n_components):
+    rows = np.concatenate([X, X[:30]])
+    y, z_t = np.concatenate([Y, 1 - Y[:30]]), np.concatenate([Z_T, 2 * Z_T[:30]])
+    expected = search(n_components).fit(rows, y, teacher_logits=z_t)
+    for i, part in enumerate(np.split(rows, [30, 31, 77])):
+        np.save(tmp_path / f"{i}.npy", part)
+    found = search(n_components).fit(tmp_path, y, teacher_logits=z_t)
+    assert_same_scores(found, expected)
+    assert found.best_params_ == expected.best_params_
+    np.testing.assert_allclose(found.dual_coef_, expected.dual_coef_, rtol=1e-8)
+    assert found.predict(tmp_path).shape == (110,)
+
+
+def test_a_teacher_and_its_score():
+    teacher = FrozenEstimator(LogisticRegression().fit(X, Y))
+    scoring = {"risk": neg_transfer_risk_scorer, **SCORING}
+    found = search(scoring=scoring, teacher=teacher).fit(X, Y)
+    given = search().fit(X, Y, teacher_logits=teacher.decision_function(X))
+    np.testing.assert_allclose(
+        found.cv_results_["mean_test_log_loss"], given.cv_results_["mean_test_log_loss"]
+    )
+    assert (found.cv_results_["mean_test_risk"] <= 0).all()
+
+
+def test_an_interrupted_search_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(sklearn_kd.solvers._pass, "block_rows", lambda n_centres: 16)
+    at_every_block = functools.partial(Checkpoint, seconds=0)
+    monkeypatch.setattr(sklearn_kd.solvers._choice, "Checkpoint", at_every_block)
+    options = {"kernel": [KERNEL, NTK(depth=1)]}
+    expected = search(**options).fit(X, Y, teacher_logits=Z_T)
+    fit = search(**options, checkpoint=str(tmp_path / "pass"))
+    add, calls = RowSums.add, []
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == 8:  # in the pass of the second kernel
+            raise KeyboardInterrupt
+        add(self, *arguments)
+
+    monkeypatch.setattr(RowSums, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit.fit(X, Y, teacher_logits=Z_T)
+    assert [path.name for path in tmp_path.iterdir()] == ["pass.1"]
+    assert_same_scores(fit.fit(X, Y, teacher_logits=Z_T), expected)
+    # The rest of the interrupted pass, that of the first kernel, and perhaps its refit's.
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_it_refuses():
+    with pytest.raises(ValueError, match=r"needs cv=None, not cv=3; for folds, use GridSearchCV"):
+        search(cv=3).fit(X, Y, teacher_logits=Z_T)
+    with pytest.raises(AttributeError, match="data inefficiency needs the tangent frame"):
+        search(scoring={"log_loss": neg_data_inefficiency_scorer}).fit(X, Y, teacher_logits=Z_T)
+    with pytest.raises(MemoryBudgetError, match=r"CV\.fit on n=80 distinct rows with solver='ny"):
+        search(memory_limit=1e6).fit(X, Y, teacher_logits=Z_T)
