@@ -73,7 +73,7 @@ def check_against_cpu(n_rows, n_features):
         "cholesky": {},
         "refinement": {"tol": 1e-12},
         "pcg": {"tol": 1e-12},
-        "nystrom": {"n_components": 500},
+        "nystrom": {"n_landmarks": 500},
     }
     for solver, options in solvers.items():
         gpu, cpu = (
@@ -161,21 +161,21 @@ def measure_pcg(n_rows, n_features, dtype, stored, peak_rate, device="cuda"):
     }
 
 
-def measure_nystrom(n_rows, n_features, n_components, peak_rate, device="cuda"):
+def measure_nystrom(n_rows, n_features, n_landmarks, peak_rate, device="cuda"):
     """Return what a pass over the rows takes, as a share of torch.mm in float64."""
     X, y, logits = gaussian_problem(n_rows, n_features)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     student = LinearizedKDStudent(
-        solver="nystrom", n_components=n_components, device=device, random_state=0
+        solver="nystrom", n_landmarks=n_landmarks, device=device, random_state=0
     ).fit(X, y, teacher_logits=logits)
     seconds = time.perf_counter() - start
     # a triangular solve and half of a Gram matrix per row, beside the kernel
-    flops = n_rows * n_components * (2 * n_components + 2 * n_features)
+    flops = n_rows * n_landmarks * (2 * n_landmarks + 2 * n_features)
     return {
         "rows": n_rows,
-        "centres": n_components,
+        "landmarks": n_landmarks,
         "fit seconds": seconds,
         "fit share of mm": flops / seconds / peak_rate,
         "captured trace": student.fit_report_.captured_trace,
@@ -199,9 +199,9 @@ def measure_scale(n_features, rates, device="cuda"):
             key = f"pcg, {name}, matrix {where}"
             results[key] = measure_pcg(n, n_features, dtype, stored, peak, device)
     peak = rates["float64"]["torch.mm"][1]
-    for n_components in (2000, 10_000):
-        key = f"nystrom, {n_components} centres"
-        results[key] = measure_nystrom(10**6, n_features, n_components, peak, device)
+    for n_landmarks in (2000, 10_000):
+        key = f"nystrom, {n_landmarks} landmarks"
+        results[key] = measure_nystrom(10**6, n_features, n_landmarks, peak, device)
     return results
 
 

@@ -76,7 +76,7 @@ WORK = {
     "leave-one-out": search(),
     "five folds": search(cv=KFold(5)),
     "three folds": search(cv=KFold(3)),
-    "five folds, two ridges": search(cv=KFold(5), alphas=[0.0, 1.0]),
+    "five folds, two ridges": search(cv=KFold(5), ridges=[0.0, 1.0]),
     "prefix_path": prefix_path,
 }
 

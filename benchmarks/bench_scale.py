@@ -1,4 +1,4 @@
-"""Whole (ρ, T) grids from 1e4 to 1e6 rows: exact, restricted to centres, and other libraries.
+"""Whole (ρ, T) grids from 1e4 to 1e6 rows: exact, restricted to landmarks, and other libraries.
 
 Every cell of the table is a fresh process that fits all 32 pairs (ρ, T) at once: seconds, and peak
 memory above what the process held before beside the plan. Then it predicts the test rows with each
@@ -6,7 +6,7 @@ pair: seconds again, and accuracies. Rows are read from a folder of .npy chunks.
 
 exact          one Cholesky factor of all rows
 pcg            the same students by preconditioned conjugate gradients, to a residual of --tol
-nystrom        n_components centres by randomly pivoted Cholesky, one pass over the chunks
+nystrom        n_landmarks landmarks by randomly pivoted Cholesky, one pass over the chunks
 search         LinearizedKDStudentCV(solver="nystrom"): the same, leave-one-out predictions of every
                row and pair in a second pass, and the best pair, whose accuracy is shown
 nystroem-rbf   scikit-learn's Nystroem (rbf) and Ridge on the same targets. A callable kernel such
@@ -133,7 +133,7 @@ def predictor(kernel, X, coefficients):
 def solve_exact(problem, arguments):
     X, targets = problem.distinct()
     kernel = NTK().to_torch()
-    frame = TangentFrame(kernel, X, alpha=arguments.alpha)
+    frame = TangentFrame(kernel, X, ridge=arguments.ridge)
     a = frame.solve(targets)
     plan = frame_bytes(*X.shape, len(GRID), X.dtype)
     return predictor(kernel, X, a), {"plan": plan, "distinct": len(X), "rcond": frame.rcond}
@@ -147,7 +147,7 @@ def solve_pcg(problem, arguments):
         kernel,
         X,
         targets,
-        alpha=arguments.alpha,
+        ridge=arguments.ridge,
         plan=plan,
         tol=arguments.tol,
         max_iter=arguments.max_iter,
@@ -165,26 +165,26 @@ def solve_nystrom(problem, arguments):
     student = nystrom_student(
         kernel,
         rows,
-        n_components=arguments.components,
+        n_landmarks=arguments.components,
         random_state=np.random.RandomState(0),
-        centres=arguments.centres,
-        alpha=arguments.alpha,
+        landmarks=arguments.landmarks,
+        ridge=arguments.ridge,
     )
     notes = {"plan": student.report.planned_bytes, "rcond": student.report.rcond}
     notes |= {"captured trace": student.report.captured_trace}
     for gap in ("fit_gap", "held_out_gap"):
         notes[gap.replace("_", " ")] = float(np.sqrt(np.mean(student.report[gap] ** 2)))
-    return predictor(kernel, student.centres, student.coefficients), notes
+    return predictor(kernel, student.landmarks, student.coefficients), notes
 
 
 def search_nystrom(problem, arguments):
     search = LinearizedKDStudentCV(
         solver="nystrom",
-        n_components=arguments.components,
-        centres=arguments.centres,
+        n_landmarks=arguments.components,
+        landmarks=arguments.landmarks,
         soft_ratios=SOFT_RATIOS,
         temperatures=TEMPERATURES,
-        alphas=[arguments.alpha],
+        ridges=[arguments.ridge],
         random_state=0,
     )
     search.fit(problem.folder, problem.y.numpy(), teacher_logits=problem.logits.numpy())
@@ -200,7 +200,7 @@ def solve_nystroem_rbf(problem, arguments):
     if 2 * features > available_bytes(torch.device("cpu")):
         return None, {"skipped": f"its features alone take {format_bytes(features)}"}
     model = make_pipeline(
-        Nystroem("rbf", gamma=1 / n_features, n_components=arguments.components, random_state=0),
+        Nystroem("rbf", gamma=1 / n_features, n_landmarks=arguments.components, random_state=0),
         Ridge(alpha=1e-3),
     )
     model.fit(problem.all_rows().numpy(), problem.targets(slice(None)).numpy())
@@ -304,7 +304,7 @@ def show_predictions(n_fit, n_predicted, components, n_features=10):
     X, y = synthetic(n_fit, n_features)
     z_t = 5 * np.sin(2 * X[:, 0]) + 3 * X[:, 1] * X[:, 2]
     student = LinearizedKDStudent(
-        solver="nystrom", n_components=components, random_state=0, dtype="float32"
+        solver="nystrom", n_landmarks=components, random_state=0, dtype="float32"
     )
     student.fit(X, y, z_t)
     # As many dual coefficients as rows, as the exact solvers have them.
@@ -332,9 +332,9 @@ def main():
     parser.add_argument("--solver", nargs="+", choices=SOLVERS, default=["nystrom"])
     parser.add_argument("--data", type=Path, help=".npz with X and y; default: synthetic rows")
     parser.add_argument("--components", type=int, default=2_000)
-    parser.add_argument("--centres", choices=["rpcholesky", "uniform"], default="rpcholesky")
+    parser.add_argument("--landmarks", choices=["rpcholesky", "uniform"], default="rpcholesky")
     parser.add_argument("--products", type=int, help="time kernel products of so many rows, too")
-    parser.add_argument("--alpha", type=float, default=0.0)
+    parser.add_argument("--ridge", type=float, default=0.0)
     parser.add_argument("--tol", type=float, default=1e-6, help="of pcg")
     parser.add_argument("--max-iter", type=int, default=500, help="of pcg")
     parser.add_argument(
@@ -370,7 +370,7 @@ def main():
             for solver in arguments.solver:
                 command = [sys.executable, __file__, "--cell", solver, "--folder", folder]
                 command += ["--components", str(arguments.components)]
-                command += ["--centres", arguments.centres, "--alpha", str(arguments.alpha)]
+                command += ["--landmarks", arguments.landmarks, "--ridge", str(arguments.ridge)]
                 command += ["--tol", str(arguments.tol), "--max-iter", str(arguments.max_iter)]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:

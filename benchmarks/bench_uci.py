@@ -6,8 +6,8 @@ set comes with test rows, that on these after training on all others. Six sets h
 were standardized in another way than the training rows (their means differ by 0.9 to 3600 standard
 deviations), so that no method can do well on them; there the folds are used. Methods:
 
-* NTKTeacher: the tangent kernel machine trained on hard labels; loss, depth and alpha searched.
-* student: LinearizedKDStudent of the forest below; ρ, T, depth and alpha by LinearizedKDStudentCV.
+* NTKTeacher: the tangent kernel machine trained on hard labels; loss, depth and ridge searched.
+* student: LinearizedKDStudent of the forest below; ρ, T, depth and ridge by LinearizedKDStudentCV.
   The forest's logits on its training rows are out-of-bag, so that it does not hand their labels
   back, and smoothed by one vote for each class, so that they are finite.
 * forest: scikit-learn's RandomForestClassifier, 500 trees, otherwise its defaults; no search.
@@ -39,11 +39,11 @@ from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
 from sklearn_kd.kernels import NTK
 
 DEPTHS = [1, 2, 3, 4, 5]
-TEACHER_ALPHAS = {
+TEACHER_RIDGES = {
     "squared_error": [1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0],
     "log_loss": [1e-2, 0.1, 1.0, 10.0],
 }
-STUDENT_ALPHAS = [0.0, 1e-2, 0.1, 1.0, 10.0]  # ρ and T: the defaults of LinearizedKDStudentCV
+STUDENT_RIDGES = [0.0, 1e-2, 0.1, 1.0, 10.0]  # ρ and T: the defaults of LinearizedKDStudentCV
 SVM_GRID = {  # gamma in units of 1/d
     "C": [2.0**k for k in range(-5, 14, 2)],
     "gamma": [2.0**k for k in range(-10, 5, 2)],
@@ -53,8 +53,8 @@ CACHE_MIB = 500
 # Results of another protocol are never mixed with these.
 PROTOCOL = {
     "depths": DEPTHS,
-    "teacher_alphas": TEACHER_ALPHAS,
-    "student_alphas": STUDENT_ALPHAS,
+    "teacher_ridges": TEACHER_RIDGES,
+    "student_ridges": STUDENT_RIDGES,
     "svm_grid": SVM_GRID,
     "trees": N_TREES,
 }
@@ -116,16 +116,16 @@ def run_teacher(problem):
         def kernel(a, b, matrix=matrix):  # of row numbers: all candidates share one matrix
             return matrix[np.ix_(a[:, 0].astype(int), b[:, 0].astype(int))]
 
-        for loss, alphas in TEACHER_ALPHAS.items():
-            for alpha in alphas:
-                teacher = NTKTeacher(kernel, loss=loss, alpha=alpha)
+        for loss, ridges in TEACHER_RIDGES.items():
+            for ridge in ridges:
+                teacher = NTKTeacher(kernel, loss=loss, ridge=ridge)
                 teacher.fit(numbers[train], problem.y[train])
                 scores.append(teacher.score(numbers[validation], problem.y[validation]))
-                candidates.append({"depth": depth, "loss": loss, "alpha": alpha})
+                candidates.append({"depth": depth, "loss": loss, "ridge": ridge})
     chosen = candidates[middle_of_best(scores)]
-    depth, loss, alpha = chosen.values()
+    depth, loss, ridge = chosen.values()
     teachers = [
-        NTKTeacher(NTK(depth=depth), loss=loss, alpha=alpha).fit(X, y)
+        NTKTeacher(NTK(depth=depth), loss=loss, ridge=ridge).fit(X, y)
         for X, y, _, _ in problem.folds
     ]
     return problem.accuracy(teachers), chosen
@@ -152,7 +152,7 @@ def run_student(problem):
     probabilities[validation] = forest.predict_proba(X[validation])
     kernels = [NTK(depth=depth) for depth in DEPTHS]
     search = LinearizedKDStudentCV(
-        kernel=kernels, alphas=STUDENT_ALPHAS, cv=[(train, validation)], refit=False
+        kernel=kernels, ridges=STUDENT_RIDGES, cv=[(train, validation)], refit=False
     )
     search.fit(X, y, teacher_logits=smoothed_logits(probabilities))
     students = []

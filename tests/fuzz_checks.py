@@ -70,11 +70,11 @@ def norm(x):
     return scale * np.linalg.norm(x / scale)
 
 
-def dense_matrix(estimator, weights, alpha):
+def dense_matrix(estimator, weights, ridge):
     """Return Θ + α W⁻¹ + jitter, with Θ in the estimator's precision."""
     X = torch.as_tensor(estimator.X_fit_)
     gram = as_kernel_function(estimator.kernel_).gram(X).double().numpy()
-    return gram + np.diag(alpha / weights) + estimator.jitter_ * np.eye(len(X))
+    return gram + np.diag(ridge / weights) + estimator.jitter_ * np.eye(len(X))
 
 
 # Targets
@@ -262,7 +262,7 @@ def student_of(draw):
         soft_ratio=draw(fuzz.SOFT_RATIOS),
         temperature=draw(fuzz.TEMPERATURES),
         temperature_scaling=draw(st.sampled_from(["none", "squared"])),
-        alpha=draw(fuzz.ALPHAS),
+        ridge=draw(fuzz.ALPHAS),
         dtype=draw(fuzz.DTYPES),
     )
 
@@ -295,7 +295,7 @@ def check_student(draw):
 
     # (Θ + α W⁻¹) a = z_eff: the backward error of a stable solve, however ill-conditioned.
     with np.errstate(over="ignore"):
-        A = dense_matrix(student, totals, student.alpha)
+        A = dense_matrix(student, totals, student.ridge)
     if not np.isfinite(A).all():
         return
     size, largest = np.abs(A).max() or 1.0, np.abs(a).max() or 1.0
@@ -371,7 +371,7 @@ def check_teacher(draw):
         stopping_time=draw(
             st.sampled_from([None, None, 1e-3, 3.0, [0.1, 1.0, 30.0], 1e4, 1e-150, 1e150])
         ),
-        alpha=draw(fuzz.ALPHAS),
+        ridge=draw(fuzz.ALPHAS),
         dtype=draw(fuzz.DTYPES),
     )
     X, y, _, sample_weight = problem.training_set
@@ -405,7 +405,7 @@ def compare_with_training(problem, teacher):
             return  # the student's solve, or a ConvergenceWarning was given
         p = scipy.special.expit(f) if f.ndim == 1 else scipy.special.softmax(f, axis=1)
         force = ((labels - p).T * totals).T
-        gap = np.linalg.norm(force - teacher.alpha * a)
+        gap = np.linalg.norm(force - teacher.ridge * a)
         assert gap <= 1e-6 * np.linalg.norm(force) + 1e-300, f"not stationary: {gap}"
         return
     times = np.atleast_1d(teacher.stopping_time)
@@ -449,7 +449,7 @@ def check_prefix_path(draw):
             fuzz.require_range(path[name], 0, 1, name)
     if options["init"] == "random" or options["n_permutations"] or grid:
         return
-    if student.alpha > 0 or student.jitter_ > 0:
+    if student.ridge > 0 or student.jitter_ > 0:
         return
     norms = path.weight_change_norm[0]
     eps = resolution(student)
@@ -471,9 +471,9 @@ def frame_of(draw, max_rows=20):
     problem = draw(fuzz.problems(max_rows))
     problem = problem._replace(sample_weight=None)
     X, members, _, _ = fuzz.merged(problem)
-    kernel, alpha = draw(fuzz.ntks()), draw(fuzz.ALPHAS)
-    frame = TangentFrame(as_kernel_function(kernel), torch.as_tensor(X), alpha=alpha)
-    A = kernel(X) + (alpha + frame.jitter) * np.eye(len(X))
+    kernel, ridge = draw(fuzz.ntks()), draw(fuzz.ALPHAS)
+    frame = TangentFrame(as_kernel_function(kernel), torch.as_tensor(X), ridge=ridge)
+    A = kernel(X) + (ridge + frame.jitter) * np.eye(len(X))
     first = [group[0] for group in members]
     return (
         problem,
@@ -500,7 +500,7 @@ def check_frame(draw):
     }
     fuzz.require_finite(**results)
     half = max(1, n // 2)
-    grown = TangentFrame(frame.kernel, frame.X[:half], alpha=frame.alpha)
+    grown = TangentFrame(frame.kernel, frame.X[:half], ridge=frame.ridge)
     if n > half:
         grown = grown.append(frame.X[half:])
     fuzz.require_finite(appended=grown.coordinates(targets))

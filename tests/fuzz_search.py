@@ -57,7 +57,7 @@ def search_of(draw):
     return LinearizedKDStudentCV(
         soft_ratios=draw(unique_lists(fuzz.SOFT_RATIOS, 3)),
         temperatures=draw(unique_lists(fuzz.TEMPERATURES, 2)),
-        alphas=draw(unique_lists(fuzz.ALPHAS, 2)),
+        ridges=draw(unique_lists(fuzz.ALPHAS, 2)),
         kernel=draw(st.one_of(fuzz.kernels(), st.lists(fuzz.ntks(), min_size=1, max_size=2))),
         temperature_scaling=draw(st.sampled_from(["none", "squared"])),
         cv=draw(CV),
@@ -264,7 +264,7 @@ def fitted(problem, settings, X, rows, dtype):
 
 
 def dense(student):
-    return checks.dense_matrix(student, student._distinct.weights.numpy(), student.alpha)
+    return checks.dense_matrix(student, student._distinct.weights.numpy(), student.ridge)
 
 
 def kernel_resolution(kernel, X, eps):

@@ -48,11 +48,11 @@ WORK = {
     "cholesky": fit(solver="cholesky"),
     "refinement": fit(solver="refinement"),
     "pcg": fit(solver="pcg"),
-    "nystrom": fit(solver="nystrom", n_components=800),
+    "nystrom": fit(solver="nystrom", n_landmarks=800),
     "leave-one-out": search(),
     "five folds": search(cv=KFold(5)),
     "five folds, pcg": search(cv=KFold(5), solver="pcg", tol=1e-3),
-    "leave-one-out, nystrom": search(solver="nystrom", n_components=800),
+    "leave-one-out, nystrom": search(solver="nystrom", n_landmarks=800),
     "prefix_path": prefix_path,
 }
 

@@ -80,7 +80,7 @@ def log_loss(logits, labels, weights):
     return weights @ losses
 
 
-def ridge_minimum_log_loss(K, labels, weights, alpha, start):
+def ridge_minimum_log_loss(K, labels, weights, ridge, start):
     """Dual coefficients at the minimum, by Newton's method with 40 digits from near it."""
     with mpmath.workdps(40):
         n_classes = 1 if labels.ndim == 1 else labels.shape[1]
@@ -96,13 +96,13 @@ def ridge_minimum_log_loss(K, labels, weights, alpha, start):
                 total = sum(exps) + (n_classes == 1)
                 p = [e / total for e in exps]
                 for c in range(n_classes):
-                    gradient[i * n_classes + c] = weights[i] * (y[i, c] - p[c]) - alpha * a[i, c]
+                    gradient[i * n_classes + c] = weights[i] * (y[i, c] - p[c]) - ridge * a[i, c]
                     for d in range(n_classes):
                         curvature = weights[i] * p[c] * ((c == d) - p[d])
                         for j in range(n):
                             hessian[i * n_classes + c, j * n_classes + d] = curvature * exact_K[
                                 i, j
-                            ] + alpha * (i == j and c == d)
+                            ] + ridge * (i == j and c == d)
             step = mpmath.lu_solve(hessian, gradient)
             for i in range(n):
                 for c in range(n_classes):

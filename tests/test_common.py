@@ -33,13 +33,13 @@ def only_devices_that_answer(monkeypatch):
         NTKTeacher(loss="squared_error"),
         NTKTeacher(stopping_time=[1.0, 10.0]),
         LinearizedKDStudent(),
-        LinearizedKDStudent(LogisticRegression(max_iter=1000), soft_ratio=0.5, alpha=0.1, cv=3),
-        LinearizedKDStudent(solver="nystrom", n_components=20),
-        LinearizedKDStudent(solver="pcg", alpha=0.1, tol=1e-10),
-        LinearizedKDStudent(solver="refinement", alpha=0.1, tol=1e-10),
+        LinearizedKDStudent(LogisticRegression(max_iter=1000), soft_ratio=0.5, ridge=0.1, cv=3),
+        LinearizedKDStudent(solver="nystrom", n_landmarks=20),
+        LinearizedKDStudent(solver="pcg", ridge=0.1, tol=1e-10),
+        LinearizedKDStudent(solver="refinement", ridge=0.1, tol=1e-10),
         LinearizedKDStudentCV(),
-        LinearizedKDStudentCV(LogisticRegression(max_iter=1000), alphas=[0.0, 0.1], cv=3),
-        LinearizedKDStudentCV(solver="pcg", alphas=[0.1], cv=3, tol=1e-10),
+        LinearizedKDStudentCV(LogisticRegression(max_iter=1000), ridges=[0.0, 0.1], cv=3),
+        LinearizedKDStudentCV(solver="pcg", ridges=[0.1], cv=3, tol=1e-10),
     ]
 )
 def test_sklearn_compatibility(estimator, check):

@@ -56,13 +56,13 @@ SCRIPT = """
 
     def restricted(X, y, z_t, kernel):
         student = LinearizedKDStudent(
-            kernel=kernel, solver="nystrom", n_components=30, random_state=0
+            kernel=kernel, solver="nystrom", n_landmarks=30, random_state=0
         )
         return student.fit(X, y, teacher_logits=z_t).dual_coef_
 
     if __name__ == "__main__":
         os.environ["PARENT"] = str(os.getpid())
-        sklearn_kd.solvers._pass.block_rows = lambda n_centres: 32
+        sklearn_kd.solvers._pass.block_rows = lambda n_landmarks: 32
         sklearn_kd.solvers._pass.ROWS_PER_TASK = 1
         rng = np.random.default_rng(0)
         X = rng.normal(size=(400, 3))

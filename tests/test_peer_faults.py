@@ -28,10 +28,10 @@ def task(n=40, d=3, seed=0):
 
 
 def stationarity(teacher, y):
-    """Relative residual of w (y − σ(f)) = alpha a, computed afresh."""
+    """Relative residual of w (y − σ(f)) = ridge a, computed afresh."""
     f = teacher.kernel_(teacher.X_fit_) @ teacher.dual_coef_
     force = y - scipy.special.expit(f)
-    return np.linalg.norm(force - teacher.alpha * teacher.dual_coef_) / np.linalg.norm(force)
+    return np.linalg.norm(force - teacher.ridge * teacher.dual_coef_) / np.linalg.norm(force)
 
 
 def test_one_hard_column_among_easy_ones_is_not_averaged_away():
@@ -51,10 +51,10 @@ def test_stopping_rules_are_relative_to_the_problem(size):
     # Peers stop on absolute tolerances: scaled inputs then end at once, or never.
     X, y, _ = task()
     kernel = NTK(bias_std=0.0)  # homogeneous: kernel values grow as size²
-    teacher = NTKTeacher(kernel, alpha=size**2).fit(size * X, y)
+    teacher = NTKTeacher(kernel, ridge=size**2).fit(size * X, y)
     assert teacher.fit_report_.converged
     assert stationarity(teacher, y) < 1e-7
-    reference = NTKTeacher(kernel, alpha=1.0).fit(X, y)
+    reference = NTKTeacher(kernel, ridge=1.0).fit(X, y)
     np.testing.assert_allclose(
         teacher.decision_function(size * X), reference.decision_function(X), rtol=1e-6, atol=1e-7
     )
@@ -65,8 +65,8 @@ def test_convergence_is_judged_by_a_residual_computed_afresh(monkeypatch):
     module = sys.modules[ridge_minimum.__module__]
     monkeypatch.setattr(module, "MAX_NEWTON_STEPS", 1)
     X, y, _ = task()
-    with pytest.warns(ConvergenceWarning, match=r"relative residual of .* increase alpha"):
-        teacher = NTKTeacher(alpha=1e-3).fit(X, y)
+    with pytest.warns(ConvergenceWarning, match=r"relative residual of .* increase ridge"):
+        teacher = NTKTeacher(ridge=1e-3).fit(X, y)
     assert not teacher.fit_report_.converged
 
 
@@ -109,7 +109,7 @@ def test_singular_systems_are_not_handed_to_least_squares():
 
 
 @pytest.mark.parametrize(
-    "model", [LinearizedKDStudent(), NTKTeacher(loss="squared_error", alpha=0)]
+    "model", [LinearizedKDStudent(), NTKTeacher(loss="squared_error", ridge=0)]
 )
 def test_an_indefinite_kernel_is_an_error_not_nan(model):
     # A peer takes the square root of negative eigenvalues and returns NaN.

@@ -356,10 +356,10 @@ def _require_oracle(student: Any, n_permutations: int | None, param_grid: Any) -
             "oracle_norm bounds how often the student differs from the function it is trained on, "
             f"which is the teacher only at soft_ratio=1; got soft_ratio={student.soft_ratio!r}."
         )
-    if student.fit_report_.alpha > 0:
+    if student.fit_report_.ridge > 0:
         raise ValueError(
             "oracle_norm bounds a student that fits its rows exactly, which a ridge does not; got "
-            f"alpha={student.fit_report_.alpha!r}, fit with alpha=0."
+            f"ridge={student.fit_report_.ridge!r}, fit with ridge=0."
         )
     if n_permutations is not None or param_grid is not None:
         raise ValueError(

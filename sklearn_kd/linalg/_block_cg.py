@@ -264,7 +264,7 @@ class _Recursion:
             raise NotPSDError(
                 f"The kernel matrix of {len(self.X)} rows is not positive definite: conjugate "
                 "gradients found a direction of negative squared length. Either the kernel is not "
-                "positive semi-definite, or rounding decides: use alpha > 0 or dtype='float64'."
+                "positive semi-definite, or rounding decides: use ridge > 0 or dtype='float64'."
             )
 
     def replace_residual(self, exact: KernelOperator) -> None:

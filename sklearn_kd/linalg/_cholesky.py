@@ -118,14 +118,14 @@ def _not_psd_message(matrix: Tensor, jitter: float) -> str:
     if not matrix.triu().isfinite().all():
         return (
             "The kernel matrix with its ridge holds NaN or infinite values; rescale the inputs, or "
-            "use a smaller alpha / sample_weight."
+            "use a smaller ridge / sample_weight."
         )
     smallest = smallest_eigenvalue(matrix)
     return (
         f"The kernel matrix of {len(matrix)} rows is not positive definite: its smallest "
         f"eigenvalue is about {smallest:.3g} (mean diagonal {matrix.diagonal().mean():.3g}), and a "
         f"jitter of {jitter:.3g} did not help. Either the kernel is not positive semi-definite, "
-        "or rows are so close that rounding decides: use alpha > 0, remove near-duplicate rows, "
+        "or rows are so close that rounding decides: use ridge > 0, remove near-duplicate rows, "
         "or use dtype='float64'."
     )
 

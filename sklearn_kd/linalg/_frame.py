@@ -47,7 +47,7 @@ class TangentFrame:
         The tangent kernel, a function of tensors.
     X : Tensor of shape (n, d)
         Distinct training rows; their dtype and device are the frame's.
-    alpha : float, default=0.0
+    ridge : float, default=0.0
         Ridge α ≥ 0.
     weights : Tensor of shape (n,), default=None
         Positive row weights w, which divide the ridge: α / wᵢ. None means 1.
@@ -99,7 +99,7 @@ class TangentFrame:
         kernel: KernelFunction,
         X: Tensor,
         *,
-        alpha: float = 0.0,
+        ridge: float = 0.0,
         weights: Tensor | None = None,
         gram: Tensor | None = None,
         memory_limit: float | str = "auto",
@@ -114,7 +114,7 @@ class TangentFrame:
         )
         self.kernel = kernel
         self.X = X
-        self.alpha = alpha
+        self.ridge = ridge
         self.weights = X.new_ones(n) if weights is None else weights
         self._adopt(factor_in_place(self._assembler(gram)))
 
@@ -131,7 +131,7 @@ class TangentFrame:
                 self.kernel.gram(self.X, out=storage, symmetrize=False)
             else:
                 storage.copy_(gram)
-            storage.diagonal().add_(self.alpha / self.weights)
+            storage.diagonal().add_(self.ridge / self.weights)
             return storage
 
         return assemble
@@ -144,7 +144,7 @@ class TangentFrame:
             warnings.warn(
                 f"The kernel matrix of {self.n_rows} rows is numerically singular (rcond "
                 f"{self.rcond:.2g}, smallest pivot {pivot:.2g}, jitter {self.jitter:.2g}): "
-                "rounding decides part of the answer. Use alpha > 0, remove near-duplicate "
+                "rounding decides part of the answer. Use ridge > 0, remove near-duplicate "
                 "rows, or a deeper or less smooth kernel.",
                 IllConditionedWarning,
                 stacklevel=4,
@@ -193,8 +193,10 @@ class TangentFrame:
             Δz, and a = `solve` (Δz).
         """
         # aᵀ Θ a = aᵀ Δz − aᵀ (α W⁻¹ + jitter) a; without a ridge just aᵀ Δz = ‖q‖².
-        ridge = (self.alpha / self.weights + self.jitter).reshape(-1, *[1] * (targets.ndim - 1))
-        squared = (coefficients * (targets - ridge * coefficients)).sum()
+        row_ridges = (self.ridge / self.weights + self.jitter).reshape(
+            -1, *[1] * (targets.ndim - 1)
+        )
+        squared = (coefficients * (targets - row_ridges * coefficients)).sum()
         return squared.clamp_min(0).sqrt().item()
 
     @full_precision()
@@ -225,7 +227,7 @@ class TangentFrame:
 
         The ridge of a new row lies along its axis, unless the row adds no axis at all.
         """
-        return torch.where(v > 0, v + self.alpha + self.jitter, v)
+        return torch.where(v > 0, v + self.ridge + self.jitter, v)
 
     def feature_blocks(self, X: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield (rows, u, v) of `features` for consecutive blocks of ``X``, in bounded memory."""
@@ -305,8 +307,8 @@ class TangentFrame:
         It is the share of ‖q[:m]‖² that lies along the axes of the ridge: the weight change alone
         has the squared norm ‖q[:m]‖² − share. 0 without ridge and jitter.
         """
-        ridge = self.alpha / self.weights + self.jitter
-        if not ridge.any():
+        row_ridges = self.ridge / self.weights + self.jitter
+        if not row_ridges.any():
             return torch.zeros_like(targets)
         q = self.coordinates(targets)
         columns = q.reshape(self.n_rows, -1)
@@ -323,7 +325,7 @@ class TangentFrame:
                 path = (inverse * columns[start:stop, column]).cumsum(dim=1)
                 path += coefficients[:stop, column, None]
                 coefficients[:stop, column] = path[:, -1]
-                shares[start:stop, column] = ridge[:stop] @ path.square_()
+                shares[start:stop, column] = row_ridges[:stop] @ path.square_()
         return shares.reshape(q.shape)
 
     def one_step_errors(self, targets: Tensor) -> Tensor:
@@ -409,7 +411,7 @@ class TangentFrame:
             if info.item() > 0:
                 raise NotPSDError(
                     f"The rows of fold {fold.item()} are so close to each other that rounding "
-                    "decides their predictions; use alpha > 0 or remove near-duplicate rows."
+                    "decides their predictions; use ridge > 0 or remove near-duplicate rows."
                 )
             out[held_out] -= torch.cholesky_solve(a[held_out], block)
         return out.reshape(targets.shape)
@@ -433,7 +435,7 @@ class TangentFrame:
         cross = self.kernel.block(self.X, X)
         u = torch.linalg.solve_triangular(self.lower, cross, upper=False).T
         schur = self.kernel.gram(X)
-        schur.diagonal().add_(self.alpha / weights + self.jitter)
+        schur.diagonal().add_(self.ridge / weights + self.jitter)
         schur -= u @ u.T
         corner, info = torch.linalg.cholesky_ex(schur)
         if info.item() > 0:
@@ -444,7 +446,7 @@ class TangentFrame:
         storage[n:, :n] = u
         storage[n:, n:] = corner
         grown = object.__new__(type(self))
-        grown.kernel, grown.alpha = self.kernel, self.alpha
+        grown.kernel, grown.ridge = self.kernel, self.ridge
         grown.X = torch.cat([self.X, X])
         grown.weights = torch.cat([self.weights, weights])
         grown._adopt(Factor(storage, self.jitter))

@@ -86,7 +86,7 @@ def fold_held_out(
     held_out: Tensor,
     targets: Tensor,
     *,
-    alpha: float,
+    ridge: float,
     weights: Tensor,
     memory_limit: float | str = "auto",
 ) -> HeldOut:
@@ -99,7 +99,7 @@ def fold_held_out(
     train, held_out : Tensor of int of shapes (n_train,), (m,)
         Row numbers, those of ``train`` distinct. A row may be in both, where copies of it are.
     targets : Tensor of shape (n_train, C) or (n_train, C, K)
-    alpha : float
+    ridge : float
         Ridge.
     weights : Tensor of shape (n_train,)
         Positive row weights, which divide the ridge.
@@ -108,7 +108,7 @@ def fold_held_out(
     """
     kernel = MatrixKernel(gram)
     frame = TangentFrame(
-        kernel, kernel.rows(train), alpha=alpha, weights=weights, memory_limit=memory_limit
+        kernel, kernel.rows(train), ridge=ridge, weights=weights, memory_limit=memory_limit
     )
     q, coefficients = frame.coordinates(targets), frame.solve(targets)
     columns = coefficients.reshape(len(train), -1)

@@ -1,11 +1,11 @@
-"""The student restricted to M centres, from sums over the rows: one pass, whatever their number.
+"""The student restricted to M landmarks, from sums over the rows: one pass, whatever their number.
 
-Symbols (formula -> code -> shape), with n rows, M centres and C right-hand sides:
+Symbols (formula -> code -> shape), with n rows, M landmarks and C right-hand sides:
 
 ==========  ====================  ==========================================================
-Z           ``centres``           (M, d) rows that span the restricted student
+Z           ``landmarks``           (M, d) rows that span the restricted student
 Θ_ZZ = RRᵀ  ``lower``             (M, M) R
-Φ           `CentreBasis` call    (n, M) Θ(X, Z) R⁻ᵀ: φ(x) projected on the span of φ(Z)
+Φ           `LandmarkBasis` call    (n, M) Θ(X, Z) R⁻ᵀ: φ(x) projected on the span of φ(Z)
 W           ``weights``           (n,) row weights
 Δz          ``targets``           (n, C) logit change, one column per candidate and class
 G, r        ``gram``, ``moments`` (M, M), (M, C) ΦᵀWΦ and ΦᵀWΔz
@@ -15,7 +15,7 @@ b           ``coefficients``      (M, C) of the kernel expansion f(x) = Θ(x, Z)
 The student minimises Σᵢ wᵢ (f(xᵢ) − Δzᵢ)² + α bᵀ Θ_ZZ b over f = Θ(·, Z) b (subset of regressors).
 With c = Rᵀ b it is (G + αI) c = r. G and r are sums over the rows, so neither their order nor
 their division into blocks matters, and copies of a row count as one row with their total weight
-and their weighted mean target. With all n rows as centres it is the exact student.
+and their weighted mean target. With all n rows as landmarks it is the exact student.
 
 The sums are taken in the orthonormal basis Φ, not in Θ(X, Z), because that would square the
 condition number: cond(ΦᵀΦ) is cond(Θ) at M = n, cond(Θ_nZᵀ Θ_nZ) its square. Largest errors
@@ -58,14 +58,14 @@ _GRAM_GROUPS = 4
 _SMALLEST_REMAINDER = torch.finfo(torch.float64).eps ** 0.5
 
 
-class CentreBasis:
-    """Orthonormal basis of the span of the features of the centres, φ(Z) R⁻ᵀ.
+class LandmarkBasis:
+    """Orthonormal basis of the span of the features of the landmarks, φ(Z) R⁻ᵀ.
 
     Parameters
     ----------
     kernel : KernelFunction
         The tangent kernel.
-    centres : Tensor of shape (M, d)
+    landmarks : Tensor of shape (M, d)
         Distinct rows. Kernel entries are evaluated in their dtype, everything else is float64.
 
     Attributes
@@ -82,10 +82,10 @@ class CentreBasis:
         If no admissible jitter makes Θ_ZZ positive definite.
     """
 
-    def __init__(self, kernel: KernelFunction, centres: Tensor) -> None:
+    def __init__(self, kernel: KernelFunction, landmarks: Tensor) -> None:
         self.kernel = kernel
-        self.centres = centres
-        rows = centres.double()
+        self.landmarks = landmarks
+        rows = landmarks.double()
         storage = rows.new_empty((len(rows), len(rows)))
         self.lower, self.jitter = factor_in_place(
             lambda: kernel.gram(rows, out=storage, symmetrize=False)
@@ -94,7 +94,7 @@ class CentreBasis:
     @full_precision()
     def features(self, X: Tensor) -> Tensor:
         """Return Φ (n, M) for rows ``X`` of shape (n, d)."""
-        cross = self.kernel.block(X, self.centres).double()
+        cross = self.kernel.block(X, self.landmarks).double()
         return torch.linalg.solve_triangular(self.lower.T, cross, upper=True, left=False)
 
 
@@ -111,13 +111,13 @@ class RowSums:
     captured: Tensor  # ()
 
     @classmethod
-    def zeros(cls, n_centres: int, n_targets: int, device: torch.device) -> Self:
+    def zeros(cls, n_landmarks: int, n_targets: int, device: torch.device) -> Self:
         """Return the sums over no rows."""
 
         def zero(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        return cls(zero(n_centres, n_centres), zero(n_centres, n_targets), zero(), zero())
+        return cls(zero(n_landmarks, n_landmarks), zero(n_landmarks, n_targets), zero(), zero())
 
     def merge(self, other: RowSums) -> None:
         """Add the sums over other rows, in the same basis."""
@@ -126,12 +126,12 @@ class RowSums:
 
     @property
     def captured_trace(self) -> float:
-        """Share of tr Θ that the centres explain, in [0, 1]; 1 is all of it."""
+        """Share of tr Θ that the landmarks explain, in [0, 1]; 1 is all of it."""
         return (self.captured / self.trace).item()
 
     @full_precision()
     def add(
-        self, basis: CentreBasis, X: Tensor, targets: Tensor, weights: Tensor | None = None
+        self, basis: LandmarkBasis, X: Tensor, targets: Tensor, weights: Tensor | None = None
     ) -> None:
         """Add a block of rows (n, d) with targets (n, C) and weights w ≥ 0 (n,), or 1."""
         if weights is not None and (weights == 0).any():
@@ -145,9 +145,9 @@ class RowSums:
             features *= root
             targets = root * targets
         self.moments.addmm_(features.T, targets.double())
-        n_centres = len(self.gram)
-        width = max(1, -(-n_centres // _GRAM_GROUPS))
-        for start in range(0, n_centres, width):
+        n_landmarks = len(self.gram)
+        width = max(1, -(-n_landmarks // _GRAM_GROUPS))
+        for start in range(0, n_landmarks, width):
             columns = slice(start, start + width)
             self.gram[columns, start:].addmm_(features[:, columns].T, features[:, start:])
 
@@ -157,10 +157,10 @@ class RestrictedStudent:
 
     Parameters
     ----------
-    basis : CentreBasis
+    basis : LandmarkBasis
     sums : RowSums
         Sums over all training rows; they are left as they are.
-    alpha : float, default=0.0
+    ridge : float, default=0.0
         Ridge α ≥ 0.
 
     Attributes
@@ -186,7 +186,7 @@ class RestrictedStudent:
 
     Examples
     --------
-    Fifty rows, all of them centres: the restricted student is the exact one.
+    Fifty rows, all of them landmarks: the restricted student is the exact one.
 
     >>> import torch
     >>> from sklearn_kd.kernels import NTK
@@ -194,7 +194,7 @@ class RestrictedStudent:
 
     >>> X = torch.linspace(-2, 2, 100, dtype=torch.float64).reshape(50, 2)
     >>> targets, kernel = X.sin(), NTK().to_torch()
-    >>> basis, sums = CentreBasis(kernel, X), RowSums.zeros(50, 2, X.device)
+    >>> basis, sums = LandmarkBasis(kernel, X), RowSums.zeros(50, 2, X.device)
     >>> for rows in torch.arange(50).split(20):
     ...     sums.add(basis, X[rows], targets[rows])
     >>> student = RestrictedStudent(basis, sums)
@@ -205,14 +205,14 @@ class RestrictedStudent:
     """
 
     @full_precision()
-    def __init__(self, basis: CentreBasis, sums: RowSums, alpha: float = 0.0) -> None:
+    def __init__(self, basis: LandmarkBasis, sums: RowSums, ridge: float = 0.0) -> None:
         self.basis = basis
-        self.alpha = alpha
+        self.ridge = ridge
         storage = torch.empty_like(sums.gram)
 
         def assemble() -> Tensor:
             storage.copy_(sums.gram)
-            storage.diagonal().add_(alpha)
+            storage.diagonal().add_(ridge)
             return storage
 
         # G + αI = S Sᵀ
@@ -232,9 +232,9 @@ class RestrictedStudent:
     def _warn_if_ill_conditioned(self) -> None:
         if self.jitter > 0 or self.rcond < torch.finfo(torch.float64).eps:
             warnings.warn(
-                f"The student restricted to {len(self.basis.centres)} centres is numerically "
+                f"The student restricted to {len(self.basis.landmarks)} landmarks is numerically "
                 f"singular (rcond {self.rcond:.2g}, jitter {self.jitter:.2g}): rounding decides "
-                "part of the answer. Use alpha > 0 or a smaller n_components.",
+                "part of the answer. Use ridge > 0 or a smaller n_landmarks.",
                 IllConditionedWarning,
                 stacklevel=3,
             )
@@ -246,7 +246,7 @@ class RestrictedStudent:
         h is the derivative of f(xᵢ) in Δzᵢ. 1 − h is returned as 0 where rounding leaves less
         than half of its digits.
         """
-        cross = self.basis.kernel.block(X, self.basis.centres).double()
+        cross = self.basis.kernel.block(X, self.basis.landmarks).double()
         logits = cross @ self.coefficients
         half = torch.linalg.solve_triangular(self._both.T, cross, upper=True, left=False)
         leverage = half.square_().sum(dim=1)
@@ -258,8 +258,8 @@ class RestrictedStudent:
     def leave_one_out(self, X: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return, for each training row, the prediction of the student trained on all others.
 
-        f₋ᵢ(xᵢ) = Δzᵢ − (Δzᵢ − f(xᵢ)) / (1 − hᵢ). The centres stay as they are: a row that is a
-        centre is left out of the loss only. Over all rows it is a second pass: it evaluates
+        f₋ᵢ(xᵢ) = Δzᵢ − (Δzᵢ − f(xᵢ)) / (1 − hᵢ). The landmarks stay as they are: a row that is a
+        landmark is left out of the loss only. Over all rows it is a second pass: it evaluates
         their kernel entries anew, and takes M² operations per row for h where the first pass
         takes over 2 M².
 
@@ -273,8 +273,8 @@ class RestrictedStudent:
 
         Notes
         -----
-        Where h = 1 the loss without the row has many minimisers, as at α = 0 with as many centres
-        as rows, or where a centre is far from all other rows. Of these the one of least norm
+        Where h = 1 the loss without the row has many minimisers, as at α = 0 with as many landmarks
+        as rows, or where a landmark is far from all other rows. Of these the one of least norm
         counts, the limit α → 0.
         """
         logits, remainder = self.fit_and_remainder(X, weights)
@@ -292,7 +292,7 @@ class RestrictedStudent:
         G − w φ φᵀ then has the null vector v = G⁻¹ φ, with φᵀ v = 1 / w. Without its part of c,
         v vᵀ c / vᵀ v, the prediction is φᵀ c − (vᵀ c) / (w vᵀ v).
         """
-        cross = self.basis.kernel.block(X, self.basis.centres).double()
+        cross = self.basis.kernel.block(X, self.basis.landmarks).double()
         half = torch.linalg.solve_triangular(self._both.T, cross, upper=True, left=False)
         v = torch.linalg.solve_triangular(self.lower, half, upper=False, left=False)
         c = self.basis.lower.T @ self.coefficients
@@ -302,23 +302,23 @@ class RestrictedStudent:
         return v @ c / scale[:, None]
 
 
-def block_rows(n_centres: int) -> int:
+def block_rows(n_landmarks: int) -> int:
     """Return the rows per block of the pass: 64 MiB of features, at least 256 rows."""
-    return max(256, WORKSPACE_BYTES // (8 * n_centres))
+    return max(256, WORKSPACE_BYTES // (8 * n_landmarks))
 
 
 def nystrom_bytes(
-    n_rows: int, n_features: int, n_centres: int, n_targets: int, n_candidates: int
+    n_rows: int, n_features: int, n_landmarks: int, n_targets: int, n_candidates: int
 ) -> int:
-    """Return the peak bytes of choosing centres among candidate rows, of the pass and the solve.
+    """Return the peak bytes of choosing landmarks among candidate rows, of the pass and the solve.
 
     The pass holds R, G and a block of features, twice, with its targets; the solve a factor of
     G, and copies of the coefficients; the choice a partial factor of the candidates' kernel. What
     threads and matrix products keep for themselves was up to 75 MiB on two cores.
     """
-    block = min(n_rows, block_rows(n_centres))
-    choice = n_candidates * (n_centres + 4 * PIVOT_BLOCK + 2 * n_features)
-    sums = n_centres * (2 * n_centres + n_features + n_targets)
-    rows = block * (2 * n_centres + n_features + 4 * n_targets)
-    solve = n_centres * (n_centres + 3 * n_targets)
+    block = min(n_rows, block_rows(n_landmarks))
+    choice = n_candidates * (n_landmarks + 4 * PIVOT_BLOCK + 2 * n_features)
+    sums = n_landmarks * (2 * n_landmarks + n_features + n_targets)
+    rows = block * (2 * n_landmarks + n_features + 4 * n_targets)
+    solve = n_landmarks * (n_landmarks + 3 * n_targets)
     return 8 * max(choice, sums + max(rows, solve)) + 2 * WORKSPACE_BYTES

@@ -271,40 +271,40 @@ class TiledOperator(KernelOperator):
 
 
 class RidgeOperator(KernelOperator):
-    """Θ + diag(ridge): the matrix A = Θ + α W⁻¹ of the ridge student.
+    """Θ + diag(row_ridges): the matrix A = Θ + α W⁻¹ of the ridge student.
 
     Parameters
     ----------
     operator : KernelOperator
         Θ.
-    ridge : Tensor of shape (n,)
+    row_ridges : Tensor of shape (n,)
         α / wᵢ ≥ 0.
     """
 
-    def __init__(self, operator: KernelOperator, ridge: Tensor) -> None:
+    def __init__(self, operator: KernelOperator, row_ridges: Tensor) -> None:
         self.operator = operator
-        self.ridge = ridge
+        self.row_ridges = row_ridges
         self.n_rows, self.dtype, self.device = operator.n_rows, operator.dtype, operator.device
 
     def diag(self) -> Tensor:
         """Return the diagonal, shape (n,)."""
-        return self.operator.diag() + self.ridge
+        return self.operator.diag() + self.row_ridges
 
     def block(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Return the entries of these rows and columns, shape (n_rows, n_columns)."""
         same = rows[:, None] == columns
-        return self.operator.block(rows, columns) + same * self.ridge[rows][:, None]
+        return self.operator.block(rows, columns) + same * self.row_ridges[rows][:, None]
 
     def columns(self, indices: Tensor) -> Tensor:
         """Return whole columns, shape (n, n_indices)."""
         entries = self.operator.columns(indices).clone()
         position = torch.arange(len(indices), device=self.device)
-        entries[indices, position] += self.ridge[indices]
+        entries[indices, position] += self.row_ridges[indices]
         return entries
 
     def matmat(self, V: Tensor) -> Tensor:
         """Return the product with ``V`` of shape (n, k), shape (n, k)."""
-        return self.operator.matmat(V).addcmul_(self.ridge[:, None], V)
+        return self.operator.matmat(V).addcmul_(self.row_ridges[:, None], V)
 
 
 def tile_side(n_rows: int, device: torch.device) -> int:

@@ -14,7 +14,7 @@ H      ``reduction``  (n, k) C⁻¹ = (I − H Hᵀ) D^(−1/2)
 =====  =============  =====================================================================
 
 A − F Fᵀ has n − k eigenvalues that matter, and F is as good as a multiple of the identity for them:
-μ is their mean, whatever the ridge. So alpha = 0 needs no special case.
+μ is their mean, whatever the ridge. So ridge = 0 needs no special case.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class LowRankPreconditioner:
     ----------
     partial : PivotedCholesky
         Θ ≈ F Fᵀ. Its factor is overwritten: a second (n, k) array might not fit.
-    ridge : Tensor of shape (n,), default=None
+    row_ridges : Tensor of shape (n,), default=None
         ρ ≥ 0 with A = Θ + diag(ρ); None is 0.
 
     Attributes
@@ -91,7 +91,7 @@ class LowRankPreconditioner:
     """
 
     @full_precision()
-    def __init__(self, partial: PivotedCholesky, ridge: Tensor | None = None) -> None:
+    def __init__(self, partial: PivotedCholesky, row_ridges: Tensor | None = None) -> None:
         F = partial.factor
         n, self.rank = F.shape
         self.dtype = F.dtype
@@ -99,8 +99,8 @@ class LowRankPreconditioner:
         left = partial.trace / max(n - self.rank, 1)
         self.shift = max(left, _LEAST_SHIFT * largest)
         diagonal = F.new_full((n,), self.shift, dtype=torch.float64)
-        if ridge is not None:
-            diagonal += ridge
+        if row_ridges is not None:
+            diagonal += row_ridges
         if not diagonal.all():  # Θ is zero, and so is the ridge
             diagonal.fill_(1.0)
         self.root = diagonal.sqrt()
@@ -150,7 +150,7 @@ class SingleFactor:
     kernel : KernelFunction
     X : Tensor of shape (n, d)
         Distinct rows.
-    ridge : Tensor of shape (n,), default=None
+    row_ridges : Tensor of shape (n,), default=None
         ρ ≥ 0; None is 0.
 
     Attributes
@@ -184,14 +184,14 @@ class SingleFactor:
     dtype = torch.float32
 
     @full_precision()
-    def __init__(self, kernel: KernelFunction, X: Tensor, ridge: Tensor | None = None) -> None:
+    def __init__(self, kernel: KernelFunction, X: Tensor, row_ridges: Tensor | None = None) -> None:
         rows = X.float()
         storage = rows.new_empty((len(rows), len(rows)))
 
         def assemble() -> Tensor:
             kernel.gram(rows, out=storage, symmetrize=False)
-            if ridge is not None:
-                storage.diagonal().add_(ridge)
+            if row_ridges is not None:
+                storage.diagonal().add_(row_ridges)
             return storage
 
         self.lower, self.jitter = factor_in_place(assemble)

@@ -183,7 +183,7 @@ def power_function_bound(
     is then optimistic and may fail. :func:`binomial_upper_bound` always holds.
 
     It is a statement about the rows given, and carries over to others up to sampling error. A
-    student with a ridge (``alpha > 0``) is no projection, and has no such certificate.
+    student with a ridge (``ridge > 0``) is no projection, and has no such certificate.
 
     Examples
     --------

@@ -33,11 +33,11 @@ class ExactSearch(FoldSearch):
     """Every candidate and fold from a few factors."""
 
     def _plan(self, distinct: DistinctRows, n_columns: int) -> None:
-        search, alphas = self.search, self.grid.alphas
-        serves_folds = serves_all_folds(self.folds, distinct, alphas, refit=bool(search.refit))
+        search, ridges = self.search, self.grid.ridges
+        serves_folds = serves_all_folds(self.folds, distinct, ridges, refit=bool(search.refit))
         # Ridges, and folds with factors of their own, share the kernel matrix beside these.
         has_factors = search.cv is not None and not serves_folds
-        shares_matrix = has_factors or len(alphas) > 1
+        shares_matrix = has_factors or len(ridges) > 1
         n, d = distinct.X.shape
         planned = search_bytes(
             n,
@@ -65,14 +65,14 @@ class ExactSearch(FoldSearch):
         self._whole.use(kernel)
 
     def _held_out_students(
-        self, problem: Problem, initial_logits: Tensor, fold: Fold, alpha: float
+        self, problem: Problem, initial_logits: Tensor, fold: Fold, ridge: float
     ) -> list[HeldOutStudent]:
-        return held_out_students(problem, self._whole, initial_logits, fold, alpha)
+        return held_out_students(problem, self._whole, initial_logits, fold, ridge)
 
     def at_hand(self, params: dict[str, Any], progress: FitTask) -> TangentFrame:
         """Return the frame of all rows, for the refit of one candidate."""
         self._whole.use(params.get("kernel", self.search.kernel))
-        return self._whole.frame(params["alpha"])
+        return self._whole.frame(params["ridge"])
 
 
 def search_bytes(
@@ -113,7 +113,7 @@ def search_bytes(
 
 
 def serves_all_folds(
-    folds: list[Fold], distinct: DistinctRows, alphas: list[float], *, refit: bool
+    folds: list[Fold], distinct: DistinctRows, ridges: list[float], *, refit: bool
 ) -> bool:
     """Whether a factor of all rows replaces, and takes less time than, one for each fold.
 
@@ -123,7 +123,7 @@ def serves_all_folds(
     n = len(distinct.kept)
     if distinct.merged.n_merged:
         return False
-    if any(alphas) and not (distinct.weights == 1).all():
+    if any(ridges) and not (distinct.weights == 1).all():
         return False
     for train, test in folds:
         is_left = torch.ones(n, dtype=torch.bool, device=test.device)
@@ -132,7 +132,7 @@ def serves_all_folds(
             return False
     # Of all ridges one is fitted to all rows anyway.
     n_held_out = [len(fold.test) for fold in folds]
-    return blocks_pay(n, n_held_out, frame_is_needed=refit and len(alphas) == 1)
+    return blocks_pay(n, n_held_out, frame_is_needed=refit and len(ridges) == 1)
 
 
 class WholeKernel:
@@ -185,30 +185,30 @@ class WholeKernel:
             self._matrix = self.function.gram(self._distinct.X)
         return self._matrix
 
-    def frame(self, alpha: float) -> TangentFrame:
+    def frame(self, ridge: float) -> TangentFrame:
         """Return the tangent frame of all rows with this ridge."""
-        if self._frame is None or self._frame.alpha != alpha:
+        if self._frame is None or self._frame.ridge != ridge:
             self._frame = self._solved = None  # frees the factor of another ridge first
             self._frame = TangentFrame(
                 self.function,
                 self._distinct.X,
-                alpha=alpha,
+                ridge=ridge,
                 weights=self._distinct.weights,
                 gram=self._matrix,
                 memory_limit=self.memory_limit,
             )
         return self._frame
 
-    def solved(self, alpha: float, targets: Callable[[], Tensor]) -> Solved | None:
+    def solved(self, ridge: float, targets: Callable[[], Tensor]) -> Solved | None:
         """Return the student of all rows, if folds are to be left out of it."""
-        if not self._serves_folds or alpha in self._unresolved:
+        if not self._serves_folds or ridge in self._unresolved:
             return None
         try:
-            frame = self.frame(alpha)
+            frame = self.frame(ridge)
         except NotPSDError:  # without the rows of a fold it may well be definite
             frame = None
         if frame is None or not resolves_blocks(frame):
-            self._unresolved.add(alpha)
+            self._unresolved.add(ridge)
             return None
         if self._solved is None:
             self._solved = Solved.of(frame, targets())
@@ -216,7 +216,7 @@ class WholeKernel:
 
 
 def held_out_students(
-    problem: Problem, whole: WholeKernel, initial_logits: Tensor, fold: Fold, alpha: float
+    problem: Problem, whole: WholeKernel, initial_logits: Tensor, fold: Fold, ridge: float
 ) -> list[HeldOutStudent]:
     """Return the students of every recipe that have not seen the rows of the fold.
 
@@ -226,14 +226,14 @@ def held_out_students(
     number = distinct.merged.group[fold.test]
     z_0 = initial_logits[:, None]  # the same for every recipe
     if fold.train is None:
-        by_row = leave_one_out(whole.frame(alpha), problem.targets - z_0)
+        by_row = leave_one_out(whole.frame(ridge), problem.targets - z_0)
         held_out = HeldOut(
             by_row.logits[number],
             lambda: by_row.new_directions()[number],
             by_row.squared_norms[number],
             by_row.n_rows,
         )
-    elif student := whole.solved(alpha, lambda: problem.targets - z_0):
+    elif student := whole.solved(ridge, lambda: problem.targets - z_0):
         held_out = block_held_out(student, number)
     else:
         numbers, train, targets = problem.trained_on(fold.train)
@@ -242,7 +242,7 @@ def held_out_students(
             numbers,
             number,
             targets - z_0[numbers],
-            alpha=alpha,
+            ridge=ridge,
             weights=train.weights,
             memory_limit=whole.memory_limit,
         )

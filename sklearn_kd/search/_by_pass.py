@@ -1,4 +1,4 @@
-"""The search over students restricted to centres: one pass for all candidates of a kernel.
+"""The search over students restricted to landmarks: one pass for all candidates of a kernel.
 
 ρ and T change only the columns of Δz, and the ridge only what is added to the sums over the rows.
 So one pass serves all of them, and a second one for each ridge gives every row's prediction by the
@@ -93,9 +93,9 @@ class RestrictedSearch:
         everything = torch.arange(len(problem.distinct.kept), device=problem.distinct.kept.device)
         for number, kernel in enumerate(self.grid.kernels):
             self.use(kernel, number, progress)
-            for alpha in self.grid.alphas:
+            for ridge in self.grid.ridges:
                 with progress.stage("candidates"):
-                    students = self._held_out_students(alpha, everything)
+                    students = self._held_out_students(ridge, everything)
                     scores.add(students, Fold(None, everything))
                     scores.close_cell()
 
@@ -114,13 +114,13 @@ class RestrictedSearch:
             self._done = nystrom_pass(
                 function,
                 self._rows(),
-                n_components=search.n_components,
-                centres=search.centres,
+                n_landmarks=search.n_landmarks,
+                landmarks=search.landmarks,
                 random_state=check_random_state(search.random_state),
                 dtype=weights.dtype,
                 device=weights.device,
                 memory_limit=search.memory_limit,
-                beside=beside_bytes(size, search.n_components),
+                beside=beside_bytes(size, search.n_landmarks),
                 n_jobs=search.n_jobs,
                 checkpoint=checkpoint_at(search.checkpoint, number),
                 on_progress=task.report,
@@ -134,11 +134,11 @@ class RestrictedSearch:
             self.stream, lambda rows: targets[rows] - z_0[rows], None if all_one else weights
         )
 
-    def _held_out_students(self, alpha: float, test: Tensor) -> list[HeldOutStudent]:
+    def _held_out_students(self, ridge: float, test: Tensor) -> list[HeldOutStudent]:
         """Return the students of every recipe, each row's trained on all other distinct rows."""
         assert self._done is not None
         problem, distinct = self.problem, self.problem.distinct
-        solution = solve_pass(self._done, alpha).solution
+        solution = solve_pass(self._done, ridge).solution
         logits = torch.empty_like(problem.targets)
         for block, values in leave_one_out_blocks(solution, self._rows()):
             logits[block] = values.to(logits)
@@ -157,7 +157,7 @@ class RestrictedSearch:
         assert self._done is not None
         recipe = {name: params[name] for name in ("soft_ratio", "temperature")}
         index = next(i for i, known in enumerate(grid.recipes) if recipe.items() <= known.items())
-        student = solve_pass(self._done, params["alpha"])
+        student = solve_pass(self._done, params["ridge"])
         return restricted_solution(student, self.problem.distinct.weights.dtype, index)
 
 
@@ -167,7 +167,7 @@ def _require_memory(search: Any, stream: RowStream, weights: Tensor, n_columns: 
     options = Options(**{name: getattr(search, name) for name in names})
     planned = SOLVERS["nystrom"].planned_bytes(size, options)
     require(
-        planned + beside_bytes(size, search.n_components),
+        planned + beside_bytes(size, search.n_landmarks),
         search.memory_limit,
         weights.device,
         what=f"LinearizedKDStudentCV.fit on n={len(stream)} distinct rows with solver='nystrom'",
@@ -175,9 +175,9 @@ def _require_memory(search: Any, stream: RowStream, weights: Tensor, n_columns: 
     )
 
 
-def beside_bytes(size: Size, n_components: int) -> int:
+def beside_bytes(size: Size, n_landmarks: int) -> int:
     """Return the bytes that a search takes beside a pass, whose sums it keeps.
 
     What is kept of all rows; the factors that leave rows out.
     """
-    return prediction_bytes(size) + 2 * 8 * n_components**2
+    return prediction_bytes(size) + 2 * 8 * n_landmarks**2

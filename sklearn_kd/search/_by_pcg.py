@@ -62,7 +62,7 @@ class IteratedSearch(FoldSearch):
         self._kernel = as_kernel_function(kernel)
 
     def _held_out_students(
-        self, problem: Problem, initial_logits: Tensor, fold: Fold, alpha: float
+        self, problem: Problem, initial_logits: Tensor, fold: Fold, ridge: float
     ) -> list[HeldOutStudent]:
         assert fold.train is not None
         search, kernel = self.search, self._kernel
@@ -71,7 +71,7 @@ class IteratedSearch(FoldSearch):
             kernel,
             train.X,
             z_eff - initial_logits[numbers, None],
-            alpha=alpha,
+            ridge=ridge,
             weights=train.weights,
             plan=self.plan,
             tol=search.tol,

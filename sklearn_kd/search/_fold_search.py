@@ -59,12 +59,12 @@ class FoldSearch(ABC):
         """Add the scores of every candidate, by the students that have not seen a fold."""
         for kernel, z_0 in zip(self.grid.kernels, self._initial_logits, strict=True):
             self._use(kernel)
-            for alpha in self.grid.alphas:
+            for ridge in self.grid.ridges:
                 with progress.stage("candidates", len(self.folds)) as task:
                     for fold in self.folds:
                         with task.stage("fold"):
                             # No name for the students: they hold a factor until scored.
-                            scores.add(self._held_out_students(problem, z_0, fold, alpha), fold)
+                            scores.add(self._held_out_students(problem, z_0, fold, ridge), fold)
                 scores.close_cell()
 
     @abstractmethod
@@ -77,7 +77,7 @@ class FoldSearch(ABC):
 
     @abstractmethod
     def _held_out_students(
-        self, problem: Problem, initial_logits: Tensor, fold: Fold, alpha: float
+        self, problem: Problem, initial_logits: Tensor, fold: Fold, ridge: float
     ) -> list[HeldOutStudent]:
         """Return the students of every recipe that have not seen the rows of the fold."""
 

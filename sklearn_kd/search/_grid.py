@@ -12,7 +12,7 @@ class Grid(NamedTuple):
     """The candidates: kernels × ridges × recipes, in this order."""
 
     kernels: list
-    alphas: list[float]
+    ridges: list[float]
     recipes: list[dict[str, Any]]
     names_kernel: bool  # whether the kernel is one of the parameters searched
 
@@ -21,12 +21,12 @@ class Grid(NamedTuple):
         """The searched parameters of every candidate."""
         return [
             {
-                "alpha": alpha,
+                "ridge": ridge,
                 **({"kernel": kernel} if self.names_kernel else {}),
                 "soft_ratio": recipe["soft_ratio"],
                 "temperature": recipe["temperature"],
             }
-            for kernel, alpha, recipe in itertools.product(self.kernels, self.alphas, self.recipes)
+            for kernel, ridge, recipe in itertools.product(self.kernels, self.ridges, self.recipes)
         ]
 
     def n_columns(self, n_classes: int) -> int:
@@ -36,6 +36,6 @@ class Grid(NamedTuple):
     def preference(self, params: list[dict[str, Any]]) -> list[tuple]:
         """Return what decides ties: the larger ρ, the smaller T, the larger ridge, the first."""
         return [
-            (-p["soft_ratio"], p["temperature"], -p["alpha"], index)
+            (-p["soft_ratio"], p["temperature"], -p["ridge"], index)
             for index, p in enumerate(params)
         ]

@@ -98,7 +98,7 @@ def read_rows(
 ) -> tuple[TrainingRows, DistinctRows, RowStream | None]:
     """Return the checked rows, the distinct ones, and a stream of these if there are more than M.
 
-    Where all distinct rows would be centres the restricted student is the exact one, of which
+    Where all distinct rows would be landmarks the restricted student is the exact one, of which
     every row can be left out: then they are in memory, and there is no stream.
     """
     if search.solver != "nystrom":
@@ -117,6 +117,6 @@ def read_rows(
         rows = check_rows(search, X, y, sample_weight)
         distinct = distinct_rows(rows)
         stream = as_row_stream(distinct.X)
-    if len(stream) > search.n_components:
+    if len(stream) > search.n_landmarks:
         return rows, distinct, stream
     return rows, distinct._replace(X=to_working(search, stream)), None

@@ -45,8 +45,8 @@ _OF_THE_BEST = (
 _OF_SOLVERS = (
     "tol",
     "max_iter",
-    "n_components",
-    "centres",
+    "n_landmarks",
+    "landmarks",
     "random_state",
     "n_jobs",
     "checkpoint",
@@ -68,7 +68,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         Candidates for the weight ρ of the soft labels.
     temperatures : sequence of float > 0, default=(1.0, 2.0, 5.0)
         Candidates for the temperature T.
-    alphas : sequence of float ≥ 0, default=(0.0,)
+    ridges : sequence of float ≥ 0, default=(0.0,)
         Candidates for the ridge; each needs a factor per fold.
     kernel : callable, or list of them, default=None
         Tangent kernel, as in :class:`LinearizedKDStudent`. A list is searched too.
@@ -94,13 +94,13 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         "auto" and "cholesky" factor the kernel matrix. "pcg" finds the same students by conjugate
         gradients, one iteration for each fold, ridge and kernel, and not leave-one-out. "nystrom"
         restricts the students to the
-        span of ``n_components`` centres, the same for all of them, and scores the whole grid by
+        span of ``n_landmarks`` landmarks, the same for all of them, and scores the whole grid by
         leave-one-out (``cv=None``): one pass over the rows for each kernel, and one for each
         ridge. They need not be in memory, but effective logits and predictions of all rows and
-        candidates are. With all rows as centres it is the exact search.
+        candidates are. With all rows as landmarks it is the exact search.
     tol, max_iter
         Of ``solver="pcg"``, as in :class:`LinearizedKDStudent`.
-    n_components, centres, n_jobs, checkpoint
+    n_landmarks, landmarks, n_jobs, checkpoint
         Of ``solver="nystrom"``, as in :class:`LinearizedKDStudent`.
     random_state : int, RandomState instance or None, default=None
         Of ``solver="pcg"`` and ``"nystrom"``, as in :class:`LinearizedKDStudent`.
@@ -116,7 +116,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
     best_estimator_ : LinearizedKDStudent
         The chosen student, fitted on all rows; only with ``refit``.
     best_params_ : dict
-        Its ``soft_ratio``, ``temperature``, ``alpha`` and, from a list, ``kernel``.
+        Its ``soft_ratio``, ``temperature``, ``ridge`` and, from a list, ``kernel``.
     best_index_ : int
         Its position in ``cv_results_``.
     best_score_ : float
@@ -172,7 +172,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
     >>> X = scale(X)
     >>> search = LinearizedKDStudentCV(LogisticRegression()).fit(X[:400], y[:400])
     >>> search.best_params_
-    {'alpha': 0.0, 'soft_ratio': 1.0, 'temperature': 1.0}
+    {'ridge': 0.0, 'soft_ratio': 1.0, 'temperature': 1.0}
     >>> search.score(X[400:], y[400:]) > 0.95
     True
     """
@@ -182,7 +182,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         "teacher": [HasMethods(["fit", "predict"]), None],
         "soft_ratios": ["array-like"],
         "temperatures": ["array-like"],
-        "alphas": ["array-like"],
+        "ridges": ["array-like"],
         "kernel": [callable, list, tuple, None],
         "temperature_scaling": [StrOptions({"none", "squared"})],
         "init": [StrOptions({"zero", "network"})],
@@ -201,7 +201,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         *,
         soft_ratios: Any = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0),
         temperatures: Any = (1.0, 2.0, 5.0),
-        alphas: Any = (0.0,),
+        ridges: Any = (0.0,),
         kernel: Any = None,
         temperature_scaling: str = "none",
         init: str = "zero",
@@ -213,8 +213,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         solver: str = "auto",
         tol: float = 1e-6,
         max_iter: int = 500,
-        n_components: int = 1000,
-        centres: str = "rpcholesky",
+        n_landmarks: int = 1000,
+        landmarks: str = "rpcholesky",
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int | None = None,
         checkpoint: str | os.PathLike | None = None,
@@ -225,7 +225,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         self.teacher = teacher
         self.soft_ratios = soft_ratios
         self.temperatures = temperatures
-        self.alphas = alphas
+        self.ridges = ridges
         self.kernel = kernel
         self.temperature_scaling = temperature_scaling
         self.init = init
@@ -237,8 +237,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         self.solver = solver
         self.tol = tol
         self.max_iter = max_iter
-        self.n_components = n_components
-        self.centres = centres
+        self.n_landmarks = n_landmarks
+        self.landmarks = landmarks
         self.random_state = random_state
         self.n_jobs = n_jobs
         self.checkpoint = checkpoint
@@ -267,7 +267,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             The fitted search.
         """
         grid = self._grid()
-        n_stages = len(grid.kernels) * len(grid.alphas) + 3  # teaching may take two
+        n_stages = len(grid.kernels) * len(grid.ridges) + 3  # teaching may take two
         n_stages += len(grid.kernels) if self.solver == "nystrom" else 0
         with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
             for name in _OF_THE_BEST:
@@ -311,7 +311,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         axes = {
             "soft_ratios": ("numbers in (0, 1]", lambda v: (v > 0) & (v <= 1)),
             "temperatures": ("positive numbers", lambda v: v > 0),
-            "alphas": ("numbers of at least 0", lambda v: v >= 0),
+            "ridges": ("numbers of at least 0", lambda v: v >= 0),
         }
         checked = {}
         for name, (what, is_valid) in axes.items():
@@ -328,7 +328,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             raise ValueError("kernel=[] holds no kernel; give one, or None for NTK().")
         return Grid(
             kernels=kernels,
-            alphas=checked["alphas"],
+            ridges=checked["ridges"],
             recipes=[
                 {
                     "soft_ratio": soft_ratio,
@@ -342,11 +342,11 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             names_kernel=is_list,
         )
 
-    def _student(self, teacher: Any, cv: Any, kernel: Any, alpha: float, **recipe: Any) -> Any:
+    def _student(self, teacher: Any, cv: Any, kernel: Any, ridge: float, **recipe: Any) -> Any:
         return LinearizedKDStudent(
             teacher,
             kernel=kernel,
-            alpha=alpha,
+            ridge=ridge,
             init=self.init,
             cv=cv,
             device=self.device,
@@ -355,8 +355,8 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             solver=self.solver,
             tol=self.tol,
             max_iter=self.max_iter,
-            n_components=self.n_components,
-            centres=self.centres,
+            n_landmarks=self.n_landmarks,
+            landmarks=self.landmarks,
             random_state=self.random_state,
             n_jobs=self.n_jobs,
             **recipe,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sklearn_kd._array import to_numpy, to_tensor
 from sklearn_kd.kernels._protocol import KernelFunction
-from sklearn_kd.linalg._landmarks import CentreBasis, RowSums
+from sklearn_kd.linalg._landmarks import LandmarkBasis, RowSums
 
 # Two evaluations of the same numbers may differ by rounding, such as with other thread counts.
 _RTOL, _ATOL = 1e-9, 1e-12
@@ -33,7 +33,7 @@ class Probes(NamedTuple):
 class PassState:
     """A pass that has seen the rows before ``next_row``."""
 
-    basis: CentreBasis
+    basis: LandmarkBasis
     sums: RowSums
     probes: Probes
     next_row: int
@@ -43,19 +43,19 @@ class PassState:
 class Checkpoint:
     """The file to which a pass is written, and the seconds between two times.
 
-    The file holds the centres, the sums, and a fingerprint: the shape of the problem, kernel
+    The file holds the landmarks, the sums, and a fingerprint: the shape of the problem, kernel
     values, and the rows, targets and weights of the probes.
     """
 
     path: Path
     seconds: float = 60.0
 
-    def save(self, state: PassState, n_rows: int, n_components: int) -> None:
+    def save(self, state: PassState, n_rows: int, n_landmarks: int) -> None:
         """Write the state; the file is at all times either the former or the new one."""
         sums, probes = state.sums, state.probes
         weights = torch.ones(0) if probes.weights is None else probes.weights
         tensors = {
-            "centres": state.basis.centres,
+            "landmarks": state.basis.landmarks,
             "gram": sums.gram,
             "moments": sums.moments,
             "trace": sums.trace,
@@ -66,7 +66,7 @@ class Checkpoint:
             "probe_weights": weights,
         }
         arrays = {name: to_numpy(tensor) for name, tensor in tensors.items()} | {
-            "shape": np.array([n_rows, n_components]),
+            "shape": np.array([n_rows, n_landmarks]),
             "next_row": np.array(state.next_row),
             "probe_numbers": probes.numbers,
         }
@@ -82,7 +82,7 @@ class Checkpoint:
         kernel: KernelFunction,
         take: Callable[[np.ndarray, torch.dtype, torch.device], Probes],
         n_rows: int,
-        n_components: int,
+        n_landmarks: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> PassState:
@@ -95,7 +95,7 @@ class Checkpoint:
         """
         with np.load(self.path, allow_pickle=False) as file:
             saved = {name: file[name] for name in file.files}
-        self._require_same("number of rows or n_components", saved["shape"], [n_rows, n_components])
+        self._require_same("number of rows or n_landmarks", saved["shape"], [n_rows, n_landmarks])
         probes = take(saved["probe_numbers"], dtype, device)
         weights = np.ones(0) if probes.weights is None else to_numpy(probes.weights)
         self._require_same("rows", saved["probe_X"], to_numpy(probes.X))
@@ -105,7 +105,7 @@ class Checkpoint:
         def tensor(name: str) -> Tensor:
             return to_tensor(saved[name], device=device)
 
-        basis = CentreBasis(kernel, tensor("centres").to(dtype))
+        basis = LandmarkBasis(kernel, tensor("landmarks").to(dtype))
         self._require_same("kernel", saved["kernel"], to_numpy(basis.lower.diagonal()))
         sums = RowSums(*map(tensor, ("gram", "moments", "trace", "captured")))
         return PassState(basis, sums, probes, int(saved["next_row"]))

@@ -75,7 +75,7 @@ class System(NamedTuple):
     X: Tensor | RowStream  # (n, d); a stream only for solvers that take one
     weights: Tensor  # (n,) in the working dtype on the working device
     targets: Tensor  # (n,) or (n, K), Δz
-    alpha: float
+    ridge: float
 
 
 class Size(NamedTuple):
@@ -93,8 +93,8 @@ class Options(NamedTuple):
 
     memory_limit: float | str = "auto"
     cache_size: float | str = "auto"
-    n_components: int = 1000
-    centres: str = "rpcholesky"
+    n_landmarks: int = 1000
+    landmarks: str = "rpcholesky"
     random_state: Any = None
     n_jobs: int | None = None
     checkpoint: str | os.PathLike | None = None
@@ -150,7 +150,7 @@ def solve_cholesky(system: System, options: Options, progress: FitTask) -> Solut
         frame = frames.frame(
             system.kernel,
             system.X,
-            alpha=system.alpha,
+            ridge=system.ridge,
             weights=system.weights,
             memory_limit=options.memory_limit,
             cache_size=options.cache_size,
@@ -178,16 +178,16 @@ def cholesky_bytes(size: Size, options: Options) -> int:
 
 
 def solve_nystrom(system: System, options: Options, progress: FitTask) -> Solution:
-    """Return the student restricted to ``n_components`` centres, by one pass over the rows."""
+    """Return the student restricted to ``n_landmarks`` landmarks, by one pass over the rows."""
     X = system.X if isinstance(system.X, RowStream) else as_row_stream(system.X)
     weights = None if (system.weights == 1).all() else system.weights
     with progress.stage("pass-over-rows", N_REPORTS) as task:
         student = nystrom_student(
             system.kernel,
             StreamedRows(X, lambda rows: system.targets[rows], weights),
-            n_components=options.n_components,
-            alpha=system.alpha,
-            centres=options.centres,
+            n_landmarks=options.n_landmarks,
+            ridge=system.ridge,
+            landmarks=options.landmarks,
             random_state=check_random_state(options.random_state),
             dtype=system.weights.dtype,
             device=system.weights.device,
@@ -217,10 +217,10 @@ def restricted_solution(
         for gap in ("fit_gap", "held_out_gap"):
             report[gap] = None if report[gap] is None else report[gap][column]
     in_basis = student.solution.basis.lower.T @ coefficients.reshape(len(coefficients), -1)
-    names = ("n_centres", "captured_trace", "fit_gap", "held_out_gap", "resumed_at_row")
+    names = ("n_landmarks", "captured_trace", "fit_gap", "held_out_gap", "resumed_at_row")
     return Solution(
         coefficients.to(dtype),
-        student.centres,
+        student.landmarks,
         torch.linalg.vector_norm(in_basis).item(),
         report.jitter,
         report.rcond,
@@ -229,10 +229,10 @@ def restricted_solution(
 
 
 def nystrom_system_bytes(size: Size, options: Options) -> int:
-    """Return the peak bytes of the choice of centres, the pass and its solution."""
-    n_centres = min(options.n_components, size.n_rows)
-    n_candidates = candidate_rows(size.n_rows, n_centres)
-    return nystrom_bytes(size.n_rows, size.n_features, n_centres, size.n_targets, n_candidates)
+    """Return the peak bytes of the choice of landmarks, the pass and its solution."""
+    n_landmarks = min(options.n_landmarks, size.n_rows)
+    n_candidates = candidate_rows(size.n_rows, n_landmarks)
+    return nystrom_bytes(size.n_rows, size.n_features, n_landmarks, size.n_targets, n_candidates)
 
 
 def solve_refinement(system: System, options: Options, progress: FitTask) -> Solution:
@@ -243,7 +243,7 @@ def solve_refinement(system: System, options: Options, progress: FitTask) -> Sol
             system.kernel,
             system.X,
             system.targets,
-            alpha=system.alpha,
+            ridge=system.ridge,
             weights=system.weights,
             tol=options.tol,
             max_iter=options.max_iter,
@@ -283,7 +283,7 @@ def solve_pcg(system: System, options: Options, progress: FitTask) -> Solution:
             system.kernel,
             system.X,
             system.targets,
-            alpha=system.alpha,
+            ridge=system.ridge,
             weights=system.weights,
             plan=pcg_plan(size, of_all_processes(options, size.device)),
             tol=options.tol,

@@ -54,7 +54,7 @@ class FrameCache:
         kernel: Any,
         X: Tensor,
         *,
-        alpha: float,
+        ridge: float,
         weights: Tensor,
         memory_limit: float | str,
         cache_size: float | str,
@@ -64,8 +64,8 @@ class FrameCache:
         Only `NTK` kernels are compared by value; frames of other kernels are always new.
         """
         if cache_size == 0 or not isinstance(kernel, InfiniteKernel):
-            return TangentFrame(kernel, X, alpha=alpha, weights=weights, memory_limit=memory_limit)
-        key = (kernel, alpha, X.dtype, X.device, X.shape, _checksum(X), _checksum(weights))
+            return TangentFrame(kernel, X, ridge=ridge, weights=weights, memory_limit=memory_limit)
+        key = (kernel, ridge, X.dtype, X.device, X.shape, _checksum(X), _checksum(weights))
         kept = self._find(key)
         # Equal checksums are not yet equal rows.
         if (
@@ -75,7 +75,7 @@ class FrameCache:
         ):
             kept.warn_if_ill_conditioned()
             return kept
-        frame = TangentFrame(kernel, X, alpha=alpha, weights=weights, memory_limit=memory_limit)
+        frame = TangentFrame(kernel, X, ridge=ridge, weights=weights, memory_limit=memory_limit)
         if self._is_asked_again(key):
             self._keep(key, frame, self.limit(cache_size, X.device))
         return frame

@@ -1,6 +1,6 @@
-"""One pass over a stream of rows: the student restricted to a few centres, for a whole grid.
+"""One pass over a stream of rows: the student restricted to a few landmarks, for a whole grid.
 
-Choosing the centres, the pass, which can be interrupted and resumed, and what is reported beside
+Choosing the landmarks, the pass, which can be interrupted and resumed, and what is reported beside
 the answer. The algebra is in `linalg._nystrom`.
 """
 
@@ -22,7 +22,7 @@ from sklearn_kd._array import to_numpy
 from sklearn_kd._memory import require
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._landmarks import (
-    CentreBasis,
+    LandmarkBasis,
     RestrictedStudent,
     RowSums,
     block_rows,
@@ -34,21 +34,21 @@ from sklearn_kd.rows._copies import merge_rows
 from sklearn_kd.rows._streams import RowStream
 from sklearn_kd.solvers._checkpoint import Checkpoint, PassState, Probes
 
-# Centres are chosen among at most so many rows per centre, drawn at random.
-CANDIDATES_PER_CENTRE = 10
+# Landmarks are chosen among at most so many rows per landmark, drawn at random.
+CANDIDATES_PER_LANDMARK = 10
 
-# A worker is sent so many rows per centre at a time: its M² sums then cost little to send back.
+# A worker is sent so many rows per landmark at a time: its M² sums then cost little to send back.
 ROWS_PER_TASK = 16
 
 # Rows on which the gaps are measured, and by which a resumed pass knows its data again.
 N_PROBES = 1000
 
-NYSTROM_REMEDY = "Use a smaller n_components, fewer candidates at once, or raise memory_limit."
+NYSTROM_REMEDY = "Use a smaller n_landmarks, fewer candidates at once, or raise memory_limit."
 
 
-def candidate_rows(n_rows: int, n_components: int) -> int:
-    """Return the number of rows among which that many centres are chosen."""
-    return min(n_rows, CANDIDATES_PER_CENTRE * n_components)
+def candidate_rows(n_rows: int, n_landmarks: int) -> int:
+    """Return the number of rows among which that many landmarks are chosen."""
+    return min(n_rows, CANDIDATES_PER_LANDMARK * n_landmarks)
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class StreamedRows:
         return targets, self.weights[rows].to(device, torch.float64)
 
     def blocks(
-        self, n_centres: int, dtype: torch.dtype, device: torch.device, start: int = 0
+        self, n_landmarks: int, dtype: torch.dtype, device: torch.device, start: int = 0
     ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
-        """Yield (rows, X, Δz, weights), in blocks as large as ``n_centres`` centres allow."""
-        size = block_rows(n_centres)
+        """Yield (rows, X, Δz, weights), in blocks as large as ``n_landmarks`` landmarks allow."""
+        size = block_rows(n_landmarks)
         for rows, X in self.stream.blocks(size, start, dtype=dtype, device=device):
             yield rows, X, *self.fitted_to(rows, device)
 
@@ -116,7 +116,7 @@ class StreamedRows:
 class NystromPass:
     """The sums of a completed pass: students of any ridge follow from it without the rows."""
 
-    basis: CentreBasis
+    basis: LandmarkBasis
     sums: RowSums
     probes: Probes
     target_shape: tuple[int, ...]
@@ -124,40 +124,40 @@ class NystromPass:
 
 
 class NystromStudent(NamedTuple):
-    """The restricted student, f(x) = Θ(x, centres) coefficients, and a report."""
+    """The restricted student, f(x) = Θ(x, landmarks) coefficients, and a report."""
 
     coefficients: Tensor  # (M, ...), as the targets beyond their first axis
-    centres: Tensor  # (M, d)
+    landmarks: Tensor  # (M, d)
     report: Bunch
     solution: RestrictedStudent
 
 
 def nystrom_student(
-    kernel: KernelFunction, rows: StreamedRows, *, alpha: float = 0.0, **options: Any
+    kernel: KernelFunction, rows: StreamedRows, *, ridge: float = 0.0, **options: Any
 ) -> NystromStudent:
-    """Fit the student restricted to ``n_components`` centres, in one pass over the rows.
+    """Fit the student restricted to ``n_landmarks`` landmarks, in one pass over the rows.
 
     It minimises Σᵢ wᵢ (f(xᵢ) − Δzᵢ)² + α bᵀ Θ_ZZ b over f = Θ(·, Z) b, for all columns of Δz at
     once. The sum treats copies of a row as one row with their total weight and mean Δz. Eq. 3 is
     not linear in the labels, so where copies carry different ones, and the student is to be that
     of merged rows, ``rows.targets`` has to give each copy the Δz of the merged row.
 
-    Parameters are the ridge ``alpha`` ≥ 0, and as ``options`` those of `nystrom_pass`.
+    Parameters are the ridge ``ridge`` ≥ 0, and as ``options`` those of `nystrom_pass`.
 
     Returns
     -------
     NystromStudent
         See `solve_pass` for its report.
     """
-    return solve_pass(nystrom_pass(kernel, rows, **options), alpha)
+    return solve_pass(nystrom_pass(kernel, rows, **options), ridge)
 
 
 def nystrom_pass(
     kernel: KernelFunction,
     rows: StreamedRows,
     *,
-    n_components: int,
-    centres: str = "rpcholesky",
+    n_landmarks: int,
+    landmarks: str = "rpcholesky",
     random_state: np.random.RandomState,
     dtype: torch.dtype = torch.float64,
     device: str | torch.device = "cpu",
@@ -167,7 +167,7 @@ def nystrom_pass(
     n_jobs: int | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> NystromPass:
-    """Choose the centres and sum over all rows, a block at a time.
+    """Choose the landmarks and sum over all rows, a block at a time.
 
     Parameters
     ----------
@@ -175,13 +175,13 @@ def nystrom_pass(
         The tangent kernel.
     rows : StreamedRows
         The training rows.
-    n_components : int
-        Number of centres M; where the candidates hold fewer distinct rows, all of those.
-    centres : {"rpcholesky", "uniform"}, default="rpcholesky"
-        How the centres are chosen among the distinct rows of at most 10 M candidates, which are
+    n_landmarks : int
+        Number of landmarks M; where the candidates hold fewer distinct rows, all of those.
+    landmarks : {"rpcholesky", "uniform"}, default="rpcholesky"
+        How the landmarks are chosen among the distinct rows of at most 10 M candidates, which are
         drawn at random: by randomly pivoted Cholesky or uniformly.
     random_state : RandomState
-        Draws the candidates, the centres and the probes.
+        Draws the candidates, the landmarks and the probes.
     dtype : torch.dtype, default=torch.float64
         Of the kernel's entries; everything else is float64.
     device : str or torch.device, default="cpu"
@@ -202,8 +202,8 @@ def nystrom_pass(
     Returns
     -------
     NystromPass
-        With a report of ``n_rows``, ``n_centres``, ``n_candidate_rows``, ``captured_trace`` (the
-        share of tr Θ that the centres explain), ``resumed_at_row`` and ``planned_bytes``.
+        With a report of ``n_rows``, ``n_landmarks``, ``n_candidate_rows``, ``captured_trace`` (the
+        share of tr Θ that the landmarks explain), ``resumed_at_row`` and ``planned_bytes``.
 
     Raises
     ------
@@ -214,51 +214,51 @@ def nystrom_pass(
     """
     device = torch.device(device)
     n_rows = rows.stream.n_rows
-    n_components = min(n_components, n_rows)
-    n_candidates = candidate_rows(n_rows, n_components)
+    n_landmarks = min(n_landmarks, n_rows)
+    n_candidates = candidate_rows(n_rows, n_landmarks)
     shape = rows.target_shape
     n_targets = int(np.prod(shape))
-    planned = nystrom_bytes(n_rows, rows.stream.n_features, n_components, n_targets, n_candidates)
+    planned = nystrom_bytes(n_rows, rows.stream.n_features, n_landmarks, n_targets, n_candidates)
     n_workers = joblib.effective_n_jobs(n_jobs)
     if n_workers > 1:  # two finished spans for each worker may wait to be added
-        planned += 2 * n_workers * 8 * n_components * (n_components + n_targets)
+        planned += 2 * n_workers * 8 * n_landmarks * (n_landmarks + n_targets)
     planned += beside
     require(
         planned,
         memory_limit,
         device,
-        what=f"The student restricted to n_components={n_components} centres, with {n_targets} "
+        what=f"The student restricted to n_landmarks={n_landmarks} landmarks, with {n_targets} "
         "right-hand sides,",
         remedy=NYSTROM_REMEDY,
     )
     state = None
     if checkpoint is not None and checkpoint.path.exists():
-        state = checkpoint.load(kernel, rows.take, n_rows, n_components, dtype, device)
+        state = checkpoint.load(kernel, rows.take, n_rows, n_landmarks, dtype, device)
     if state is None:
         numbers = rows.sample(N_PROBES, random_state)
-        Z = _choose_centres(
-            kernel, rows, n_components, centres, n_candidates, random_state, dtype, device
+        Z = _choose_landmarks(
+            kernel, rows, n_landmarks, landmarks, n_candidates, random_state, dtype, device
         )
         state = PassState(
-            basis=CentreBasis(kernel, Z),
+            basis=LandmarkBasis(kernel, Z),
             sums=RowSums.zeros(len(Z), n_targets, device),
             probes=rows.take(numbers, dtype, device),
             next_row=0,
         )
     resumed_at_row = state.next_row
     written = time.monotonic()
-    for next_row in _add_rows(state, rows, n_components, dtype, device, n_jobs):
+    for next_row in _add_rows(state, rows, n_landmarks, dtype, device, n_jobs):
         state.next_row = next_row
         if on_progress is not None:
             on_progress(next_row / n_rows)
         if checkpoint is not None and time.monotonic() - written >= checkpoint.seconds:
-            checkpoint.save(state, n_rows, n_components)
+            checkpoint.save(state, n_rows, n_landmarks)
             written = time.monotonic()
     if checkpoint is not None:
         checkpoint.path.unlink(missing_ok=True)
     report = Bunch(
         n_rows=n_rows,
-        n_centres=len(state.basis.centres),
+        n_landmarks=len(state.basis.landmarks),
         n_candidate_rows=n_candidates,
         captured_trace=state.sums.captured_trace,
         resumed_at_row=resumed_at_row,
@@ -270,22 +270,22 @@ def nystrom_pass(
 def _add_rows(
     state: PassState,
     rows: StreamedRows,
-    n_components: int,
+    n_landmarks: int,
     dtype: torch.dtype,
     device: torch.device,
     n_jobs: int | None,
 ) -> Iterator[int]:
     """Add the rows from ``state.next_row`` on to the sums, and yield what row comes next."""
     n_rows, start = rows.stream.n_rows, state.next_row
-    span = max(block_rows(n_components), ROWS_PER_TASK * n_components)
+    span = max(block_rows(n_landmarks), ROWS_PER_TASK * n_landmarks)
     if joblib.effective_n_jobs(n_jobs) == 1 or n_rows - start <= span:
-        for block, X, targets, weights in rows.blocks(n_components, dtype, device, start):
+        for block, X, targets, weights in rows.blocks(n_landmarks, dtype, device, start):
             state.sums.add(state.basis, X, targets, weights)
             yield block.stop
         return
     ends = [*range(start + span, n_rows, span), n_rows]
     tasks = (
-        joblib.delayed(_sums_over)(state.basis, rows.between(first, last), n_components, device)
+        joblib.delayed(_sums_over)(state.basis, rows.between(first, last), n_landmarks, device)
         for first, last in zip([start, *ends], ends, strict=False)
     )
     parts = joblib.Parallel(n_jobs, return_as="generator")(tasks)
@@ -295,36 +295,36 @@ def _add_rows(
 
 
 def _sums_over(
-    basis: CentreBasis, rows: StreamedRows, n_components: int, device: torch.device
+    basis: LandmarkBasis, rows: StreamedRows, n_landmarks: int, device: torch.device
 ) -> RowSums:
     """Return the sums over some rows; what a worker does."""
     n_targets = int(np.prod(rows.target_shape))
-    sums = RowSums.zeros(len(basis.centres), n_targets, device)
-    for _, X, targets, weights in rows.blocks(n_components, basis.centres.dtype, device):
+    sums = RowSums.zeros(len(basis.landmarks), n_targets, device)
+    for _, X, targets, weights in rows.blocks(n_landmarks, basis.landmarks.dtype, device):
         sums.add(basis, X, targets, weights)
     return sums
 
 
-def _choose_centres(
+def _choose_landmarks(
     kernel: KernelFunction,
     rows: StreamedRows,
-    n_components: int,
+    n_landmarks: int,
     method: str,
     n_candidates: int,
     random_state: np.random.RandomState,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Return centres (M, d) among the distinct rows of ``n_candidates`` drawn at random."""
+    """Return landmarks (M, d) among the distinct rows of ``n_candidates`` drawn at random."""
     numbers = rows.sample(n_candidates, random_state)
     X = rows.stream.take(numbers, dtype=dtype).to(device)
     X = X[merge_rows(X).first]
-    if len(X) <= n_components:
+    if len(X) <= n_landmarks:
         return X
     if method == "uniform":
-        return X[torch.as_tensor(_sample(len(X), n_components, random_state), device=device)]
+        return X[torch.as_tensor(_sample(len(X), n_landmarks, random_state), device=device)]
     generator = torch.Generator().manual_seed(random_state.randint(2**31))
-    found = randomly_pivoted_cholesky(TiledOperator(kernel, X), n_components, generator=generator)
+    found = randomly_pivoted_cholesky(TiledOperator(kernel, X), n_landmarks, generator=generator)
     return X[found.pivots]
 
 
@@ -333,19 +333,19 @@ def _sample(n: int, size: int, random_state: np.random.RandomState) -> np.ndarra
     return np.sort(sample_without_replacement(n, min(n, size), random_state=random_state))
 
 
-def solve_pass(done: NystromPass, alpha: float = 0.0) -> NystromStudent:
-    """Return the student with ridge ``alpha`` from a completed pass: O(M³), without the rows.
+def solve_pass(done: NystromPass, ridge: float = 0.0) -> NystromStudent:
+    """Return the student with ridge ``ridge`` from a completed pass: O(M³), without the rows.
 
     Returns
     -------
     NystromStudent
-        Its report holds, beside that of the pass, ``alpha``, ``jitter``, ``rcond`` and two root
+        Its report holds, beside that of the pass, ``ridge``, ``jitter``, ``rcond`` and two root
         mean squares over up to 1000 random training rows, shaped as one row's Δz:
         ``fit_gap`` of Δz − f, which at α = 0 is how far this student is from the exact one on
         training rows, since that one interpolates; and ``held_out_gap`` of Δz − f₋ᵢ, with f₋ᵢ
         trained on all rows but that one (None where this leaves it undetermined).
     """
-    solution = RestrictedStudent(done.basis, done.sums, alpha)
+    solution = RestrictedStudent(done.basis, done.sums, ridge)
     probes = done.probes
     logits, remainder = solution.fit_and_remainder(probes.X, probes.weights)
     residual = probes.targets - logits
@@ -356,14 +356,14 @@ def solve_pass(done: NystromPass, alpha: float = 0.0) -> NystromStudent:
     is_determined = (remainder > 0).all()
     report = Bunch(
         **done.report,
-        alpha=alpha,
+        ridge=ridge,
         jitter=solution.jitter,
         rcond=solution.rcond,
         fit_gap=root_mean_square(residual),
         held_out_gap=root_mean_square(residual / remainder[:, None]) if is_determined else None,
     )
     coefficients = solution.coefficients.reshape(-1, *done.target_shape)
-    return NystromStudent(coefficients, done.basis.centres, report, solution)
+    return NystromStudent(coefficients, done.basis.landmarks, report, solution)
 
 
 def leave_one_out_blocks(
@@ -374,7 +374,7 @@ def leave_one_out_blocks(
     A second pass over the rows, in closed form for every column at once; see
     `RestrictedStudent.leave_one_out` for its cost.
     """
-    Z = solution.basis.centres
+    Z = solution.basis.landmarks
     for block, X, targets, weights in rows.blocks(len(Z), Z.dtype, Z.device):
         logits = solution.leave_one_out(X, targets, weights)
         yield block, logits.reshape(-1, *rows.target_shape)

@@ -115,7 +115,7 @@ def pcg_student(
     X: Tensor,
     targets: Tensor,
     *,
-    alpha: float = 0.0,
+    ridge: float = 0.0,
     weights: Tensor | None = None,
     plan: PCGPlan,
     tol: float = 1e-6,
@@ -133,7 +133,7 @@ def pcg_student(
         Distinct rows.
     targets : Tensor of shape (n, ...)
         Δz, one trailing entry per candidate and class.
-    alpha : float, default=0.0
+    ridge : float, default=0.0
         Ridge α ≥ 0.
     weights : Tensor of shape (n,), default=None
         Positive row weights w, which divide the ridge; None means 1.
@@ -164,7 +164,7 @@ def pcg_student(
     ConvergenceWarning
         If a residual is above ``tol``.
     """
-    ridge = _ridge(X, alpha, weights)
+    row_ridges = _ridge(X, ridge, weights)
     columns = targets.reshape(len(X), -1).double()
     if distributed:
         columns = require_same_problem(X, columns)
@@ -173,7 +173,7 @@ def pcg_student(
     def solve() -> PCGStudent:
         generator = torch.Generator().manual_seed(random_state.randint(2**31))
         preconditioner = LowRankPreconditioner(
-            randomly_pivoted_cholesky(exact, plan.rank, generator=generator), ridge
+            randomly_pivoted_cholesky(exact, plan.rank, generator=generator), row_ridges
         )
         products = f"{_source(theta)} in {str(theta.dtype).removeprefix('torch.')}"
         iterate = functools.partial(
@@ -181,18 +181,18 @@ def pcg_student(
             targets=columns,
             preconditioner=preconditioner,
             tol=tol,
-            exact=_with_ridge(exact, ridge),
+            exact=_with_ridge(exact, row_ridges),
             on_iteration=on_iteration,
         )
-        result = iterate(_with_ridge(theta, ridge), max_iter=max_iter)
+        result = iterate(_with_ridge(theta, row_ridges), max_iter=max_iter)
         left = max_iter - result.n_iter
         if theta is not exact and left > 0 and result.stopped != "converged":
             # the limit of float32 products, not that of the problem
-            first, result = result, iterate(_with_ridge(exact, ridge), max_iter=left)
+            first, result = result, iterate(_with_ridge(exact, row_ridges), max_iter=left)
             result.n_iter += first.n_iter
             result.n_products += first.n_products
             products += ", then the rows in float64"
-        student = _student_of(result, targets, ridge, exact)
+        student = _student_of(result, targets, row_ridges, exact)
         student.report.update(
             preconditioner_rank=preconditioner.rank,
             products=products,
@@ -217,7 +217,7 @@ def refined_student(
     X: Tensor,
     targets: Tensor,
     *,
-    alpha: float = 0.0,
+    ridge: float = 0.0,
     weights: Tensor | None = None,
     tol: float = 1e-6,
     max_iter: int = 500,
@@ -233,24 +233,24 @@ def refined_student(
     NotPSDError
         If there is no factor in float32.
     """
-    ridge = _ridge(X, alpha, weights)
+    row_ridges = _ridge(X, ridge, weights)
     exact = TiledOperator(kernel, X.double())
     try:
-        factor = SingleFactor(kernel, X, ridge)
+        factor = SingleFactor(kernel, X, row_ridges)
     except NotPSDError as error:
         raise NotPSDError(
             f"{error} This was a factor in float32, as one in float64 was not to be; "
             "solver='pcg' needs none."
         ) from error
     result = block_pcg(
-        _with_ridge(exact, ridge),
+        _with_ridge(exact, row_ridges),
         targets.reshape(len(X), -1).double(),
         factor,
         tol=tol,
         max_iter=max_iter,
         on_iteration=on_iteration,
     )
-    student = _student_of(result, targets, ridge, exact)
+    student = _student_of(result, targets, row_ridges, exact)
     student.report.update(
         factor_jitter=factor.jitter, factor_rcond=factor.rcond, products="the rows in float64"
     )
@@ -259,13 +259,13 @@ def refined_student(
 
 
 def _student_of(
-    result: PCGResult, targets: Tensor, ridge: Tensor | None, exact: KernelOperator
+    result: PCGResult, targets: Tensor, row_ridges: Tensor | None, exact: KernelOperator
 ) -> PCGStudent:
     # ‖Δ_ŵ‖² = aᵀ Θ a = aᵀ A a − aᵀ (α W⁻¹) a
     a = result.solution
     squared = (a * result.product).sum()
-    if ridge is not None:
-        squared -= (ridge[:, None] * a.square()).sum()
+    if row_ridges is not None:
+        squared -= (row_ridges[:, None] * a.square()).sum()
     energy_error = result.energy_errors.max().item()
     report = Bunch(
         residual=result.residuals.max().item(),
@@ -279,11 +279,11 @@ def _student_of(
     return PCGStudent(a.reshape(targets.shape), norm, result.n_iter, report)
 
 
-def _ridge(X: Tensor, alpha: float, weights: Tensor | None) -> Tensor | None:
+def _ridge(X: Tensor, ridge: float, weights: Tensor | None) -> Tensor | None:
     """Return α / w (n,), float64; None is none."""
-    if alpha == 0:
+    if ridge == 0:
         return None
-    return alpha / (X.new_ones(len(X)) if weights is None else weights).double()
+    return ridge / (X.new_ones(len(X)) if weights is None else weights).double()
 
 
 def _operators(
@@ -303,8 +303,10 @@ def _source(theta: TiledOperator) -> str:
     return f"{share}the kernel matrix"
 
 
-def _with_ridge(operator: KernelOperator, ridge: Tensor | None) -> KernelOperator:
-    return operator if ridge is None else RidgeOperator(operator, ridge.to(operator.dtype))
+def _with_ridge(operator: KernelOperator, row_ridges: Tensor | None) -> KernelOperator:
+    return (
+        operator if row_ridges is None else RidgeOperator(operator, row_ridges.to(operator.dtype))
+    )
 
 
 def warn_if_not_converged(student: PCGStudent, tol: float, max_iter: int) -> None:
@@ -314,12 +316,12 @@ def warn_if_not_converged(student: PCGStudent, tol: float, max_iter: int) -> Non
         return
     reasons = {
         "max_iter": f"max_iter={max_iter} iterations were not enough: raise max_iter, or tol if "
-        "this residual will do; alpha > 0 makes the problem easier.",
+        "this residual will do; ridge > 0 makes the problem easier.",
         "precision": "rounding in float64 allows no less with this kernel matrix, which is too "
-        "ill-conditioned: raise tol, use alpha > 0, remove near-duplicate rows, or use a deeper "
+        "ill-conditioned: raise tol, use ridge > 0, remove near-duplicate rows, or use a deeper "
         "or less smooth kernel.",
         "stagnation": "it stopped falling, as the kernel matrix is too ill-conditioned: raise tol, "
-        "use alpha > 0, remove near-duplicate rows, or use a deeper or less smooth kernel.",
+        "use ridge > 0, remove near-duplicate rows, or use a deeper or less smooth kernel.",
     }
     warnings.warn(
         f"Conjugate gradients reached a relative residual of {report.residual:.2g} after "

@@ -183,7 +183,7 @@ class PrefixPathMixin:
             else:
                 order = order.to(rows.device)
                 targets = targets[order]
-                frame = self._build_frame(rows[order], weights[order], self.fit_report_.alpha)
+                frame = self._build_frame(rows[order], weights[order], self.fit_report_.ridge)
             risks = None
             if held_out is not None:
                 held_out = held_out._replace(initial_logits=z_0_new)

@@ -84,7 +84,7 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
     temperature_scaling : {"none", "squared"}, default="none"
         "none" is the paper's loss; "squared" multiplies the soft term by T², as Hinton et al.
         (2015) do.
-    alpha : float ≥ 0, default=0.0
+    ridge : float ≥ 0, default=0.0
         Ridge, as in :class:`~sklearn.kernel_ridge.KernelRidge`; 0 is the converged student.
     init : {"zero", "network"}, default="zero"
         What the student starts from, z₀. "zero": a network without output, such as the mean over
@@ -99,12 +99,12 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
         it in float32, half the bytes, and iterates to a residual of ``tol`` in float64. "pcg" does
         so without a factor, by preconditioned conjugate gradients; it keeps the kernel matrix where
         that fits, and otherwise evaluates it at every iteration. "nystrom" restricts
-        the student to the span of ``n_components`` rows, its centres, and passes once over the
+        the student to the span of ``n_landmarks`` rows, its landmarks, and passes once over the
         rows, which need not be in memory. "auto" is "cholesky", or "refinement", with a
         warning, where only that fits; it never approximates.
     tol : float, default=1e-6
         Where "pcg" and "refinement" stop: the largest norm of z_eff − z₀ − (Θ + α W⁻¹) a of any
-        class, relative to that of z_eff − z₀. At ``alpha=0`` it is that of the logits' errors on
+        class, relative to that of z_eff − z₀. At ``ridge=0`` it is that of the logits' errors on
         the training rows.
     max_iter : int, default=500
         Largest number of iterations of "pcg" and "refinement".
@@ -112,14 +112,14 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
         Whether the processes of `torch.distributed`, one per machine or GPU and started by
         ``torchrun``, share the work of ``solver="pcg"``. Each of them makes the same fit, with all
         rows, and ends with the same student.
-    n_components : int, default=1000
-        Number of centres of ``solver="nystrom"``. With all rows as centres it is the exact
+    n_landmarks : int, default=1000
+        Number of landmarks of ``solver="nystrom"``. With all rows as landmarks it is the exact
         student.
-    centres : {"rpcholesky", "uniform"}, default="rpcholesky"
-        How ``solver="nystrom"`` chooses its centres among ten times as many rows drawn at random:
+    landmarks : {"rpcholesky", "uniform"}, default="rpcholesky"
+        How ``solver="nystrom"`` chooses its landmarks among ten times as many rows drawn at random:
         by randomly pivoted Cholesky, or uniformly.
     random_state : int, RandomState or None, default=None
-        Draws the centres of ``solver="nystrom"``, or the preconditioner of ``solver="pcg"``.
+        Draws the landmarks of ``solver="nystrom"``, or the preconditioner of ``solver="pcg"``.
     n_jobs : int, default=None
         Workers, of any :mod:`joblib` backend, that pass over the rows with ``solver="nystrom"``.
         None is 1 outside of a `joblib.parallel_config`; -1 is all processors.
@@ -135,7 +135,7 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
         Bytes that the fit may take; "auto" is 90 % of what is free.
     cache_size : "auto" or float, default="auto"
         Bytes of memory for what later fits on the same rows, with the same ``NTK`` kernel,
-        ``alpha``, dtype and device, take over: in a search, the factors of the other candidates,
+        ``ridge``, dtype and device, take over: in a search, the factors of the other candidates,
         and their kernel entries between training and test rows. They are kept in the process from
         the second request on, the least recently used goes first, and results are the same bit
         for bit. "auto" is a fifth of what is free; 0 keeps none.
@@ -156,7 +156,7 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
         Coefficients of the kernel expansion (Eq. 4), in the order of ``X_fit_``.
     X_fit_ : ndarray of shape (n_distinct, n_features)
         The rows of the kernel expansion: the distinct training rows of positive weight, in order
-        of appearance, or the (n_centres, n_features) centres of ``solver="nystrom"``.
+        of appearance, or the (n_landmarks, n_features) landmarks of ``solver="nystrom"``.
     kernel_ : callable
         The kernel that was used.
     weight_change_norm_ : float
@@ -173,9 +173,9 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
     fit_report_ : Bunch
         ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
         ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped), ``init``,
-        ``alpha``, ``jitter``, ``rcond``, ``solver``, ``device`` and ``dtype``. Of "nystrom" also
-        ``n_centres``, ``captured_trace`` (share of the trace of Θ that the centres explain; 1 is
-        exact), ``fit_gap`` and ``held_out_gap`` (root mean squares over up to 1000 training rows
+        ``ridge``, ``jitter``, ``rcond``, ``solver``, ``device`` and ``dtype``. Of "nystrom" also
+        ``n_landmarks``, ``captured_trace`` (share of the trace of Θ that the landmarks explain; 1
+        is exact), ``fit_gap`` and ``held_out_gap`` (root mean squares over up to 1000 training rows
         of z_eff − f, f the student, or the one trained on all rows but that one),
         ``resumed_at_row`` and ``planned_bytes``. Of "pcg" and "refinement" ``residual`` (the
         largest of any class), ``energy_error`` (estimate of ‖f − f_exact‖, the largest of any
@@ -212,7 +212,7 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
     -----
     Rows that repeat exactly are merged, exactly: the loss is linear in the labels, so the
     converged student sees one row with the weighted mean of the copies' hard and soft labels.
-    With ``alpha=0`` sample weights therefore matter only where rows repeat.
+    With ``ridge=0`` sample weights therefore matter only where rows repeat.
 
     References
     ----------
@@ -242,15 +242,15 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
         "soft_ratio": [Interval(Real, 0, 1, closed="right")],
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "temperature_scaling": [StrOptions({"none", "squared"})],
-        "alpha": [Interval(Real, 0, None, closed="left")],
+        "ridge": [Interval(Real, 0, None, closed="left")],
         "init": [StrOptions({"zero", "network"})],
         "cv": ["cv_object", StrOptions({"prefit"})],
         "solver": [StrOptions({"auto", *SOLVERS})],
         "tol": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "distributed": ["boolean"],
-        "n_components": [Interval(Integral, 1, None, closed="left")],
-        "centres": [StrOptions({"rpcholesky", "uniform"})],
+        "n_landmarks": [Interval(Integral, 1, None, closed="left")],
+        "landmarks": [StrOptions({"rpcholesky", "uniform"})],
         "random_state": ["random_state"],
         "n_jobs": [Integral, None],
         "checkpoint": [str, os.PathLike, None],
@@ -265,15 +265,15 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
         soft_ratio: float = 0.9,
         temperature: float = 2.0,
         temperature_scaling: str = "none",
-        alpha: float = 0.0,
+        ridge: float = 0.0,
         init: str = "zero",
         cv: Any = 5,
         solver: str = "auto",
         tol: float = 1e-6,
         max_iter: int = 500,
         distributed: bool = False,
-        n_components: int = 1000,
-        centres: str = "rpcholesky",
+        n_landmarks: int = 1000,
+        landmarks: str = "rpcholesky",
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int | None = None,
         checkpoint: str | os.PathLike | None = None,
@@ -287,15 +287,15 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
         self.soft_ratio = soft_ratio
         self.temperature = temperature
         self.temperature_scaling = temperature_scaling
-        self.alpha = alpha
+        self.ridge = ridge
         self.init = init
         self.cv = cv
         self.solver = solver
         self.tol = tol
         self.max_iter = max_iter
         self.distributed = distributed
-        self.n_components = n_components
-        self.centres = centres
+        self.n_landmarks = n_landmarks
+        self.landmarks = landmarks
         self.random_state = random_state
         self.n_jobs = n_jobs
         self.checkpoint = checkpoint
@@ -349,7 +349,7 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
             z_eff = merged_effective_logits(z_t.values, distinct, self._recipe())
 
             # 4. The converged student, a = (Θ_n + α W⁻¹)⁻¹ Δz with Δz = z_eff − z₀ (Eq. 4).
-            system = System(kernel, distinct_X, distinct.weights, z_eff - z_0, self.alpha)
+            system = System(kernel, distinct_X, distinct.weights, z_eff - z_0, self.ridge)
             student = self._solve(solver, system, progress)
 
             self.classes_ = rows.classes
@@ -367,7 +367,7 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
                 **rows_report(rows, distinct),
                 n_clipped_teacher_rows=z_t.n_clipped,
                 init=self.init,
-                alpha=self.alpha,
+                ridge=self.ridge,
                 jitter=student.jitter,
                 rcond=student.rcond,
                 solver=solver,
@@ -427,11 +427,11 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
             return solution
         return SOLVERS[solver].solve(system, self._options(), progress)
 
-    def _build_frame(self, X: Tensor, weights: Tensor, alpha: float) -> TangentFrame:
+    def _build_frame(self, X: Tensor, weights: Tensor, ridge: float) -> TangentFrame:
         return frames.frame(
             self._kernel_function(),
             X,
-            alpha=alpha,
+            ridge=ridge,
             weights=weights,
             memory_limit=self.memory_limit,
             cache_size=self.cache_size,
@@ -454,7 +454,7 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
             self._frame = self._build_frame(
                 self._to_working(self.X_fit_),
                 self._to_working(self._distinct.weights),
-                self.fit_report_.alpha,
+                self.fit_report_.ridge,
             )
         return self._frame
 

@@ -58,8 +58,8 @@ class NTKTeacher(TangentKernelClassifier):
     stopping_time : float > 0, increasing sequence of them, or None, default=None
         Learning rate × number of epochs of gradient descent on the mean loss over the rows. Of a
         sequence the last is used to predict, the others by ``staged_decision_function``. None:
-        converged, at the minimum of Σᵢ wᵢ ℓᵢ + ½ alpha ‖Δ_w‖².
-    alpha : float ≥ 0, default=1.0
+        converged, at the minimum of Σᵢ wᵢ ℓᵢ + ½ ridge ‖Δ_w‖².
+    ridge : float ≥ 0, default=1.0
         Ridge of the converged teacher, as in :class:`~sklearn.kernel_ridge.KernelRidge`; unused
         with a stopping time. The log loss of hard labels has no finite minimum without it.
     device : str or torch.device, default="auto"
@@ -142,7 +142,7 @@ class NTKTeacher(TangentKernelClassifier):
         **TangentKernelClassifier._parameter_constraints,
         "loss": [StrOptions({"log_loss", "squared_error"})],
         "stopping_time": [Interval(Real, 0, None, closed="neither"), "array-like", None],
-        "alpha": [Interval(Real, 0, None, closed="left")],
+        "ridge": [Interval(Real, 0, None, closed="left")],
     }
 
     def __init__(
@@ -151,7 +151,7 @@ class NTKTeacher(TangentKernelClassifier):
         *,
         loss: str = "log_loss",
         stopping_time: Any = None,
-        alpha: float = 1.0,
+        ridge: float = 1.0,
         device: str | torch.device = "auto",
         dtype: str = "auto",
         memory_limit: float | str = "auto",
@@ -159,7 +159,7 @@ class NTKTeacher(TangentKernelClassifier):
         self.kernel = kernel
         self.loss = loss
         self.stopping_time = stopping_time
-        self.alpha = alpha
+        self.ridge = ridge
         self.device = device
         self.dtype = dtype
         self.memory_limit = memory_limit
@@ -205,10 +205,10 @@ class NTKTeacher(TangentKernelClassifier):
 
     def _check_stopping_time(self) -> list[float] | None:
         if self.stopping_time is None:
-            if self.loss == "log_loss" and self.alpha == 0:
+            if self.loss == "log_loss" and self.ridge == 0:
                 raise ValueError(
-                    "alpha=0 with stopping_time=None and loss='log_loss' has no finite minimum; "
-                    "use alpha > 0 or a stopping_time."
+                    "ridge=0 with stopping_time=None and loss='log_loss' has no finite minimum; "
+                    "use ridge > 0 or a stopping_time."
                 )
             return None
         times = np.atleast_1d(np.asarray(self.stopping_time, dtype=float))
@@ -252,17 +252,17 @@ class NTKTeacher(TangentKernelClassifier):
         return stages, {"n_kernel_products": info.n_products, "converged": True}
 
     def _minimize(self, rows: DistinctRows, progress: FitTask) -> tuple[Tensor, dict]:
-        """Minimum of Σ w ℓ + ½ alpha aᵀ Θ a for the log loss."""
+        """Minimum of Σ w ℓ + ½ ridge aᵀ Θ a for the log loss."""
         with progress.stage("kernel"):
             kernel_matrix = self._kernel_function().gram(rows.X)
         with progress.stage("minimum"), full_precision():
             coefficients, info = ridge_minimum(
-                kernel_matrix, rows.hard_labels, rows.weights, alpha=self.alpha
+                kernel_matrix, rows.hard_labels, rows.weights, ridge=self.ridge
             )
         if not info.converged:
             warnings.warn(
                 f"The teacher stopped at a relative residual of {info.residual:.2g} before "
-                f"reaching the minimum of its loss; increase alpha={self.alpha!r}.",
+                f"reaching the minimum of its loss; increase ridge={self.ridge!r}.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -270,12 +270,12 @@ class NTKTeacher(TangentKernelClassifier):
         return coefficients[None], report
 
     def _solve(self, rows: DistinctRows, progress: FitTask) -> tuple[Tensor, dict]:
-        """Minimum of the squared loss: a = (Θ + alpha W⁻¹)⁻¹ targets."""
+        """Minimum of the squared loss: a = (Θ + ridge W⁻¹)⁻¹ targets."""
         with progress.stage("kernel-and-factor"):
             frame = TangentFrame(
                 self._kernel_function(),
                 rows.X,
-                alpha=self.alpha,
+                ridge=self.ridge,
                 weights=rows.weights,
                 memory_limit=self.memory_limit,
             )

@@ -1,10 +1,10 @@
 r"""Training in function space to convergence: the minimum of the log loss plus a ridge.
 
-    J(a) = Σ_i w_i ℓ(y_i, f_i) + alpha/2 aᵀ K a,   f = K a,
+    J(a) = Σ_i w_i ℓ(y_i, f_i) + ridge/2 aᵀ K a,   f = K a,
 
 (symbols as in `_function_space`, with raw weights w in place of ω) is convex, and stationary where
-w r(K a) = alpha a. Newton's method with conjugate gradients serves two classes and many alike and
-needs K only in products. scipy's minimizers do not fit: in a, the Hessian K W K + alpha K squares
+w r(K a) = ridge a. Newton's method with conjugate gradients serves two classes and many alike and
+needs K only in products. scipy's minimizers do not fit: in a, the Hessian K W K + ridge K squares
 the condition number of K; whitened by a Cholesky factor they would take a second n² array, the
 jitter of a factorization, and stay on the CPU.
 """
@@ -34,7 +34,7 @@ class MinimumInfo(NamedTuple):
     converged : bool
         Whether ``residual`` came down to the tolerance.
     residual : float
-        Norm of w r(K a) - alpha a over that of w r(K a), with K a multiplied afresh.
+        Norm of w r(K a) - ridge a over that of w r(K a), with K a multiplied afresh.
     n_iter : int
         Newton steps.
     n_products : int
@@ -60,7 +60,7 @@ def ridge_minimum(
     labels: Tensor,  # (n,) or (n, C)
     weights: Tensor,  # (n,)
     *,
-    alpha: float,
+    ridge: float,
     tol: float = 1e-8,
 ) -> tuple[Tensor, MinimumInfo]:
     r"""Minimize the log loss of a kernel machine with a ridge on its squared RKHS norm.
@@ -69,7 +69,7 @@ def ridge_minimum(
 
     with the binary cross-entropy or, for C classes, the cross-entropy of the softmax (the ridge
     summed over classes). It is :class:`sklearn.linear_model.LogisticRegression` with
-    ``C=1 / alpha`` and no intercept on features whose inner products are K. Coefficients of C
+    ``C=1 / ridge`` and no intercept on features whose inner products are K. Coefficients of C
     classes sum to zero in each row.
 
     Parameters
@@ -80,7 +80,7 @@ def ridge_minimum(
         Probabilities of the positive class, in [0, 1], or rows of the simplex.
     weights : Tensor of shape (n,)
         Positive row weights, 1 for an unweighted row.
-    alpha : float
+    ridge : float
         Ridge, positive.
     tol : float, default=1e-8
         Largest relative residual of stationarity; in float32 no less than 1e-4.
@@ -95,19 +95,19 @@ def ridge_minimum(
     Raises
     ------
     ValueError
-        If ``alpha`` is not positive or the kernel matrix has non-finite entries.
+        If ``ridge`` is not positive or the kernel matrix has non-finite entries.
 
     Examples
     --------
     >>> import torch
 
     >>> K, labels = torch.eye(2, dtype=torch.float64), torch.tensor([0.0, 1.0]).double()
-    >>> coefs, info = ridge_minimum(K, labels, torch.ones(2).double(), alpha=1.0)
+    >>> coefs, info = ridge_minimum(K, labels, torch.ones(2).double(), ridge=1.0)
     >>> info.converged, coefs.tolist()  # a = 1 - sigmoid(a)
     (True, [-0.40105..., 0.40105...])
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha={alpha} must be positive: the log loss alone has no minimum.")
+    if not ridge > 0:
+        raise ValueError(f"ridge={ridge} must be positive: the log loss alone has no minimum.")
     tol = max(tol, 1e3 * torch.finfo(kernel_matrix.dtype).eps)
     product = KernelProduct(kernel_matrix)
     row_weights = weights if labels.ndim == 1 else weights[:, None]
@@ -116,14 +116,14 @@ def ridge_minimum(
     n_iter = 0
     while True:
         force = row_weights * residual(logits, labels, "log_loss")
-        gap = force - alpha * coefs
+        gap = force - ridge * coefs
         relative = gap.norm().item() / (force.norm().item() or 1.0)
         if relative <= tol or n_iter == MAX_NEWTON_STEPS:
             break
         root = CurvatureRoot(logits, weights, "log_loss")
         # A tenth at first, then ever finer, for superlinear convergence.
-        direction = _newton_direction(product, root, gap, alpha, accuracy=min(0.1, relative))
-        length = _step_length(coefs, logits, gap, direction, labels, weights, alpha)
+        direction = _newton_direction(product, root, gap, ridge, accuracy=min(0.1, relative))
+        length = _step_length(coefs, logits, gap, direction, labels, weights, ridge)
         if length == 0:
             break
         coefs = coefs + length * direction[0]
@@ -133,31 +133,31 @@ def ridge_minimum(
 
 
 def _newton_direction(
-    product: KernelProduct, root: CurvatureRoot, gap: Tensor, alpha: float, accuracy: float
+    product: KernelProduct, root: CurvatureRoot, gap: Tensor, ridge: float, accuracy: float
 ) -> tuple[Tensor, Tensor]:
     """Return the direction and K times it, with a residual of ``accuracy`` times the gap."""
-    # (W K + alpha I) d = g,  g = w r(K a) - alpha a,  W = M Mᵀ
-    # d = (g - M x) / alpha,  (alpha I + Mᵀ K M) x = Mᵀ K g  by conjugate gradients.
-    # If ρ is the residual in x, then M ρ / alpha is that in d: no inverse of K or M anywhere.
+    # (W K + ridge I) d = g,  g = w r(K a) - ridge a,  W = M Mᵀ
+    # d = (g - M x) / ridge,  (ridge I + Mᵀ K M) x = Mᵀ K g  by conjugate gradients.
+    # If ρ is the residual in x, then M ρ / ridge is that in d: no inverse of K or M anywhere.
     gap_image = product(gap)
     if not gap_image.isfinite().all():
         raise ValueError("kernel_matrix has non-finite entries.")
     rho = root.apply_transpose(gap_image)
     search = rho
     solution, image = torch.zeros_like(gap), torch.zeros_like(gap)  # x and K M x
-    goal = accuracy * alpha * gap.norm()
+    goal = accuracy * ridge * gap.norm()
     for _ in range(MAX_PRODUCTS_PER_STEP):
         if root.apply(rho).norm() <= goal:
             break
         search_image = product(root.apply(search))
-        curved = alpha * search + root.apply_transpose(search_image)
+        curved = ridge * search + root.apply_transpose(search_image)
         size = rho.square().sum()
         step = size / (search * curved).sum()
         solution = solution + step * search
         image = image + step * search_image
         rho = rho - step * curved
         search = rho + rho.square().sum() / size * search
-    return (gap - root.apply(solution)) / alpha, (gap_image - image) / alpha
+    return (gap - root.apply(solution)) / ridge, (gap_image - image) / ridge
 
 
 def _step_length(
@@ -167,14 +167,14 @@ def _step_length(
     direction: tuple[Tensor, Tensor],
     labels: Tensor,
     weights: Tensor,
-    alpha: float,
+    ridge: float,
 ) -> float:
     """Return the largest of 1, 1/2, 1/4, ... that lowers the objective enough, or 0."""
 
     # J(a + s d) <= J(a) + 1e-4 s dJ/ds  (Armijo), dJ/ds = -gᵀ K d, up to rounding of J.
     def objective(length: float) -> float:
         new_logits = logits + length * direction[1]
-        penalty = alpha / 2 * ((coefs + length * direction[0]) * new_logits).sum()
+        penalty = ridge / 2 * ((coefs + length * direction[0]) * new_logits).sum()
         return (_total_loss(new_logits, labels, weights) + penalty).item()
 
     start = objective(0.0)

@@ -68,7 +68,7 @@ def test_by_default_fractions_of_the_rows_are_marked(student):
 
 def test_a_ridge_lengthens_the_features_too(cancer):
     X, y, _, _, teacher = cancer
-    student = LinearizedKDStudent(teacher, alpha=0.5).fit(X, y)
+    student = LinearizedKDStudent(teacher, ridge=0.5).fit(X, y)
     display = AngleDistributionDisplay.from_estimator(student)
     K, z = NTK()(X) + 0.5 * np.eye(len(X)), student.effective_logits_
     norm = np.sqrt(z @ np.linalg.solve(K, z))

@@ -56,10 +56,10 @@ def test_from_estimator(cancer, how):
     grid = {"soft_ratio": RATIOS[::-1], "temperature": TEMPERATURES}
     if how == "CV":
         search = LinearizedKDStudentCV(
-            teacher, soft_ratios=RATIOS[::-1], temperatures=TEMPERATURES, alphas=[0, 1], cv=3
+            teacher, soft_ratios=RATIOS[::-1], temperatures=TEMPERATURES, ridges=[0, 1], cv=3
         )
     elif how == "grid":
-        search = GridSearchCV(LinearizedKDStudent(teacher), grid | {"alpha": [0.0, 1.0]}, cv=3)
+        search = GridSearchCV(LinearizedKDStudent(teacher), grid | {"ridge": [0.0, 1.0]}, cv=3)
     else:
         student = make_pipeline(StandardScaler(), LinearizedKDStudent(teacher))
         grid = {f"linearizedkdstudent__{name}": values for name, values in grid.items()}
@@ -74,7 +74,7 @@ def test_from_estimator(cancer, how):
     for params, value in zip(results["params"], results["mean_test_score"], strict=True):
         row = TEMPERATURES.index(params[f"{prefix}temperature"])
         column = RATIOS.index(params[f"{prefix}soft_ratio"])
-        if params.get("alpha") == search.best_params_.get("alpha"):
+        if params.get("ridge") == search.best_params_.get("ridge"):
             assert display.mean[row, column] == value
 
 

@@ -173,6 +173,6 @@ def test_bounds_are_refused_where_they_do_not_hold(student, soft_student, cancer
         TransferRiskDisplay.from_estimator(soft_student, X, oracle_norm=10.0, n_permutations=2)
     with pytest.raises(ValueError, match="oracle_norm"):
         TransferRiskDisplay.from_estimator(soft_student, X, oracle_norm=1e-3)
-    ridge = clone(soft_student).set_params(alpha=0.5).fit(cancer[0], cancer[1])
-    with pytest.raises(ValueError, match=r"alpha=0\.5"):
+    ridge = clone(soft_student).set_params(ridge=0.5).fit(cancer[0], cancer[1])
+    with pytest.raises(ValueError, match=r"ridge=0\.5"):
         TransferRiskDisplay.from_estimator(ridge, X, oracle_norm=10.0)

@@ -103,7 +103,7 @@ def test_clone_and_pickle_keep_the_weights():
 def test_training_the_module_leaves_a_fitted_student_alone(problem):
     X, y, teacher_logits = problem
     module = network(6, 1).train()
-    student = LinearizedKDStudent(kernel=EmpiricalNTK(module), init="network", alpha=1e-3)
+    student = LinearizedKDStudent(kernel=EmpiricalNTK(module), init="network", ridge=1e-3)
     student.fit(X[:50], y[:50], teacher_logits=teacher_logits[:50])
     before = student.decision_function(X)
     for parameter in module.parameters():
@@ -120,7 +120,7 @@ def test_the_student_is_the_module_to_first_order(problem, n_outputs):
     X, y, teacher_logits = problem
     module = network(6, n_outputs)
     kernel = EmpiricalNTK(module)
-    student = LinearizedKDStudent(kernel=kernel, init="network", alpha=1e-2)
+    student = LinearizedKDStudent(kernel=kernel, init="network", ridge=1e-2)
     student.fit(X[:50], y[:50], teacher_logits=teacher_logits[:50])
 
     function = kernel.to_torch()
@@ -157,10 +157,10 @@ def test_estimators_of_this_package(problem):
 
     results = []
     for k in (kernel, precomputed):
-        student = LinearizedKDStudent(kernel=k, alpha=0.1)
+        student = LinearizedKDStudent(kernel=k, ridge=0.1)
         student.fit(X[:60], y[:60], teacher_logits=teacher_logits[:60])
         teacher = NTKTeacher(k, stopping_time=5.0).fit(X[:60], y[:60])
-        search = LinearizedKDStudentCV(kernel=k, alphas=[0.1, 1.0], cv=3)
+        search = LinearizedKDStudentCV(kernel=k, ridges=[0.1, 1.0], cv=3)
         search.fit(X[:60], y[:60], teacher_logits=teacher_logits[:60])
         path = student.prefix_path(X[60:], y=y[60:], teacher_logits=teacher_logits[60:])
         results.append(
@@ -182,7 +182,7 @@ def test_three_classes():
     teacher = NTKTeacher(EmpiricalNTK(network(4, 3)), stopping_time=100.0).fit(X, y)
     assert teacher.score(X, y) > 0.9
     student = LinearizedKDStudent(
-        kernel=EmpiricalNTK(network(4, 3)), init="network", soft_ratio=0.5, alpha=1e-2
+        kernel=EmpiricalNTK(network(4, 3)), init="network", soft_ratio=0.5, ridge=1e-2
     )
     logits = teacher.decision_function(X)
     student.fit(X, y, teacher_logits=logits)
@@ -212,7 +212,7 @@ def test_gaussian_processes_and_others(problem):
     assert SVC(kernel=kernel).fit(X, y).score(X, y) > 0.9
     assert KernelPCA(2, kernel=kernel).fit_transform(X).shape == (80, 2)
     search = GridSearchCV(
-        LinearizedKDStudent(NTKTeacher(stopping_time=10.0), alpha=0.1),
+        LinearizedKDStudent(NTKTeacher(stopping_time=10.0), ridge=0.1),
         {"kernel": [kernel, EmpiricalNTK(network(6, 1, seed=1)), NTK()]},
         cv=2,
     ).fit(X, y)

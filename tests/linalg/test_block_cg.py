@@ -25,11 +25,13 @@ def kernel(depth=3):
     return InfiniteKernel(depth=depth)
 
 
-def precondition(operator, rank=60, ridge=None):
+def precondition(operator, rank=60, row_ridges=None):
     if rank == 0:
         return None
     draws = torch.Generator().manual_seed(0)
-    return LowRankPreconditioner(randomly_pivoted_cholesky(operator, rank, generator=draws), ridge)
+    return LowRankPreconditioner(
+        randomly_pivoted_cholesky(operator, rank, generator=draws), row_ridges
+    )
 
 
 def grid(n_rows=N_ROWS):
@@ -88,7 +90,7 @@ def test_every_column_equals_cholesky(name, rank, tol):
     residual = torch.where(norms > 0, (T - A @ result.solution).norm(dim=0) / norms, 0.0)
     torch.testing.assert_close(result.residuals, residual, rtol=1e-3, atol=1e-11)
 
-    # At alpha = 0 a residual is an error of the logits on the training rows; and everywhere
+    # At ridge = 0 a residual is an error of the logits on the training rows; and everywhere
     # x − A⁻¹t is at most ‖r‖ / λ_min.
     exact = torch.cholesky_solve(T, torch.linalg.cholesky(A))
     smallest = torch.linalg.eigvalsh(A)[0]
@@ -97,25 +99,27 @@ def test_every_column_equals_cholesky(name, rank, tol):
     assert torch.equal(result.solution[:, norms == 0], 0 * T[:, norms == 0])
 
 
-@pytest.mark.parametrize("alpha", [1e-8, 1e-3, 10.0])
-def test_ridge_with_weights(alpha):
+@pytest.mark.parametrize("ridge", [1e-8, 1e-3, 10.0])
+def test_ridge_with_weights(ridge):
     A = kernel().gram(normal(N_ROWS, 5))
-    ridge = alpha / torch.linspace(0.1, 10, N_ROWS).double()
-    operator = RidgeOperator(DenseOperator(A), ridge)
-    M = precondition(operator.operator, ridge=ridge)
+    row_ridges = ridge / torch.linspace(0.1, 10, N_ROWS).double()
+    operator = RidgeOperator(DenseOperator(A), row_ridges)
+    M = precondition(operator.operator, row_ridges=row_ridges)
     result = block_pcg(operator, grid(), M, tol=1e-10)
-    exact = torch.linalg.solve(A + ridge.diag(), grid())
+    exact = torch.linalg.solve(A + row_ridges.diag(), grid())
     torch.testing.assert_close(result.solution, exact, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("n_features", [2, 5, 20])
-@pytest.mark.parametrize("alpha", [0.0, 0.1])
-def test_iterations_fall_with_the_rank(n_features, alpha):
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_iterations_fall_with_the_rank(n_features, ridge):
     A = kernel().gram(normal(N_ROWS, n_features))
-    ridge = torch.full((N_ROWS,), alpha).double()
-    operator = RidgeOperator(DenseOperator(A), ridge)
+    row_ridges = torch.full((N_ROWS,), ridge).double()
+    operator = RidgeOperator(DenseOperator(A), row_ridges)
     n_iter = [
-        block_pcg(operator, grid(), precondition(operator.operator, rank, ridge), tol=1e-8).n_iter
+        block_pcg(
+            operator, grid(), precondition(operator.operator, rank, row_ridges), tol=1e-8
+        ).n_iter
         for rank in (0, 25, 50, 100, 200, 400)
     ]
     assert (np.diff(n_iter) <= 0).all(), n_iter

@@ -20,9 +20,9 @@ def laplacian(X, Y):
 KERNELS = {"ntk": None, "laplacian": laplacian}
 
 
-def refit(kernel, X, targets, X_new, ridge=0.0):
+def refit(kernel, X, targets, X_new, row_ridges=0.0):
     """Solve the normal equations afresh, on whatever rows are given."""
-    gram = kernel.block(X, X) + torch.as_tensor(np.diag(np.broadcast_to(ridge, len(X))))
+    gram = kernel.block(X, X) + torch.as_tensor(np.diag(np.broadcast_to(row_ridges, len(X))))
     return kernel.block(X_new, X) @ torch.linalg.solve(gram, targets)
 
 
@@ -38,54 +38,56 @@ def problem(request):
     return X, torch.as_tensor(rng.normal(size=(40, *request.param))), X_new
 
 
-@pytest.fixture(params=[0.0, 0.3], ids=["alpha=0", "alpha=0.3"])
-def alpha(request):
+@pytest.fixture(params=[0.0, 0.3], ids=["ridge=0", "ridge=0.3"])
+def ridge(request):
     return request.param
 
 
-def weights_of(alpha):
+def weights_of(ridge):
     """Return unequal row weights where they matter."""
-    if alpha == 0:
+    if ridge == 0:
         return None
     return torch.as_tensor(np.random.default_rng(1).uniform(0.5, 3, size=40))
 
 
 @pytest.fixture
-def frame(kernel, problem, alpha):
-    return TangentFrame(kernel, problem[0], alpha=alpha, weights=weights_of(alpha))
+def frame(kernel, problem, ridge):
+    return TangentFrame(kernel, problem[0], ridge=ridge, weights=weights_of(ridge))
 
 
 @pytest.fixture
-def ridge(alpha):
-    weights = weights_of(alpha)
-    return np.zeros(40) if weights is None else alpha / weights.numpy()
+def row_ridges(ridge):
+    weights = weights_of(ridge)
+    return np.zeros(40) if weights is None else ridge / weights.numpy()
 
 
 def close(actual, expected):
     np.testing.assert_allclose(actual, expected, **TOLERANCE)
 
 
-def test_factor_reproduces_the_kernel_matrix(kernel, problem, frame, ridge):
-    gram = kernel.block(problem[0], problem[0]) + torch.as_tensor(np.diag(ridge))
+def test_factor_reproduces_the_kernel_matrix(kernel, problem, frame, row_ridges):
+    gram = kernel.block(problem[0], problem[0]) + torch.as_tensor(np.diag(row_ridges))
     close(frame.lower @ frame.lower.T, gram)
     assert frame.jitter == 0
 
 
-def test_solve(kernel, problem, frame, ridge):
+def test_solve(kernel, problem, frame, row_ridges):
     X, targets, X_new = problem
-    close(kernel.block(X_new, X) @ frame.solve(targets), refit(kernel, X, targets, X_new, ridge))
+    close(
+        kernel.block(X_new, X) @ frame.solve(targets), refit(kernel, X, targets, X_new, row_ridges)
+    )
 
 
-def test_prefix_norms(kernel, problem, frame, ridge):
+def test_prefix_norms(kernel, problem, frame, row_ridges):
     X, targets, _ = problem
-    gram = kernel.block(X, X) + torch.as_tensor(np.diag(ridge))
+    gram = kernel.block(X, X) + torch.as_tensor(np.diag(row_ridges))
     for m in (1, 2, 17, 40):
         prefix = targets[:m].reshape(m, -1)
         squared = (prefix * torch.linalg.solve(gram[:m, :m], prefix)).sum()
         close(frame.prefix_norms(targets)[m - 1], squared.sqrt())
 
 
-def test_weight_change_norm_is_the_norm_in_feature_space(kernel, problem, frame, ridge):
+def test_weight_change_norm_is_the_norm_in_feature_space(kernel, problem, frame, row_ridges):
     X, targets, _ = problem
     a = frame.solve(targets)
     columns = a.reshape(40, -1)
@@ -93,22 +95,22 @@ def test_weight_change_norm_is_the_norm_in_feature_space(kernel, problem, frame,
     close(frame.weight_change_norm(targets, a), squared.sqrt())
 
 
-def test_prefix_predictions(kernel, problem, frame, ridge):
+def test_prefix_predictions(kernel, problem, frame, row_ridges):
     X, targets, X_new = problem
     every = frame.prefix_predictions(X_new, targets)
     assert every.shape == (40, 7, *targets.shape[1:])
     for m in (1, 5, 40):
-        close(every[m - 1], refit(kernel, X[:m], targets[:m], X_new, ridge[:m]))
+        close(every[m - 1], refit(kernel, X[:m], targets[:m], X_new, row_ridges[:m]))
     some = frame.prefix_predictions(X_new, targets, sizes=[3, 9, 40])
     close(some, every[[2, 8, 39]])
 
 
-def test_one_step_errors(kernel, problem, frame, ridge):
+def test_one_step_errors(kernel, problem, frame, row_ridges):
     X, targets, _ = problem
     errors = frame.one_step_errors(targets)
     close(errors[0], targets[0])
     for m in (1, 13, 39):
-        expected = targets[m] - refit(kernel, X[:m], targets[:m], X[m : m + 1], ridge[:m])[0]
+        expected = targets[m] - refit(kernel, X[:m], targets[:m], X[m : m + 1], row_ridges[:m])[0]
         close(errors[m], expected)
 
 
@@ -135,12 +137,14 @@ def test_feature_blocks_cover_all_rows(problem, frame, monkeypatch):
     close(torch.cat([block for _, _, block in blocks]), v)
 
 
-def test_leave_one_out(kernel, problem, frame, ridge):
+def test_leave_one_out(kernel, problem, frame, row_ridges):
     X, targets, _ = problem
     predictions = frame.loo(targets)
     for i in (0, 11, 39):
         rest = np.arange(40) != i
-        close(predictions[i], refit(kernel, X[rest], targets[rest], X[i : i + 1], ridge[rest])[0])
+        close(
+            predictions[i], refit(kernel, X[rest], targets[rest], X[i : i + 1], row_ridges[rest])[0]
+        )
 
 
 def test_leave_one_out_in_blocks(problem, frame, monkeypatch):
@@ -149,26 +153,26 @@ def test_leave_one_out_in_blocks(problem, frame, monkeypatch):
     close(frame.loo(problem[1]), whole)
 
 
-def test_kfold(kernel, problem, frame, ridge):
+def test_kfold(kernel, problem, frame, row_ridges):
     X, targets, _ = problem
     folds = torch.as_tensor(np.random.default_rng(2).integers(0, 5, size=40))
     predictions = frame.kfold(targets, folds)
     for fold in range(5):
         out, rest = (folds == fold).numpy(), (folds != fold).numpy()
-        close(predictions[out], refit(kernel, X[rest], targets[rest], X[out], ridge[rest]))
+        close(predictions[out], refit(kernel, X[rest], targets[rest], X[out], row_ridges[rest]))
 
 
 def test_kfold_with_single_rows_is_leave_one_out(problem, frame):
     close(frame.kfold(problem[1], torch.arange(40)), frame.loo(problem[1]))
 
 
-def test_append(kernel, problem, alpha):
+def test_append(kernel, problem, ridge):
     X, targets, _ = problem
-    weights = weights_of(alpha)
+    weights = weights_of(ridge)
     head, tail = (None, None) if weights is None else (weights[:30], weights[30:])
-    start = TangentFrame(kernel, X[:30], alpha=alpha, weights=head)
+    start = TangentFrame(kernel, X[:30], ridge=ridge, weights=head)
     grown = start.append(X[30:], tail)
-    whole = TangentFrame(kernel, X, alpha=alpha, weights=weights)
+    whole = TangentFrame(kernel, X, ridge=ridge, weights=weights)
     close(grown.lower, whole.lower)
     close(grown.solve(targets), whole.solve(targets))
     assert grown.rcond == pytest.approx(whole.rcond)
@@ -181,18 +185,18 @@ def test_append_refuses_copies(kernel, problem):
         frame.append(torch.cat([problem[2][:1], problem[0][:1]]))
 
 
-def test_held_out_data_inefficiency_equals_refits(kernel, problem, frame, alpha, ridge):
+def test_held_out_data_inefficiency_equals_refits(kernel, problem, frame, ridge, row_ridges):
     X, targets, X_new = problem
     new_targets = torch.as_tensor(np.random.default_rng(3).normal(size=(7, *targets.shape[1:])))
     u, v = frame.features(X_new)
     q = frame.coordinates(targets)
     actual = held_out_data_inefficiency(
-        q.square().sum(), new_targets - u @ q, v + alpha, frame.n_rows
+        q.square().sum(), new_targets - u @ q, v + ridge, frame.n_rows
     )
     norms = []
     for x, z in zip(X_new, new_targets, strict=True):
         rows, logits = torch.cat([X, x[None]]), torch.cat([targets, z[None]]).reshape(41, -1)
-        gram = kernel.block(rows, rows) + torch.as_tensor(np.diag([*ridge, alpha]))
+        gram = kernel.block(rows, rows) + torch.as_tensor(np.diag([*row_ridges, ridge]))
         norms.append((logits * torch.linalg.solve(gram, logits)).sum().sqrt())
     close(actual, 40 * (torch.stack(norms).mean() / q.square().sum().sqrt()).log())
 
@@ -228,18 +232,20 @@ def test_kernel_values_too_small_to_divide_by_are_an_error():
         TangentFrame(tiny, X).solve(targets)
 
 
-def test_ridge_shares(kernel, problem, frame, ridge):
+def test_ridge_shares(kernel, problem, frame, row_ridges):
     X, targets, _ = problem
     shares = frame.prefix_ridge_shares(targets)
-    gram = kernel.block(X, X) + torch.as_tensor(np.diag(ridge))
+    gram = kernel.block(X, X) + torch.as_tensor(np.diag(row_ridges))
     for m in (1, 2, 17, 40):
         a = torch.linalg.solve(gram[:m, :m], targets[:m])
         shape = (-1, *[1] * (targets.ndim - 1))
-        close(shares[m - 1], (torch.as_tensor(ridge[:m]).reshape(shape) * a.square()).sum(dim=0))
+        close(
+            shares[m - 1], (torch.as_tensor(row_ridges[:m]).reshape(shape) * a.square()).sum(dim=0)
+        )
 
 
 def test_ridge_shares_in_blocks(monkeypatch, kernel, problem):
-    frame = TangentFrame(kernel, problem[0], alpha=0.3)
+    frame = TangentFrame(kernel, problem[0], ridge=0.3)
     whole = frame.prefix_ridge_shares(problem[1])
     monkeypatch.setattr("sklearn_kd.linalg._frame.WORKSPACE_BYTES", 4 * 40 * 8 * 7)
     close(frame.prefix_ridge_shares(problem[1]), whole)

@@ -26,9 +26,9 @@ def problem(request):
     return X, torch.as_tensor(rng.normal(size=(N, *request.param)))
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.2])
+@pytest.mark.parametrize("ridge", [0.0, 0.2])
 @pytest.mark.parametrize("held_out", ["first", "last", "all over", "single", "all but one"])
-def test_blocks_equal_factors(problem, alpha, held_out):
+def test_blocks_equal_factors(problem, ridge, held_out):
     X, targets = problem
     shuffled = torch.as_tensor(np.random.default_rng(1).permutation(N))
     rows = {
@@ -39,7 +39,7 @@ def test_blocks_equal_factors(problem, alpha, held_out):
         "all but one": shuffled[: N - 1],
     }[held_out]
     kernel = NTK().to_torch()
-    frame = TangentFrame(kernel, X, alpha=alpha)
+    frame = TangentFrame(kernel, X, ridge=ridge)
     found = block_held_out(Solved.of(frame, targets), rows)
     train = torch.as_tensor(np.setdiff1d(np.arange(N), rows))
     expected = fold_held_out(
@@ -47,7 +47,7 @@ def test_blocks_equal_factors(problem, alpha, held_out):
         train,
         rows,
         targets[train],
-        alpha=alpha,
+        ridge=ridge,
         weights=torch.ones(len(train), dtype=torch.float64),
     )
     close = {"rtol": 1e-9, "atol": 1e-9}

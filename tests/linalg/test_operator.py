@@ -55,9 +55,9 @@ def build(name, X, folder):
         share = {"kept": 1, "half kept": 0.5}.get(name.partition(", ")[2], 0)
         kept_bytes = int(0.6 * share * matrix.nbytes)
         return operator(KERNEL, X, kept_bytes=kept_bytes), matrix
-    ridge = torch.linspace(0, 2, len(X), dtype=X.dtype)
+    row_ridges = torch.linspace(0, 2, len(X), dtype=X.dtype)
     operator, matrix = build(name.removesuffix(" with ridge"), X, folder)
-    return RidgeOperator(operator, ridge), matrix + ridge.diag()
+    return RidgeOperator(operator, row_ridges), matrix + row_ridges.diag()
 
 
 OPERATORS = ["dense", "memmap", "memmap, read only", "tiled", "tiled, half kept", "tiled, kept"]

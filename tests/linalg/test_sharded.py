@@ -15,7 +15,7 @@ from sklearn_kd.linalg._sharded import largest_share, shares
 CPU = torch.device("cpu")
 
 # Of the student: to the default tolerance, where any other rounding would show.
-OPTIONS = [{}, {"tol": 1e-10, "alpha": 0.1}, {"dtype": "float32"}, {"memory_limit": "little"}]
+OPTIONS = [{}, {"tol": 1e-10, "ridge": 0.1}, {"dtype": "float32"}, {"memory_limit": "little"}]
 
 
 @pytest.fixture(autouse=True)

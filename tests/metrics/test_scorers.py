@@ -46,7 +46,7 @@ def teacher(data):
 
 @pytest.fixture(scope="module")
 def student(teacher):
-    return LinearizedKDStudent(FrozenEstimator(teacher), alpha=1e-3)
+    return LinearizedKDStudent(FrozenEstimator(teacher), ridge=1e-3)
 
 
 def refitted_inefficiency(student, X, y, X_new, y_new):
@@ -55,7 +55,7 @@ def refitted_inefficiency(student, X, y, X_new, y_new):
     z_new = student.effective_decision_function(X_new, y_new)
 
     def norm(rows, logits):
-        gram = NTK()(rows) + student.alpha * np.eye(len(rows))
+        gram = NTK()(rows) + student.ridge * np.eye(len(rows))
         return np.sqrt(np.sum(logits * np.linalg.solve(gram, logits)))
 
     grown = [
@@ -126,7 +126,7 @@ def test_multi_metric_search_with_refit(student, data, n_jobs, routing):
 
 def test_in_a_pipeline_the_teacher_sees_the_transformed_rows(data):
     X, y = data
-    pipeline = make_pipeline(StandardScaler(), LinearizedKDStudent(LogisticRegression(), alpha=0.1))
+    pipeline = make_pipeline(StandardScaler(), LinearizedKDStudent(LogisticRegression(), ridge=0.1))
     search = GridSearchCV(
         pipeline,
         {f"linearizedkdstudent__{name}": values for name, values in GRID.items()},
@@ -149,7 +149,7 @@ def test_teacher_logits_routed_through_a_search(teacher, data):
     method = "predict_log_proba" if len(np.unique(y)) > 2 else "decision_function"
     logits = cross_val_predict(LogisticRegression(), X, y, method=method)
     with config_context(enable_metadata_routing=True):
-        student = LinearizedKDStudent(alpha=0.01).set_fit_request(teacher_logits=True)
+        student = LinearizedKDStudent(ridge=0.01).set_fit_request(teacher_logits=True)
         scoring = {
             "accuracy": "accuracy",
             "risk": neg_transfer_risk_scorer.set_score_request(teacher_logits=True),

@@ -27,11 +27,11 @@ Z_T = 3 * np.sin(X).sum(axis=1)
 Y = (Z_T + RNG.logistic(size=80) > 0).astype(int)
 
 
-def search(n_components=20, **options):
-    options = {"kernel": KERNEL, "alphas": [0.01, 0.3], "refit": "log_loss"} | options
+def search(n_landmarks=20, **options):
+    options = {"kernel": KERNEL, "ridges": [0.01, 0.3], "refit": "log_loss"} | options
     return LinearizedKDStudentCV(
         solver="nystrom",
-        n_components=n_components,
+        n_landmarks=n_landmarks,
         random_state=0,
         scoring=options.pop("scoring", SCORING),
         **GRID,
@@ -48,9 +48,9 @@ def assert_same_scores(first, second, rtol=1e-8):
         )
 
 
-def refitted_logits(X, z_eff, weights, Z, alpha):
-    """Each distinct row's prediction by the student of all others with the same centres."""
-    features, penalty = KERNEL(X, Z), alpha * KERNEL(Z)
+def refitted_logits(X, z_eff, weights, Z, ridge):
+    """Each distinct row's prediction by the student of all others with the same landmarks."""
+    features, penalty = KERNEL(X, Z), ridge * KERNEL(Z)
     out = np.empty(len(X))
     for i in range(len(X)):
         kept = np.arange(len(X)) != i
@@ -74,7 +74,7 @@ def test_the_scores_are_those_of_refits(copied):
         z_eff = effective_logits(
             z_t[:n], y[:n], soft_ratio=params["soft_ratio"], temperature=params["temperature"]
         )
-        logits = refitted_logits(rows[:n], z_eff, weights, Z, params["alpha"])
+        logits = refitted_logits(rows[:n], z_eff, weights, Z, params["ridge"])
         if copied:
             logits = np.concatenate([logits, logits[:20]])
         results = {name: column[index] for name, column in found.cv_results_.items()}
@@ -88,7 +88,7 @@ def test_the_best_student_is_that_of_a_fit():
     found = search().fit(X, Y, teacher_logits=Z_T)
     best = found.best_estimator_
     expected = LinearizedKDStudent(
-        kernel=KERNEL, solver="nystrom", n_components=20, random_state=0, **found.best_params_
+        kernel=KERNEL, solver="nystrom", n_landmarks=20, random_state=0, **found.best_params_
     ).fit(X, Y, Z_T)
     assert best.solver_ == "nystrom"
     assert best.get_params() == expected.get_params()
@@ -100,8 +100,8 @@ def test_the_best_student_is_that_of_a_fit():
     )
 
 
-def test_all_rows_as_centres_is_the_exact_search():
-    found = search(n_components=80).fit(X, Y, teacher_logits=Z_T)
+def test_all_rows_as_landmarks_is_the_exact_search():
+    found = search(n_landmarks=80).fit(X, Y, teacher_logits=Z_T)
     exact = search().set_params(solver="auto").fit(X, Y, teacher_logits=Z_T)
     assert_same_scores(found, exact, rtol=0)
     np.testing.assert_array_equal(found.dual_coef_, exact.dual_coef_)
@@ -120,14 +120,14 @@ def test_more_classes_several_kernels_and_weights():
             np.testing.assert_allclose(both.cv_results_[name][8 * index :][:8], expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("n_components", [20, 100])
-def test_streams_are_searched_as_arrays_are(tmp_path, n_components):
+@pytest.mark.parametrize("n_landmarks", [20, 100])
+def test_streams_are_searched_as_arrays_are(tmp_path, n_landmarks):
     rows = np.concatenate([X, X[:30]])
     y, z_t = np.concatenate([Y, 1 - Y[:30]]), np.concatenate([Z_T, 2 * Z_T[:30]])
-    expected = search(n_components).fit(rows, y, teacher_logits=z_t)
+    expected = search(n_landmarks).fit(rows, y, teacher_logits=z_t)
     for i, part in enumerate(np.split(rows, [30, 31, 77])):
         np.save(tmp_path / f"{i}.npy", part)
-    found = search(n_components).fit(tmp_path, y, teacher_logits=z_t)
+    found = search(n_landmarks).fit(tmp_path, y, teacher_logits=z_t)
     assert_same_scores(found, expected)
     assert found.best_params_ == expected.best_params_
     np.testing.assert_allclose(found.dual_coef_, expected.dual_coef_, rtol=1e-8)
@@ -146,7 +146,7 @@ def test_a_teacher_and_its_score():
 
 
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(sklearn_kd.solvers._pass, "block_rows", lambda n_centres: 16)
+    monkeypatch.setattr(sklearn_kd.solvers._pass, "block_rows", lambda n_landmarks: 16)
     at_every_block = functools.partial(Checkpoint, seconds=0)
     monkeypatch.setattr(sklearn_kd.solvers._choice, "Checkpoint", at_every_block)
     options = {"kernel": [KERNEL, NTK(depth=1)]}

@@ -51,10 +51,10 @@ def assert_same_search(found, exact):
 
 
 @pytest.mark.parametrize(("y", "z_t"), [(Y, Z_T), (Z_3.argmax(axis=1), Z_3)], ids=["two", "three"])
-@pytest.mark.parametrize("alphas", [[0.0], [0.01, 0.5]])
-def test_the_scores_are_those_of_the_exact_search(y, z_t, alphas):
-    found = search(alphas=alphas).fit(X, y, teacher_logits=z_t)
-    exact = search("auto", alphas=alphas).fit(X, y, teacher_logits=z_t)
+@pytest.mark.parametrize("ridges", [[0.0], [0.01, 0.5]])
+def test_the_scores_are_those_of_the_exact_search(y, z_t, ridges):
+    found = search(ridges=ridges).fit(X, y, teacher_logits=z_t)
+    exact = search("auto", ridges=ridges).fit(X, y, teacher_logits=z_t)
     assert_same_search(found, exact)
     assert found.best_estimator_.solver_ == "pcg"
     assert found.best_estimator_.fit_report_.residual <= 1e-10
@@ -65,7 +65,7 @@ def test_copies_weights_and_several_kernels():
     y, z_t = np.concatenate([Y, 1 - Y[:30]]), np.concatenate([Z_T, 2 * Z_T[:30]])
     weight = np.linspace(0, 2, 180)
     scoring = {"accuracy": "accuracy", "log_loss": "neg_log_loss"}
-    options = {"kernel": [NTK(depth=1), NTK(depth=2)], "alphas": [0.0, 0.1], "scoring": scoring}
+    options = {"kernel": [NTK(depth=1), NTK(depth=2)], "ridges": [0.0, 0.1], "scoring": scoring}
     fits = [
         search(solver, **options).fit(rows, y, teacher_logits=z_t, sample_weight=weight)
         for solver in ("pcg", "auto")

@@ -93,6 +93,6 @@ def test_a_worker_killed_midway_ends_the_search_and_leaves_nothing_behind(tmp_pa
 def test_the_closed_forms_can_be_searched_over(data):
     X, y, teacher = data
     outer = HalvingGridSearchCV(
-        LinearizedKDStudentCV(teacher, cv=3), {"alphas": [[0.0], [0.1]]}, cv=2, random_state=0
+        LinearizedKDStudentCV(teacher, cv=3), {"ridges": [[0.0], [0.1]]}, cv=2, random_state=0
     ).fit(X, y)
     assert outer.best_score_ > 0.9

@@ -33,7 +33,7 @@ SCORING = {
     "risk": neg_transfer_risk_scorer,
     "inefficiency": neg_data_inefficiency_scorer,
 }
-GRID = {"soft_ratios": [0.3, 1.0], "temperatures": [1.0, 4.0], "alphas": [0.0, 0.1]}
+GRID = {"soft_ratios": [0.3, 1.0], "temperatures": [1.0, 4.0], "ridges": [0.0, 0.1]}
 KERNELS = [NTK(depth=1), Matern(3.0, nu=0.5)]
 
 
@@ -48,7 +48,7 @@ def data(request):
 def explicit(teacher, cv, scoring, kernels=(None,)):
     """Return the search that refits every candidate on every fold."""
     grid = {
-        "alpha": GRID["alphas"],
+        "ridge": GRID["ridges"],
         "kernel": list(kernels),
         "soft_ratio": GRID["soft_ratios"],
         "temperature": GRID["temperatures"],
@@ -60,7 +60,7 @@ def explicit(teacher, cv, scoring, kernels=(None,)):
 def by_candidate(results, column):
     """Return a column of cv_results_ by parameters, whatever their order."""
     keys = [
-        (p["alpha"], repr(p.get("kernel")), p["soft_ratio"], p["temperature"])
+        (p["ridge"], repr(p.get("kernel")), p["soft_ratio"], p["temperature"])
         for p in results["params"]
     ]
     return dict(zip(keys, results[column], strict=True))
@@ -155,7 +155,7 @@ def test_leave_one_out_logits_and_inefficiency_equal_refits(data):
             recorded["inefficiency"] = -neg_data_inefficiency_scorer(student, X, y)
         return 0.0
 
-    single = {"soft_ratios": [0.6], "temperatures": [2.0], "alphas": [0.1]}
+    single = {"soft_ratios": [0.6], "temperatures": [2.0], "ridges": [0.1]}
     LinearizedKDStudentCV(teacher, **single, scoring=record).fit(X[:100], y[:100])
     z_eff = LinearizedKDStudent(teacher, soft_ratio=0.6).fit(X[:100], y[:100]).effective_logits_
     gram = NTK()(X[:100]) + 0.1 * np.eye(100)
@@ -173,7 +173,7 @@ def test_leave_one_out_logits_and_inefficiency_equal_refits(data):
 def test_copies_are_left_out_together(data):
     X, y, teacher = data
     once = LinearizedKDStudentCV(teacher, **GRID).fit(X, y)
-    twice = LinearizedKDStudentCV(teacher, **GRID | {"alphas": [0.0, 0.2]}).fit(
+    twice = LinearizedKDStudentCV(teacher, **GRID | {"ridges": [0.0, 0.2]}).fit(
         np.vstack([X, X]), np.hstack([y, y])
     )
     np.testing.assert_allclose(
@@ -195,9 +195,9 @@ def test_the_best_is_refitted_on_all_rows(data):
 
 def test_ties_go_to_the_larger_soft_ratio(data):
     X, y, teacher = data
-    grid = {"soft_ratios": [1.0, 0.5, 0.7], "temperatures": [4.0, 1.0], "alphas": [0.0, 0.1]}
+    grid = {"soft_ratios": [1.0, 0.5, 0.7], "temperatures": [4.0, 1.0], "ridges": [0.0, 0.1]}
     search = LinearizedKDStudentCV(teacher, **grid, cv=3, scoring=lambda *_: 0.5).fit(X, y)
-    assert search.best_params_ == {"soft_ratio": 1.0, "temperature": 1.0, "alpha": 0.1}
+    assert search.best_params_ == {"soft_ratio": 1.0, "temperature": 1.0, "ridge": 0.1}
     assert (search.cv_results_["rank_test_score"] == 1).all()
 
 
@@ -235,7 +235,7 @@ def test_results_are_a_table(data):
     ).fit(X, y)
     table = pd.DataFrame(search.cv_results_)
     assert len(table) == 8
-    assert {"param_alpha", "param_soft_ratio", "split3_test_score"} <= set(table.columns)
+    assert {"param_ridge", "param_soft_ratio", "split3_test_score"} <= set(table.columns)
 
 
 def test_inside_a_pipeline_and_a_search(data):
@@ -243,7 +243,7 @@ def test_inside_a_pipeline_and_a_search(data):
     pipeline = make_pipeline(
         StandardScaler(), LinearizedKDStudentCV(LogisticRegression(), **GRID, cv=3)
     )
-    outer = GridSearchCV(pipeline, {"linearizedkdstudentcv__alphas": [[0.0], [1.0]]}, cv=2)
+    outer = GridSearchCV(pipeline, {"linearizedkdstudentcv__ridges": [[0.0], [1.0]]}, cv=2)
     outer.fit(X, y)
     assert outer.best_score_ > 0.7
 
@@ -251,7 +251,7 @@ def test_inside_a_pipeline_and_a_search(data):
 BAD = {
     "soft_ratios": {"soft_ratios": [0.0, 0.5]},
     "temperatures": {"temperatures": []},
-    "alphas": {"alphas": [-1.0]},
+    "ridges": {"ridges": [-1.0]},
     r"soft_ratios=\[0.5, 0.5\]": {"soft_ratios": [0.5, 0.5]},
     r"kernel=\[\]": {"kernel": []},
     "refit='risk'": {"refit": "risk", "scoring": ["accuracy", "neg_log_loss"]},
@@ -324,7 +324,7 @@ def test_stages_reach_the_callbacks(data):
 
     X, y, teacher = data
     recorder = Recorder()
-    search = LinearizedKDStudentCV(teacher, alphas=[0.0, 0.1], cv=3).set_callbacks(recorder)
+    search = LinearizedKDStudentCV(teacher, ridges=[0.0, 0.1], cv=3).set_callbacks(recorder)
     search.fit(X, y)
     folds = ["candidates", "fold", "fold", "fold"]
     assert recorder.begun == ["fit", "logits-of-teacher", *folds, *folds, "refit"]
@@ -342,7 +342,7 @@ def test_the_refit_takes_over_what_the_search_has(cv, kernels, monkeypatch):
         return gram(self, rows, **options)
 
     search = LinearizedKDStudentCV(
-        FrozenEstimator(LogisticRegression().fit(X, y)), cv=cv, kernel=kernels, alphas=(0.1,)
+        FrozenEstimator(LogisticRegression().fit(X, y)), cv=cv, kernel=kernels, ridges=(0.1,)
     )
     with monkeypatch.context() as patch:
         patch.setattr(InfiniteKernel, "gram", counting)

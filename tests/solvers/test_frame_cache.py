@@ -94,12 +94,12 @@ def test_other_rows_kernels_ridges_and_dtypes_have_other_frames(data, n_built):
     changed[5, 3] += 1e-9
     variants = [
         ({}, X, None),
-        ({"alpha": 0.1}, X, None),
+        ({"ridge": 0.1}, X, None),
         ({"kernel": NTK(depth=2)}, X, None),
         ({"dtype": "float32"}, X, None),
         ({}, changed, None),
         ({}, X[::-1], None),
-        ({"alpha": 0.1}, X, np.linspace(1, 2, len(X))),
+        ({"ridge": 0.1}, X, np.linspace(1, 2, len(X))),
     ]
     for _ in range(2):
         for params, rows, weights in variants:

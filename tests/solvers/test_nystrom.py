@@ -57,10 +57,8 @@ def source(request, tmp_path):
     return make
 
 
-def student(n_components=40, **options):
-    return LinearizedKDStudent(
-        solver="nystrom", n_components=n_components, random_state=0, **options
-    )
+def student(n_landmarks=40, **options):
+    return LinearizedKDStudent(solver="nystrom", n_landmarks=n_landmarks, random_state=0, **options)
 
 
 def three_classes():
@@ -69,10 +67,10 @@ def three_classes():
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_all_rows_as_centres_is_the_exact_student(n_classes):
+def test_all_rows_as_landmarks_is_the_exact_student(n_classes):
     y, z_t = (Y, Z_T) if n_classes == 2 else three_classes()
     exact = LinearizedKDStudent().fit(X, y, z_t)
-    fitted = student(n_components=300).fit(X, y, z_t)
+    fitted = student(n_landmarks=300).fit(X, y, z_t)
     assert (exact.solver_, fitted.solver_) == ("cholesky", "nystrom")
     assert exact.n_iter_ == fitted.n_iter_ == 1
     expected = exact.decision_function(X_NEW)
@@ -101,9 +99,9 @@ def test_copies_in_streams_are_merged_as_they_are_in_arrays(source, weighted):
     rows = X[copies][order]
     y, z_t = RNG.permutation(np.tile(Y, 2)), RNG.permutation(np.tile(Z_T, 2))
     weights = RNG.integers(0, 3, 600).astype(float) if weighted else None
-    expected = student(n_components=300, alpha=0.1).fit(rows, y, z_t, weights)
-    exact = LinearizedKDStudent(alpha=0.1).fit(rows, y, z_t, weights)
-    fitted = student(n_components=300, alpha=0.1).fit(source(rows), y, z_t, weights)
+    expected = student(n_landmarks=300, ridge=0.1).fit(rows, y, z_t, weights)
+    exact = LinearizedKDStudent(ridge=0.1).fit(rows, y, z_t, weights)
+    fitted = student(n_landmarks=300, ridge=0.1).fit(source(rows), y, z_t, weights)
     n_distinct = exact.fit_report_.n_distinct_rows
     assert fitted.fit_report_.n_distinct_rows == n_distinct <= 250
     np.testing.assert_array_equal(fitted.effective_logits_, exact.effective_logits_)
@@ -177,7 +175,7 @@ def test_the_plan_is_checked_before_the_teacher_is_asked():
         def fit(self, X, y):
             raise AssertionError
 
-    with pytest.raises(MemoryBudgetError, match=r"solver='nystrom' needs .*smaller n_components"):
+    with pytest.raises(MemoryBudgetError, match=r"solver='nystrom' needs .*smaller n_landmarks"):
         student(teacher=Unasked(), memory_limit=1e6).fit(X, Y)
 
 
@@ -191,7 +189,7 @@ def test_single_precision():
 def test_the_same_random_state_gives_the_same_student():
     first, second = (student().fit(X, Y, Z_T) for _ in range(2))
     np.testing.assert_array_equal(first.dual_coef_, second.dual_coef_)
-    other = LinearizedKDStudent(solver="nystrom", n_components=40, random_state=1).fit(X, Y, Z_T)
+    other = LinearizedKDStudent(solver="nystrom", n_landmarks=40, random_state=1).fit(X, Y, Z_T)
     assert not np.array_equal(first.X_fit_, other.X_fit_)
 
 
@@ -202,7 +200,7 @@ def test_init_network_moves_from_the_outputs(source):
     module = torch.nn.Sequential(
         torch.nn.Linear(4, 30), torch.nn.ReLU(), torch.nn.Linear(30, 1)
     ).double()
-    options = {"kernel": EmpiricalNTK(module), "init": "network", "alpha": 0.1}
+    options = {"kernel": EmpiricalNTK(module), "init": "network", "ridge": 0.1}
     expected = student(**options).fit(X, Y, Z_T)
     fitted = student(**options).fit(source(X), Y, Z_T)
     np.testing.assert_allclose(fitted.initial_logits_, expected.initial_logits_)
@@ -211,12 +209,12 @@ def test_init_network_moves_from_the_outputs(source):
 
 
 def test_an_interrupted_fit_goes_on_where_it_was(tmp_path, monkeypatch, source):
-    monkeypatch.setattr(sklearn_kd.solvers._pass, "block_rows", lambda n_centres: 32)
+    monkeypatch.setattr(sklearn_kd.solvers._pass, "block_rows", lambda n_landmarks: 32)
     at_every_block = functools.partial(Checkpoint, seconds=0)
     monkeypatch.setattr(sklearn_kd.solvers._choice, "Checkpoint", at_every_block)
     rows = source(X)
-    expected = student(alpha=0.1).fit(rows, Y, Z_T)
-    fit = student(alpha=0.1, checkpoint=tmp_path / "pass.npz")
+    expected = student(ridge=0.1).fit(rows, Y, Z_T)
+    fit = student(ridge=0.1, checkpoint=tmp_path / "pass.npz")
     add = RowSums.add
     seen = []
 
@@ -230,8 +228,8 @@ def test_an_interrupted_fit_goes_on_where_it_was(tmp_path, monkeypatch, source):
     with pytest.raises(KeyboardInterrupt):
         fit.fit(rows, Y, Z_T)
     assert not hasattr(fit, "dual_coef_")
-    with pytest.raises(ValueError, match=r"checkpoint=.*another number of rows or n_components"):
-        LinearizedKDStudent(**{**fit.get_params(), "n_components": 41}).fit(rows, Y, Z_T)
+    with pytest.raises(ValueError, match=r"checkpoint=.*another number of rows or n_landmarks"):
+        LinearizedKDStudent(**{**fit.get_params(), "n_landmarks": 41}).fit(rows, Y, Z_T)
     fit.fit(rows, Y, Z_T)
     assert fit.fit_report_.resumed_at_row == sum(seen[:5]) > 0
     np.testing.assert_allclose(fit.dual_coef_, expected.dual_coef_, rtol=1e-12, atol=1e-12)
@@ -240,13 +238,13 @@ def test_an_interrupted_fit_goes_on_where_it_was(tmp_path, monkeypatch, source):
 
 @pytest.mark.parametrize("backend", ["loky", "threading"])
 def test_workers_sum_over_spans_of_rows(monkeypatch, backend, tmp_path):
-    monkeypatch.setattr(sklearn_kd.solvers._pass, "block_rows", lambda n_centres: 32)
+    monkeypatch.setattr(sklearn_kd.solvers._pass, "block_rows", lambda n_landmarks: 32)
     monkeypatch.setattr(sklearn_kd.solvers._pass, "ROWS_PER_TASK", 1)
     folder(tmp_path, X)
     weights = np.linspace(0, 2, 300)
-    expected = student(alpha=0.1).fit(X, Y, Z_T, weights)
+    expected = student(ridge=0.1).fit(X, Y, Z_T, weights)
     for rows in (X, tmp_path):
         with joblib.parallel_config(backend=backend, n_jobs=2):
-            fitted = student(alpha=0.1).fit(rows, Y, Z_T, weights)
+            fitted = student(ridge=0.1).fit(rows, Y, Z_T, weights)
         np.testing.assert_allclose(fitted.dual_coef_, expected.dual_coef_, rtol=0, atol=1e-10)
         assert fitted.fit_report_.planned_bytes > expected.fit_report_.planned_bytes

@@ -1,4 +1,4 @@
-"""The pass over a stream: sources, grids, choice of centres, interruption, memory, gaps."""
+"""The pass over a stream: sources, grids, choice of landmarks, interruption, memory, gaps."""
 
 import numpy as np
 import pytest
@@ -30,23 +30,23 @@ def problem(n=300, d=8, seed=0):
     return X, torch.as_tensor(np.sin(X[:, :3, None] * [1.0, 2.0]))
 
 
-def student(X, targets, *, seed=0, n_components=60, weights=None, **options):
+def student(X, targets, *, seed=0, n_landmarks=60, weights=None, **options):
     rows = StreamedRows(as_row_stream(X), lambda rows: targets[rows], weights)
     rng = np.random.RandomState(seed)
     return nystrom_student(
-        KERNEL.to_torch(), rows, n_components=n_components, random_state=rng, **options
+        KERNEL.to_torch(), rows, n_landmarks=n_landmarks, random_state=rng, **options
     )
 
 
 def logits(fitted, X):
-    cross = torch.as_tensor(KERNEL(X, fitted.centres.numpy()))
+    cross = torch.as_tensor(KERNEL(X, fitted.landmarks.numpy()))
     return torch.tensordot(cross, fitted.coefficients, 1)
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 32 rows instead of tens of thousands."""
-    monkeypatch.setattr(sklearn_kd.solvers._pass, "block_rows", lambda n_centres: 32)
+    monkeypatch.setattr(sklearn_kd.solvers._pass, "block_rows", lambda n_landmarks: 32)
 
 
 def folder(path, X, suffix):
@@ -75,19 +75,19 @@ def test_every_source_gives_the_same_student(tmp_path, small_blocks, source):
     X, targets = problem()
     expected = student(X, targets)
     found = student(SOURCES[source](tmp_path, X), targets)
-    torch.testing.assert_close(found.centres, expected.centres, rtol=0, atol=0)
+    torch.testing.assert_close(found.landmarks, expected.landmarks, rtol=0, atol=0)
     new = problem(seed=1)[0]
     np.testing.assert_allclose(logits(found, new), logits(expected, new), rtol=0, atol=1e-10)
 
 
-def test_all_rows_as_centres_give_the_student_of_a_whole_grid(small_blocks):
+def test_all_rows_as_landmarks_give_the_student_of_a_whole_grid(small_blocks):
     rng = np.random.default_rng(0)
     X, y, z_t = rng.normal(size=(200, 10)), rng.integers(0, 2, 200), 3 * rng.normal(size=200)
     X_new = rng.normal(size=(40, 10))
     grid = [(rho, T) for rho in (0.3, 0.9, 1.0) for T in (1.0, 5.0)]
     targets = [effective_logits(z_t, y, soft_ratio=rho, temperature=T) for rho, T in grid]
-    fitted = student(X, torch.as_tensor(np.stack(targets, axis=1)), n_components=500)
-    assert fitted.report.n_centres == 200
+    fitted = student(X, torch.as_tensor(np.stack(targets, axis=1)), n_landmarks=500)
+    assert fitted.report.n_landmarks == 200
     assert fitted.report.captured_trace == pytest.approx(1)
     assert fitted.report.held_out_gap is None
     for column, (rho, T) in enumerate(grid):
@@ -97,16 +97,16 @@ def test_all_rows_as_centres_give_the_student_of_a_whole_grid(small_blocks):
         np.testing.assert_allclose(found, exact.decision_function(X_new), rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("centres", METHODS)
-def test_error_falls_with_the_number_of_centres(centres):
+@pytest.mark.parametrize("landmarks", METHODS)
+def test_error_falls_with_the_number_of_landmarks(landmarks):
     X, targets = problem(n=400, d=4)
     X_new = problem(n=100, d=4, seed=1)[0]
     frame = TangentFrame(KERNEL.to_torch(), torch.as_tensor(X))
     exact = torch.tensordot(torch.as_tensor(KERNEL(X_new, X)), frame.solve(targets), 1)
     errors, traces = [], []
-    for n_components in (10, 30, 100, 250, 400):
+    for n_landmarks in (10, 30, 100, 250, 400):
         fits = [
-            student(X, targets, n_components=n_components, centres=centres, seed=seed)
+            student(X, targets, n_landmarks=n_landmarks, landmarks=landmarks, seed=seed)
             for seed in range(5)
         ]
         gaps = [(logits(fit, X_new) - exact).square().mean().sqrt() for fit in fits]
@@ -117,12 +117,12 @@ def test_error_falls_with_the_number_of_centres(centres):
     assert errors[-1] < 1e-8
 
 
-def test_rpcholesky_explains_more_than_uniform_centres():
+def test_rpcholesky_explains_more_than_uniform_landmarks():
     X = np.vstack([problem(n=290)[0] * 0.01, problem(n=10, seed=1)[0] * 5])
     targets = problem()[1]
     shares = [
         np.median(
-            [student(X, targets, n_components=15, centres=c, seed=s).report.captured_trace
+            [student(X, targets, n_landmarks=15, landmarks=c, seed=s).report.captured_trace
              for s in range(5)]
         )
         for c in METHODS
@@ -130,14 +130,14 @@ def test_rpcholesky_explains_more_than_uniform_centres():
     assert shares[0] > shares[1]
 
 
-@pytest.mark.parametrize("centres", METHODS)
-def test_copies_are_never_two_centres(centres):
+@pytest.mark.parametrize("landmarks", METHODS)
+def test_copies_are_never_two_landmarks(landmarks):
     X, targets = problem()
     X[40:] = X[np.arange(260) % 40]
-    fitted = student(X, targets, n_components=30, centres=centres)
-    assert len(np.unique(fitted.centres.numpy(), axis=0)) == 30
-    assert fitted.report.n_centres == 30
-    assert student(X, targets, n_components=60, centres=centres).report.n_centres == 40
+    fitted = student(X, targets, n_landmarks=30, landmarks=landmarks)
+    assert len(np.unique(fitted.landmarks.numpy(), axis=0)) == 30
+    assert fitted.report.n_landmarks == 30
+    assert student(X, targets, n_landmarks=60, landmarks=landmarks).report.n_landmarks == 40
 
 
 def test_rows_of_weight_zero_do_not_count():
@@ -145,9 +145,9 @@ def test_rows_of_weight_zero_do_not_count():
     weights = torch.ones(300).double()
     weights[::2] = 0
     X[::2] += 100
-    fitted = student(X, targets, n_components=500, weights=weights)
-    np.testing.assert_array_equal(fitted.centres, X[1::2])
-    exact = student(X[1::2], targets[1::2], n_components=500)
+    fitted = student(X, targets, n_landmarks=500, weights=weights)
+    np.testing.assert_array_equal(fitted.landmarks, X[1::2])
+    exact = student(X[1::2], targets[1::2], n_landmarks=500)
     np.testing.assert_allclose(fitted.coefficients, exact.coefficients, rtol=1e-10)
 
 
@@ -155,7 +155,7 @@ def test_the_same_random_state_gives_the_same_student():
     X, targets = problem()
     a, b, c = (student(X, targets, seed=seed) for seed in (3, 3, 4))
     assert (a.coefficients == b.coefficients).all()
-    assert not (a.centres == c.centres).all()
+    assert not (a.landmarks == c.landmarks).all()
 
 
 def test_gaps_are_root_mean_squares_over_rows():
@@ -177,11 +177,11 @@ def test_leave_one_out_over_blocks_equals_refits(small_blocks):
     weights = torch.linspace(0.5, 2, 100).double()
     rows = StreamedRows(as_row_stream(X), lambda rows: targets[rows], weights)
     done = nystrom_pass(
-        KERNEL.to_torch(), rows, n_components=20, random_state=np.random.RandomState(0)
+        KERNEL.to_torch(), rows, n_landmarks=20, random_state=np.random.RandomState(0)
     )
-    solution = solve_pass(done, alpha=0.1).solution
+    solution = solve_pass(done, ridge=0.1).solution
     loo = torch.cat([values for _, values in leave_one_out_blocks(solution, rows)])
-    Z = done.basis.centres.numpy()
+    Z = done.basis.landmarks.numpy()
     features, penalty = KERNEL(X, Z), 0.1 * KERNEL(Z)
     for i in (0, 33, 99):
         kept = np.arange(100) != i
@@ -195,11 +195,11 @@ def test_one_pass_serves_every_ridge():
     X, targets = problem()
     rows = StreamedRows(as_row_stream(X), lambda rows: targets[rows])
     done = nystrom_pass(
-        KERNEL.to_torch(), rows, n_components=60, random_state=np.random.RandomState(0)
+        KERNEL.to_torch(), rows, n_landmarks=60, random_state=np.random.RandomState(0)
     )
-    for alpha in (0.0, 1.0, 0.01):
-        expected = student(X, targets, alpha=alpha).coefficients
-        torch.testing.assert_close(solve_pass(done, alpha).coefficients, expected)
+    for ridge in (0.0, 1.0, 0.01):
+        expected = student(X, targets, ridge=ridge).coefficients
+        torch.testing.assert_close(solve_pass(done, ridge).coefficients, expected)
 
 
 class Interrupted:
@@ -225,7 +225,7 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path, small_blocks, at_row
     checkpoint = Checkpoint(tmp_path / "pass.npz", seconds=0)
     with pytest.raises(KeyboardInterrupt):
         student(X, Interrupted(targets, at_row), weights=weights, checkpoint=checkpoint)
-    # Another random_state: the centres are those of the interrupted pass.
+    # Another random_state: the landmarks are those of the interrupted pass.
     resumed = student(X, targets, seed=77, weights=weights, checkpoint=checkpoint)
     assert resumed.report.resumed_at_row == at_row
     torch.testing.assert_close(resumed.coefficients, expected.coefficients, rtol=0, atol=1e-12)
@@ -242,7 +242,7 @@ def test_a_checkpoint_of_another_pass_is_refused(tmp_path, small_blocks):
         student(X, Interrupted(targets, 150), checkpoint=checkpoint)
     for what, arguments, options in [
         ("number of rows", (X[:290], targets), {}),
-        ("n_components", (X, targets), {"n_components": 61}),
+        ("n_landmarks", (X, targets), {"n_landmarks": 61}),
         ("rows", (X + 1, targets), {}),
         ("targets", (X, 2 * targets), {}),
         ("targets", (X, targets[:, :1]), {}),
@@ -255,7 +255,7 @@ def test_a_checkpoint_of_another_pass_is_refused(tmp_path, small_blocks):
         nystrom_pass(
             NTK(depth=3).to_torch(),
             rows,
-            n_components=60,
+            n_landmarks=60,
             random_state=np.random.RandomState(0),
             checkpoint=checkpoint,
         )
@@ -266,11 +266,11 @@ def test_the_memory_plan_comes_before_anything_is_read():
         n_rows, n_features = 10**7, 50
 
     rows = StreamedRows(Unread(), lambda rows: torch.zeros(1, 32))
-    with pytest.raises(MemoryBudgetError, match=r"n_components=20000 centres.*smaller n_comp"):
+    with pytest.raises(MemoryBudgetError, match=r"n_landmarks=20000 landmarks.*smaller n_land"):
         nystrom_pass(
             KERNEL.to_torch(),
             rows,
-            n_components=20_000,
+            n_landmarks=20_000,
             random_state=np.random.RandomState(0),
             memory_limit=2**30,
         )

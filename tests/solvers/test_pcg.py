@@ -38,10 +38,10 @@ def keeping(share, n_features=4, rank=187):
     return pcg_bytes(300, n_features, 1, rank) + int(4 * share * entries) + 1000
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
 @pytest.mark.parametrize(("y", "z_t"), [(Y, Z_T), (Y_3, Z_3)], ids=["two classes", "three"])
 @pytest.mark.parametrize("share", [None, 0.6, 0.0])
-def test_equals_the_factored_student(alpha, y, z_t, share, monkeypatch):
+def test_equals_the_factored_student(ridge, y, z_t, share, monkeypatch):
     if share is not None:
         kept = int(share * 300**2 / 2 * 4)
         plan = PCGPlan(torch.float32, kept, rank=187, planned_bytes=kept)
@@ -49,9 +49,9 @@ def test_equals_the_factored_student(alpha, y, z_t, share, monkeypatch):
     rows = np.concatenate([X, X[:20]])  # copies are merged, and then count twice in the ridge
     y, z_t = np.concatenate([y, y[:20]]), np.concatenate([z_t, z_t[:20] + 1])
     weight = np.linspace(0, 3, 320)
-    exact = LinearizedKDStudent(solver="cholesky", alpha=alpha)
+    exact = LinearizedKDStudent(solver="cholesky", ridge=ridge)
     exact.fit(rows, y, teacher_logits=z_t, sample_weight=weight)
-    iterated = student(alpha=alpha).fit(rows, y, teacher_logits=z_t, sample_weight=weight)
+    iterated = student(ridge=ridge).fit(rows, y, teacher_logits=z_t, sample_weight=weight)
     assert iterated.solver_ == "pcg"
     np.testing.assert_allclose(
         iterated.decision_function(X_NEW), exact.decision_function(X_NEW), rtol=0, atol=1e-7
@@ -190,13 +190,13 @@ def test_frame_is_built_when_asked_for():
 
 
 class TestRefinement:
-    @pytest.mark.parametrize("alpha", [0.0, 0.5])
+    @pytest.mark.parametrize("ridge", [0.0, 0.5])
     @pytest.mark.parametrize(("y", "z_t"), [(Y, Z_T), (Y_3, Z_3)], ids=["two classes", "three"])
-    def test_equals_the_factored_student(self, y, z_t, alpha):
+    def test_equals_the_factored_student(self, y, z_t, ridge):
         weight = np.linspace(0.5, 3, 300)
         options = {"sample_weight": weight, "teacher_logits": z_t}
-        exact = LinearizedKDStudent(solver="cholesky", alpha=alpha).fit(X, y, **options)
-        refined = student(solver="refinement", alpha=alpha).fit(X, y, **options)
+        exact = LinearizedKDStudent(solver="cholesky", ridge=ridge).fit(X, y, **options)
+        refined = student(solver="refinement", ridge=ridge).fit(X, y, **options)
         np.testing.assert_allclose(
             refined.decision_function(X_NEW), exact.decision_function(X_NEW), rtol=0, atol=1e-8
         )

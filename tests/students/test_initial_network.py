@@ -102,13 +102,13 @@ def student_of(problem, **parameters):
 class Refit:
     """The student of some rows by the normal equations, from explicit features."""
 
-    def __init__(self, net, X, z_eff, alpha=0.0, weights=1.0):
+    def __init__(self, net, X, z_eff, ridge=0.0, weights=1.0):
         self.expansion, self.X = Expansion(net), X
         self.z_0 = self.expansion.start(X)
         change = z_eff - self.z_0
         gram = self.expansion(X, X)
-        ridge = np.diag(np.broadcast_to(alpha / weights, len(X)))
-        self.a = np.linalg.solve(gram + ridge, change)
+        row_ridges = np.diag(np.broadcast_to(ridge / weights, len(X)))
+        self.a = np.linalg.solve(gram + row_ridges, change)
         self.norm = np.sqrt(np.sum(change * self.a))
         self.weight_change_norm = np.sqrt(np.sum(self.a * (gram @ self.a)))
 
@@ -116,17 +116,17 @@ class Refit:
         return self.expansion.start(X) + self.expansion(X, self.X) @ self.a
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3])
-def test_closed_form(problem, alpha):
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_closed_form(problem, ridge):
     net, X, y, X_new, _, _ = problem
-    student = student_of(problem, alpha=alpha).fit(X, y, sample_weight=WEIGHTS)
-    refit = Refit(net, X, student.effective_logits_, alpha, WEIGHTS)
+    student = student_of(problem, ridge=ridge).fit(X, y, sample_weight=WEIGHTS)
+    refit = Refit(net, X, student.effective_logits_, ridge, WEIGHTS)
     assert np.abs(refit.z_0).mean() > 0.5
     np.testing.assert_allclose(student.initial_logits_, refit.z_0, **CLOSE)
     np.testing.assert_allclose(student.dual_coef_, refit.a, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(student.decision_function(X_new), refit(X_new), rtol=1e-7, atol=1e-8)
     assert student.weight_change_norm_ == pytest.approx(refit.weight_change_norm, rel=1e-7)
-    if alpha == 0:
+    if ridge == 0:
         np.testing.assert_allclose(
             student.decision_function(X), student.effective_logits_, rtol=1e-7, atol=1e-8
         )
@@ -183,8 +183,8 @@ def test_a_student_that_starts_from_its_teacher_stays_there(problem):
 def test_repeating_rows_equals_weighting_them(problem):
     _, X, y, X_new, _, _ = problem
     counts = np.random.default_rng(1).integers(1, 4, size=N)
-    weighted = student_of(problem, alpha=0.5).fit(X, y, sample_weight=counts)
-    repeated = student_of(problem, alpha=0.5).fit(X.repeat(counts, axis=0), y.repeat(counts))
+    weighted = student_of(problem, ridge=0.5).fit(X, y, sample_weight=counts)
+    repeated = student_of(problem, ridge=0.5).fit(X.repeat(counts, axis=0), y.repeat(counts))
     assert len(repeated.initial_logits_) == N
     np.testing.assert_allclose(
         repeated.decision_function(X_new), weighted.decision_function(X_new), **CLOSE
@@ -223,14 +223,14 @@ def test_clone(problem):
 # Scores, paths, displays
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3])
-def test_scores_are_what_they_say(problem, alpha):
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_scores_are_what_they_say(problem, ridge):
     net, X, y, X_new, y_new, teacher = problem
-    student = student_of(problem, alpha=alpha).fit(X, y)
+    student = student_of(problem, ridge=ridge).fit(X, y)
     z_new = student.effective_decision_function(X_new, y_new)
-    refit = Refit(net, X, student.effective_logits_, alpha)
+    refit = Refit(net, X, student.effective_logits_, ridge)
     grown = [
-        Refit(net, np.vstack([X, x]), np.concatenate([student.effective_logits_, z[None]]), alpha)
+        Refit(net, np.vstack([X, x]), np.concatenate([student.effective_logits_, z[None]]), ridge)
         for x, z in zip(X_new[:10], z_new[:10], strict=True)
     ]
     expected = N * (np.log(np.mean([g.norm for g in grown])) - np.log(refit.norm))
@@ -244,7 +244,7 @@ def test_scores_are_what_they_say(problem, alpha):
 
 def test_prefix_path_starts_from_the_network_too(problem):
     net, X, y, X_new, y_new, teacher = problem
-    student = student_of(problem, alpha=0.3).fit(X, y, sample_weight=WEIGHTS)
+    student = student_of(problem, ridge=0.3).fit(X, y, sample_weight=WEIGHTS)
     grid, sizes = {"soft_ratio": [0.6, 1.0]}, [1, 10, 11, 29, 30]
     path = student.prefix_path(
         X_new, y=y_new, sizes=sizes, n_permutations=2, param_grid=grid, random_state=5
@@ -304,12 +304,12 @@ SCORING = {
     "risk": neg_transfer_risk_scorer,
     "inefficiency": neg_data_inefficiency_scorer,
 }
-GRID = {"soft_ratios": [0.3, 1.0], "temperatures": [1.0, 4.0], "alphas": [0.1]}
+GRID = {"soft_ratios": [0.3, 1.0], "temperatures": [1.0, 4.0], "ridges": [0.1]}
 
 
 def refits(problem, kernels, cv):
     grid = {
-        "alpha": GRID["alphas"],
+        "ridge": GRID["ridges"],
         "kernel": kernels,
         "soft_ratio": GRID["soft_ratios"],
         "temperature": GRID["temperatures"],
@@ -348,13 +348,13 @@ def test_leave_one_out_equals_refits(problem):
             recorded["inefficiency"] = -neg_data_inefficiency_scorer(student, X, y)
         return 0.0
 
-    single = {"soft_ratios": [0.6], "temperatures": [2.0], "alphas": [0.2]}
+    single = {"soft_ratios": [0.6], "temperatures": [2.0], "ridges": [0.2]}
     LinearizedKDStudentCV(
         teacher, **single, kernel=EmpiricalNTK(net), init="network", scoring=record
     ).fit(X, y)
     groups = np.r_[:N, :5]
     for train, test in LeaveOneGroupOut().split(X, y, groups):
-        student = student_of(problem, alpha=0.2).fit(X[train], y[train])
+        student = student_of(problem, ridge=0.2).fit(X[train], y[train])
         np.testing.assert_allclose(
             recorded["logits"][test], student.decision_function(X[test]), **CLOSE
         )

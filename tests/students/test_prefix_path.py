@@ -27,10 +27,10 @@ def problem(request):
     return X[:N], y[:N], X[N:], y[N:], FrozenEstimator(teacher)
 
 
-@pytest.fixture(params=[0.0, 0.3], ids=["alpha=0", "alpha=0.3"])
+@pytest.fixture(params=[0.0, 0.3], ids=["ridge=0", "ridge=0.3"])
 def student(request, problem):
     X, y, _, _, teacher = problem
-    student = LinearizedKDStudent(teacher, soft_ratio=0.6, alpha=request.param)
+    student = LinearizedKDStudent(teacher, soft_ratio=0.6, ridge=request.param)
     return student.fit(X, y, sample_weight=WEIGHTS)
 
 
@@ -43,7 +43,7 @@ class Refit:
         z = effective_logits(student.teacher_logits_, y, **recipe)[rows]
         X, weights = X[rows], WEIGHTS[rows]
         gram = NTK()(X[:m])
-        a = np.linalg.solve(gram + np.diag(student.alpha / weights[:m]), z[:m])
+        a = np.linalg.solve(gram + np.diag(student.ridge / weights[:m]), z[:m])
         self.norm = np.sqrt(np.sum(z[:m] * a))
         self.weight_change_norm = np.sqrt(np.sum(a * (gram @ a)))
         logits = NTK()(X_new, X[:m]) @ a
@@ -129,7 +129,7 @@ def test_random_initial_network(student, problem):
     )
     # At one row the norm is |z_eff - z_0| / √Θ(x, x), z_0 of the NNGP's variance; 3 classes: gauge.
     assert path.weight_change_norm.std() > 0
-    theta = NTK().diag(X) + student.alpha / WEIGHTS
+    theta = NTK().diag(X) + student.ridge / WEIGHTS
     variance = NTK(kind="nngp").diag(X)
     z = student.effective_logits_.reshape(N, -1)
     gauge = 1 if z.shape[1] == 1 else z.shape[1] - 1
@@ -169,7 +169,7 @@ BAD = {
     "n_permutations": {"n_permutations": 0},
     "init": {"init": "network"},
     "window": {"window": 1.0},
-    "'alpha'; one factor": {"param_grid": {"alpha": [1.0]}},
+    "'ridge'; one factor": {"param_grid": {"ridge": [1.0]}},
     "soft_ratio": {"param_grid": {"soft_ratio": [0.0]}},
     "temperature_scaling": {"param_grid": {"temperature_scaling": ["cubed"]}},
     "pass X too": {"y": [0, 1]},
@@ -193,7 +193,7 @@ def test_copies_of_one_row_make_no_path():
 
 def test_other_kernels_have_no_known_prior(problem):
     X, y, _, _, teacher = problem
-    student = LinearizedKDStudent(teacher, kernel=RBF(), alpha=0.1).fit(X, y)
+    student = LinearizedKDStudent(teacher, kernel=RBF(), ridge=0.1).fit(X, y)
     with pytest.raises(ValueError, match=r"init='random'.*NNGP"):
         student.prefix_path(init="random")
 

@@ -94,11 +94,11 @@ def test_squared_temperature_scaling_is_another_soft_ratio(data):
     np.testing.assert_allclose(scaled.effective_logits_, plain.effective_logits_, **CLOSE)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_repeating_rows_equals_weighting_them_with_conflicting_labels(data, alpha):
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+def test_repeating_rows_equals_weighting_them_with_conflicting_labels(data, ridge):
     X, y, z_t = data
     counts = np.random.default_rng(1).integers(0, 4, size=len(X))
-    settings = {"alpha": alpha, "soft_ratio": 0.6, "temperature": 2.0}
+    settings = {"ridge": ridge, "soft_ratio": 0.6, "temperature": 2.0}
     weighted = LinearizedKDStudent(**settings).fit(X, y, z_t, sample_weight=counts)
     repeated = LinearizedKDStudent(**settings).fit(
         X.repeat(counts, axis=0), y.repeat(counts), z_t.repeat(counts, axis=0)
@@ -119,7 +119,7 @@ def test_repeating_rows_equals_weighting_them_with_conflicting_labels(data, alph
     soft = (oracles.soft_labels(z_t, 2.0) + oracles.soft_labels(other_z, 2.0)) / 2
     z_eff = oracles.stationary_logits(soft, hard, 0.6, 2.0)
     np.testing.assert_allclose(both.effective_logits_, z_eff, rtol=1e-8, atol=1e-9)
-    gram = NTK()(X) + alpha / 2 * np.eye(len(X))
+    gram = NTK()(X) + ridge / 2 * np.eye(len(X))
     np.testing.assert_allclose(both.dual_coef_, np.linalg.solve(gram, z_eff), rtol=1e-6, atol=1e-9)
 
 
@@ -134,7 +134,7 @@ def test_every_row_repeated_gives_the_same_student(data):
 def test_ridge_and_weights_are_those_of_kernel_ridge(data):
     X, y, z_t = data
     weights = np.random.default_rng(2).uniform(0.2, 3, size=len(X))
-    student = LinearizedKDStudent(alpha=0.7).fit(X, y, z_t, sample_weight=weights)
+    student = LinearizedKDStudent(ridge=0.7).fit(X, y, z_t, sample_weight=weights)
     ridge = KernelRidge(kernel="precomputed", alpha=0.7).fit(
         NTK()(X), student.effective_logits_, sample_weight=weights
     )
@@ -264,18 +264,18 @@ def test_gpu_agrees_with_cpu_and_its_pickle_loads_there(data):
 
 def test_clone_is_unfitted_with_equal_parameters(cancer):
     X, y = cancer
-    student = LinearizedKDStudent(FrozenEstimator(LogisticRegression().fit(X, y)), alpha=0.1)
+    student = LinearizedKDStudent(FrozenEstimator(LogisticRegression().fit(X, y)), ridge=0.1)
     copy = clone(student.fit(X, y))
     assert not hasattr(copy, "dual_coef_")
     assert copy.teacher is student.teacher
-    assert copy.get_params()["alpha"] == 0.1
+    assert copy.get_params()["ridge"] == 0.1
 
 
 def test_predictions_and_frame_are_those_of_the_fit(data):
     X, y, z_t = data
-    student = LinearizedKDStudent(kernel=NTK(depth=1), alpha=0.1).fit(X, y, z_t)
+    student = LinearizedKDStudent(kernel=NTK(depth=1), ridge=0.1).fit(X, y, z_t)
     logits, lower = student.decision_function(X), student.frame_.lower
-    changed = pickle.loads(pickle.dumps(student)).set_params(kernel=NTK(depth=5), alpha=2.0)
+    changed = pickle.loads(pickle.dumps(student)).set_params(kernel=NTK(depth=5), ridge=2.0)
     np.testing.assert_array_equal(changed.decision_function(X), logits)
     np.testing.assert_array_equal(changed.frame_.lower, lower)
 
@@ -316,7 +316,7 @@ BAD_INPUT = {
     "soft_ratio>1": ({"soft_ratio": 1.1}, (X2, Y2, Z2), ValueError, "soft_ratio"),
     "temperature=0": ({"temperature": 0.0}, (X2, Y2, Z2), ValueError, "temperature"),
     "temperature<0": ({"temperature": -1.0}, (X2, Y2, Z2), ValueError, "temperature"),
-    "alpha<0": ({"alpha": -1.0}, (X2, Y2, Z2), ValueError, "alpha"),
+    "ridge<0": ({"ridge": -1.0}, (X2, Y2, Z2), ValueError, "ridge"),
     "device": ({"device": "abacus"}, (X2, Y2, Z2), ValueError, "device='abacus'"),
     "regression": ({}, (X2, X2[:, 0], Z2), ValueError, "Unknown label type"),
     "logits too short": ({}, (X2, Y2, Z2[:-1]), ValueError, r"teacher_logits has shape \(79,\)"),
@@ -408,7 +408,7 @@ def test_prediction_errors(data):
 
 def test_margins_of_a_support_vector_machine_serve_as_logits():
     X, y = load_iris(return_X_y=True)
-    student = LinearizedKDStudent(FrozenEstimator(LinearSVC().fit(X, y)), alpha=0.1).fit(X, y)
+    student = LinearizedKDStudent(FrozenEstimator(LinearSVC().fit(X, y)), ridge=0.1).fit(X, y)
     np.testing.assert_allclose(student.teacher_logits_.sum(axis=1), 0, atol=1e-12)
     assert isinstance(student.effective_decision_function(torch.as_tensor(X), y), np.ndarray)
 

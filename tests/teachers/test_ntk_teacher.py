@@ -48,7 +48,7 @@ def test_squared_error_flow_is_the_closed_form(data):
 def test_squared_error_converged_is_kernel_ridge(data):
     X, y = data
     weights = np.random.default_rng(0).uniform(0.5, 2, size=len(X))
-    teacher = NTKTeacher(loss="squared_error", alpha=0.3).fit(X, y, sample_weight=weights)
+    teacher = NTKTeacher(loss="squared_error", ridge=0.3).fit(X, y, sample_weight=weights)
     ridge = KernelRidge(kernel="precomputed", alpha=0.3)
     ridge.fit(NTK()(X), squared_error_targets(y), sample_weight=weights)
     np.testing.assert_allclose(teacher.dual_coef_, ridge.dual_coef_, rtol=1e-9, atol=1e-12)
@@ -58,7 +58,7 @@ def test_log_loss_converged_is_stationary_and_minimal(data):
     X, y = data
     X, y = X[:40], y[:40]
     weights = np.random.default_rng(0).uniform(0.5, 2, size=40)
-    teacher = NTKTeacher(alpha=0.3).fit(X, y, sample_weight=weights)
+    teacher = NTKTeacher(ridge=0.3).fit(X, y, sample_weight=weights)
     gram, n_classes = NTK()(X), y.max() + 1
 
     def objective(flat):
@@ -140,11 +140,11 @@ def test_pickle_round_trip(data):
         ({"stopping_time": [3.0, 2.0]}, ValueError, "increasing sequence"),
         ({"stopping_time": [1.0, np.inf]}, ValueError, "positive finite"),
         ({"stopping_time": []}, ValueError, "stopping_time"),
-        ({"alpha": 0.0}, ValueError, "alpha=0 .* no finite minimum"),
+        ({"ridge": 0.0}, ValueError, "ridge=0 .* no finite minimum"),
         ({"loss": "hinge"}, ValueError, "loss"),
         ({"memory_limit": 1e4}, MemoryBudgetError, "n=150 distinct rows"),
         (
-            {"kernel": lambda A, B: NTK()(A, B) - 9, "loss": "squared_error", "alpha": 0.0},
+            {"kernel": lambda A, B: NTK()(A, B) - 9, "loss": "squared_error", "ridge": 0.0},
             NotPSDError,
             "smallest eigenvalue",
         ),
