@@ -13,7 +13,7 @@ PACKAGE = Path(sklearn_kd.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Folder or file -> what it may import of sklearn_kd, besides itself; in the order of the house.
-BASE = {"exceptions", "_array", "_logits", "_memory"}
+BASE = {"exceptions", "_array", "_logits", "_memory", "_warnings"}
 LINALG = BASE | {"rows", "kernels", "linalg"}
 MACHINE = LINALG | {"_sklearn", "_progress", "_classifier", "_kernel_machine"}
 ALLOWED = {
@@ -23,12 +23,13 @@ ALLOWED = {
     "_array": {"exceptions"},
     "_memory": {"exceptions"},
     "_progress": {"_sklearn"},
+    "_warnings": set(),
     "_logits": {"_array"},
     "_classifier": {"_array", "_logits"},
     "rows": {"_array", "_sklearn"},
     "kernels": BASE,
     "linalg": BASE | {"rows", "kernels"},
-    "training": {"exceptions"},
+    "training": {"exceptions", "_warnings"},
     "distillation": LINALG,
     "metrics": LINALG | {"_sklearn", "distillation"},
     "_kernel_machine": LINALG | {"_sklearn", "_classifier"},

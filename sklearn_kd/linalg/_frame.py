@@ -17,7 +17,6 @@ features [φ(xᵢ), √(α/wᵢ) eᵢ], and all statements hold for the ridge st
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sklearn_kd._memory import CPU, MEMORY_REMEDY, WORKSPACE_BYTES, require
+from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import IllConditionedWarning, NotPSDError
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
@@ -141,13 +141,12 @@ class TangentFrame:
         epsilon = torch.finfo(self.X.dtype).eps
         if self.jitter > 0 or self.rcond < epsilon:
             pivot = self.lower.diagonal().min().item() ** 2
-            warnings.warn(
+            warn(
                 f"The kernel matrix of {self.n_rows} rows is numerically singular (rcond "
                 f"{self.rcond:.2g}, smallest pivot {pivot:.2g}, jitter {self.jitter:.2g}): "
                 "rounding decides part of the answer. Use ridge > 0, remove near-duplicate "
                 "rows, or a deeper or less smooth kernel.",
                 IllConditionedWarning,
-                stacklevel=4,
             )
 
     @property

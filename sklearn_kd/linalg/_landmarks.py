@@ -36,7 +36,6 @@ loses what the kernel matrix costs, and takes 3.5 times as long as the sum.
 from __future__ import annotations
 
 import functools
-import warnings
 from dataclasses import dataclass
 from typing import Self
 
@@ -44,6 +43,7 @@ import torch
 from torch import Tensor
 
 from sklearn_kd._memory import WORKSPACE_BYTES
+from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import IllConditionedWarning
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
@@ -231,12 +231,11 @@ class RestrictedStudent:
 
     def _warn_if_ill_conditioned(self) -> None:
         if self.jitter > 0 or self.rcond < torch.finfo(torch.float64).eps:
-            warnings.warn(
+            warn(
                 f"The student restricted to {len(self.basis.landmarks)} landmarks is numerically "
                 f"singular (rcond {self.rcond:.2g}, jitter {self.jitter:.2g}): rounding decides "
                 "part of the answer. Use ridge > 0 or a smaller n_landmarks.",
                 IllConditionedWarning,
-                stacklevel=3,
             )
 
     @full_precision()

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from sklearn_kd._memory import budget_bytes, format_bytes, require
 from sklearn_kd._progress import FitTask
+from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import SinglePrecisionWarning
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg import TangentFrame
@@ -383,11 +383,10 @@ def choose_solver(name: str, size: Size, options: Options, *, what: str) -> str:
 
 def _warn_of_single_precision(size: Size, options: Options, what: str) -> None:
     needed = format_bytes(SOLVERS["cholesky"].planned_bytes(size, options))
-    warnings.warn(
+    warn(
         f"{what} needs {needed} for a factor in float64, more than "
         f"memory_limit={options.memory_limit!r} allows. It is factored in float32, and the answer "
         f"is iterated to a relative residual of tol={options.tol:g} in float64. "
         "solver='refinement' asks for this without the warning.",
         SinglePrecisionWarning,
-        stacklevel=4,
     )

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple, Self
 
@@ -32,6 +31,7 @@ from sklearn.utils import Bunch
 from torch import Tensor
 
 from sklearn_kd._memory import WORKSPACE_BYTES, budget_bytes
+from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._block_cg import PCGResult, block_pcg
@@ -323,11 +323,10 @@ def warn_if_not_converged(student: PCGStudent, tol: float, max_iter: int) -> Non
         "stagnation": "it stopped falling, as the kernel matrix is too ill-conditioned: raise tol, "
         "use ridge > 0, remove near-duplicate rows, or use a deeper or less smooth kernel.",
     }
-    warnings.warn(
+    warn(
         f"Conjugate gradients reached a relative residual of {report.residual:.2g} after "
         f"{student.n_iter} iterations, not tol={tol:g}: {reasons[report.stopped]}",
         ConvergenceWarning,
-        stacklevel=2,
     )
 
 

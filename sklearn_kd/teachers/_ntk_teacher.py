@@ -12,7 +12,6 @@ a(t)  ``staged_dual_coef_``  (S, n) or (S, n, K)
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from numbers import Real
 from typing import Any, ClassVar, Self
@@ -29,6 +28,7 @@ from sklearn_kd._kernel_machine import TangentKernelClassifier, kernel_to_use
 from sklearn_kd._memory import MEMORY_REMEDY, require
 from sklearn_kd._progress import FitTask, fit_task
 from sklearn_kd._sklearn import Interval, StrOptions, fit_context
+from sklearn_kd._warnings import warn
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._frame import frame_bytes
@@ -260,11 +260,10 @@ class NTKTeacher(TangentKernelClassifier):
                 kernel_matrix, rows.hard_labels, rows.weights, ridge=self.ridge
             )
         if not info.converged:
-            warnings.warn(
+            warn(
                 f"The teacher stopped at a relative residual of {info.residual:.2g} before "
                 f"reaching the minimum of its loss; increase ridge={self.ridge!r}.",
                 ConvergenceWarning,
-                stacklevel=3,
             )
         report = {"n_kernel_products": info.n_products, "converged": info.converged}
         return coefficients[None], report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from sklearn_kd._kernel_machine import kernel_to_use
 from sklearn_kd._logits import canonical_logits
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import move_to
+from sklearn_kd._warnings import warn
 from sklearn_kd.distillation._targets import root_of_eq_3
 from sklearn_kd.exceptions import SaturatedTeacherWarning
 from sklearn_kd.rows._training_rows import TrainingRows
@@ -73,13 +73,12 @@ class TaughtMixin:
 
     def _warn_if_saturated(self: Any, z_t: Logits) -> None:
         if z_t.n_clipped > 0:
-            warnings.warn(
+            warn(
                 f"teacher={type(self.teacher).__name__} gives some class a probability of 0 on "
                 f"{z_t.n_clipped} of {len(z_t.values)} rows. Its log-odds were clipped at the "
                 "resolution of the dtype and are far larger than what it knows; calibrate it "
                 "first, such as by CalibratedClassifierCV.",
                 SaturatedTeacherWarning,
-                stacklevel=3,
             )
 
     def _default_teacher(self: Any) -> NTKTeacher:

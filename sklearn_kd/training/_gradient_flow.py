@@ -21,7 +21,6 @@ more than exprb53s3 at equal error.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import IllConditionedWarning, NotPSDError
 from sklearn_kd.training._function_space import CurvatureRoot, KernelProduct, residual
 
@@ -352,13 +352,12 @@ def gradient_flow(
                 f"values of at most {unit:.3g}; scale the inputs so that these are of order one."
             )
     if _rounding(state) > 10 * tol:
-        warnings.warn(
+        warn(
             f"Rounding moves the logits by about {_rounding(state):.2g} of their size: the kernel "
             "matrix is numerically singular, and the coefficients of rows with different labels "
             "that it does not tell apart have grown large. Use a smaller stopping_time, or remove "
             "near-duplicate rows.",
             IllConditionedWarning,
-            stacklevel=3,
         )
     return torch.stack(coefs), FlowInfo(product.count, n_steps, n_rejected)
 

@@ -1,0 +1,41 @@
+"""Warnings that point at the user's line, through however many layers they come."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+import warnings
+from concurrent import futures
+from pathlib import Path
+
+import joblib
+import sklearn
+import torch
+
+# Code between a user's call and a warning of ours.
+_BETWEEN = (
+    str(Path(__file__).parent),
+    *(str(Path(module.__file__).parent) for module in (sklearn, joblib, torch, futures)),
+    *(module.__file__ for module in (contextlib, functools, threading)),
+)
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Issue a warning at the line outside of this package, and of what it stands on, that led here.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from sklearn_kd._warnings import warn
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     warn("rounding decides", UserWarning)
+    >>> caught[0].filename == __file__
+    False
+    """
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_BETWEEN):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
