@@ -82,7 +82,9 @@ def main():
     arguments = parser.parse_args()
     problem = Problem(arguments.data, arguments.rows)
     if arguments.peak_only:
-        LinearizedKDStudent().fit(problem.X[:50], problem.y[:50], np.ones(50))  # loads libraries
+        LinearizedKDStudent().fit(
+            problem.X[:50], problem.y[:50], teacher_logits=np.ones(50)
+        )  # loads libraries
         base = psutil.Process().memory_info().rss
         ours(problem)
         print(peak_bytes() - base)

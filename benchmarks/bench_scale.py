@@ -200,7 +200,7 @@ def solve_nystroem_rbf(problem, arguments):
     if 2 * features > available_bytes(torch.device("cpu")):
         return None, {"skipped": f"its features alone take {format_bytes(features)}"}
     model = make_pipeline(
-        Nystroem("rbf", gamma=1 / n_features, n_landmarks=arguments.components, random_state=0),
+        Nystroem("rbf", gamma=1 / n_features, n_components=arguments.components, random_state=0),
         Ridge(alpha=1e-3),
     )
     model.fit(problem.all_rows().numpy(), problem.targets(slice(None)).numpy())
@@ -306,7 +306,7 @@ def show_predictions(n_fit, n_predicted, components, n_features=10):
     student = LinearizedKDStudent(
         solver="nystrom", n_landmarks=components, random_state=0, dtype="float32"
     )
-    student.fit(X, y, z_t)
+    student.fit(X, y, teacher_logits=z_t)
     # As many dual coefficients as rows, as the exact solvers have them.
     student.X_fit_, student.dual_coef_ = X.astype(np.float32), z_t.astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import sys
 import threading
 import warnings
@@ -17,8 +18,8 @@ import torch
 # Code between a user's call and a warning of ours.
 _BETWEEN = (
     str(Path(__file__).parent),
-    *(str(Path(module.__file__).parent) for module in (sklearn, joblib, torch, futures)),
-    *(module.__file__ for module in (contextlib, functools, threading)),
+    *(str(Path(inspect.getfile(module)).parent) for module in (sklearn, joblib, torch, futures)),
+    *(inspect.getfile(module) for module in (contextlib, functools, threading)),
 )
 
 

@@ -45,8 +45,13 @@ class Problem(NamedTuple):
     new_teacher_logits: np.ndarray  # (m,) or (m, K)
 
     @property
-    def training_set(self) -> tuple[Any, ...]:
-        return self.X, self.y, self.teacher_logits, self.sample_weight
+    def training_set(self) -> dict[str, Any]:
+        return {
+            "X": self.X,
+            "y": self.y,
+            "teacher_logits": self.teacher_logits,
+            "sample_weight": self.sample_weight,
+        }
 
 
 # Powers of ten; the ends are near the square roots of the smallest and the largest float64.

@@ -270,7 +270,7 @@ def student_of(draw):
 def fitted_student(draw, **problem_options):
     problem, student = draw(fuzz.problems(**problem_options)), student_of(draw)
     with fuzz.nothing_half_fitted(student):
-        student.fit(*problem.training_set)
+        student.fit(**problem.training_set)
     return problem, student
 
 

@@ -19,6 +19,7 @@ from sklearn.tree import DecisionTreeClassifier
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
 from sklearn_kd.kernels import NTK
 from sklearn_kd.metrics import neg_data_inefficiency_scorer, neg_transfer_risk_scorer
+from sklearn_kd.solvers import Cholesky
 
 SCORERS = {
     "accuracy": get_scorer("accuracy"),
@@ -73,7 +74,7 @@ def check_search(draw):
     recorder = Recorder(SCORERS[name])
     search.set_params(scoring=recorder)
     with fuzz.nothing_half_fitted(search):
-        search.fit(*problem.training_set)
+        search.fit(**problem.training_set)
     check_results(search, {name: "score"})
     check_scores(search, recorder.calls, name)
     compare_with_refits(problem, search, recorder.calls, name, draw(st.integers(0, 2**16)))
@@ -93,7 +94,7 @@ def check_search_of_several_scores(draw):
         search.set_params(teacher=tree, teacher_cv=2)
         problem = problem._replace(teacher_logits=None)
     with fuzz.nothing_half_fitted(search):
-        search.fit(*problem.training_set)
+        search.fit(**problem.training_set)
     check_results(search, {name: name for name in names})
     if refit and not is_plain(search.kernel):
         checks.check_classifier(search, problem.X_new)
@@ -258,9 +259,11 @@ def refitted(problem, search, settings, train, test, factored):
 
 
 def fitted(problem, settings, X, rows, dtype):
-    student = LinearizedKDStudent(**settings, dtype=dtype, cache_size=0)
+    student = LinearizedKDStudent(**settings, dtype=dtype, solver=Cholesky(cache_size=0))
     weights = None if problem.sample_weight is None else problem.sample_weight[rows]
-    return student.fit(X[rows], problem.y[rows], problem.teacher_logits[rows], weights)
+    return student.fit(
+        X[rows], problem.y[rows], teacher_logits=problem.teacher_logits[rows], sample_weight=weights
+    )
 
 
 def dense(student):
@@ -284,7 +287,7 @@ def compare_the_best(problem, search):
     student = LinearizedKDStudent(
         **params, temperature_scaling=search.temperature_scaling, dtype=search.dtype
     )
-    student.fit(*problem.training_set)
+    student.fit(**problem.training_set)
     ours = search.best_estimator_
     assert ours.jitter_ == student.jitter_
     A = dense(student)

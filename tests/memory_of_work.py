@@ -16,6 +16,7 @@ from sklearn.model_selection import KFold
 
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
 from sklearn_kd.exceptions import MemoryBudgetError
+from sklearn_kd.solvers import PCG, Nystrom
 
 N_FEATURES = 20
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -31,7 +32,7 @@ def fit(**options):
 
 def search(**options):
     return lambda X, y, z_t: (
-        lambda limit: LinearizedKDStudentCV(memory_limit=limit, random_state=0, **options).fit(
+        lambda limit: LinearizedKDStudentCV(memory_limit=limit, **options).fit(
             X, y, teacher_logits=z_t
         )
     )
@@ -48,11 +49,11 @@ WORK = {
     "cholesky": fit(solver="cholesky"),
     "refinement": fit(solver="refinement"),
     "pcg": fit(solver="pcg"),
-    "nystrom": fit(solver="nystrom", n_landmarks=800),
+    "nystrom": fit(solver=Nystrom(n_landmarks=800)),
     "leave-one-out": search(),
     "five folds": search(cv=KFold(5)),
-    "five folds, pcg": search(cv=KFold(5), solver="pcg", tol=1e-3),
-    "leave-one-out, nystrom": search(solver="nystrom", n_landmarks=800),
+    "five folds, pcg": search(cv=KFold(5), solver=PCG(tol=1e-3)),
+    "leave-one-out, nystrom": search(solver=Nystrom(n_landmarks=800)),
     "prefix_path": prefix_path,
 }
 

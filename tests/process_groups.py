@@ -20,8 +20,9 @@ from sklearn_kd.kernels._array_kernel import ArrayKernel
 from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 from sklearn_kd.linalg._preconditioner import default_rank
 from sklearn_kd.linalg._sharded import ShardedOperator, drive, largest_share
-from sklearn_kd.solvers._choice import Options, of_all_processes
+from sklearn_kd.solvers import PCG, _pcg
 from sklearn_kd.solvers._pcg import pcg_bytes
+from sklearn_kd.solvers._system import Size
 
 TIMEOUT_S = 20
 
@@ -90,11 +91,13 @@ def products(rank, n_rows):
 
 def student(n_rows, options):
     """Return one with these options; memory_limit="little" keeps 5 of 8 parts of Θ, in float32."""
+    options = dict(options)
     if options.get("memory_limit") == "little":
         entries = largest_share(n_rows, torch.device("cpu"), 1)
         beside = pcg_bytes(n_rows, 4, 3, default_rank(n_rows))
         options = options | {"memory_limit": beside + 5 * entries // 2}
-    return LinearizedKDStudent(solver="pcg", random_state=0, **options)
+    solver = PCG(**{name: options.pop(name) for name in ("tol", "max_iter") if name in options})
+    return LinearizedKDStudent(solver=solver.set_params(random_state=0), **options)
 
 
 def students(rank, n_rows, options):
@@ -102,7 +105,7 @@ def students(rank, n_rows, options):
     X, y, logits = problem(n_rows)
     found = []
     for keywords in options:
-        fitted = student(n_rows, keywords).set_params(distributed=True)
+        fitted = student(n_rows, keywords).set_params(solver__distributed=True)
         fitted.fit(X, y, teacher_logits=logits)
         logits_new = fitted.decision_function(1.1 * X)
         found.append((logits_new, fitted.dual_coef_, fitted.n_iter_, fitted.fit_report_))
@@ -131,7 +134,10 @@ def dies_in_a_product(rank, victim, n_rows):
 
 def memory_of_each(rank):
     """Return the bytes that each process may take with memory_limit="auto"."""
-    return of_all_processes(Options(distributed=True), torch.device("cpu")).memory_limit
+    seen = []
+    _pcg.plan_pcg = lambda *arguments: seen.append(arguments[4])
+    PCG(distributed=True).plan(Size(100, 3, 1, torch.float64, torch.device("cpu")), "auto")
+    return seen[0]
 
 
 def fails_in_process_0(rank):
@@ -153,12 +159,12 @@ def other_data(rank, what):
         X, y, logits = X[:40], y[:40], logits[:40]
     if rank == 1 and what == "teacher":
         logits = 1.001 * logits
-    LinearizedKDStudent(solver="pcg", distributed=True).fit(X, y, teacher_logits=logits)
+    LinearizedKDStudent(solver=PCG(distributed=True)).fit(X, y, teacher_logits=logits)
 
 
 def not_converged(rank):
     X, y, logits = problem(200)
-    student = LinearizedKDStudent(solver="pcg", distributed=True, max_iter=2)
+    student = LinearizedKDStudent(solver=PCG(distributed=True, max_iter=2))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         student.fit(X, y, teacher_logits=logits)

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
+from sklearn_kd.solvers import PCG, Nystrom, Refinement
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +35,12 @@ def only_devices_that_answer(monkeypatch):
         NTKTeacher(stopping_time=[1.0, 10.0]),
         LinearizedKDStudent(),
         LinearizedKDStudent(LogisticRegression(max_iter=1000), soft_ratio=0.5, ridge=0.1, cv=3),
-        LinearizedKDStudent(solver="nystrom", n_landmarks=20),
-        LinearizedKDStudent(solver="pcg", ridge=0.1, tol=1e-10),
-        LinearizedKDStudent(solver="refinement", ridge=0.1, tol=1e-10),
+        LinearizedKDStudent(solver=Nystrom(n_landmarks=20)),
+        LinearizedKDStudent(solver=PCG(tol=1e-10), ridge=0.1),
+        LinearizedKDStudent(solver=Refinement(tol=1e-10), ridge=0.1),
         LinearizedKDStudentCV(),
         LinearizedKDStudentCV(LogisticRegression(max_iter=1000), ridges=[0.0, 0.1], cv=3),
-        LinearizedKDStudentCV(solver="pcg", ridges=[0.1], cv=3, tol=1e-10),
+        LinearizedKDStudentCV(solver=PCG(tol=1e-10), ridges=[0.1], cv=3),
     ]
 )
 def test_sklearn_compatibility(estimator, check):

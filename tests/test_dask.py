@@ -56,7 +56,7 @@ SCRIPT = """
 
     def restricted(X, y, z_t, kernel):
         student = LinearizedKDStudent(
-            kernel=kernel, solver="nystrom", n_landmarks=30, random_state=0
+            kernel=kernel, solver=Nystrom(n_landmarks=30, random_state=0)
         )
         return student.fit(X, y, teacher_logits=z_t).dual_coef_
 

@@ -73,11 +73,11 @@ def test_convergence_is_judged_by_a_residual_computed_afresh(monkeypatch):
 def test_no_ridge_is_added_silently():
     # Peers catch any exception of the factorization and add a fixed ridge, whatever went wrong.
     X, y, z_t = task()
-    student = LinearizedKDStudent().fit(X, y, z_t)
+    student = LinearizedKDStudent().fit(X, y, teacher_logits=z_t)
     assert student.jitter_ == 0
     student.set_params(kernel=DotProduct(1.0) ** 3)  # of rank 20: a jitter, said aloud
     with pytest.warns(IllConditionedWarning, match="jitter"):
-        student.fit(X, y, z_t)
+        student.fit(X, y, teacher_logits=z_t)
     largest = 1e-8 * np.diag(student.kernel_(student.X_fit_)).mean()
     assert 0 < student.jitter_ <= largest
     assert student.fit_report_.jitter == student.jitter_
@@ -88,8 +88,9 @@ def test_other_errors_are_not_taken_for_an_ill_conditioned_matrix():
     def broken(A, B):
         raise KeyError("column 7")
 
+    X, y, z_t = task()
     with pytest.raises(KeyError, match="column 7"):
-        LinearizedKDStudent(kernel=broken).fit(*task())
+        LinearizedKDStudent(kernel=broken).fit(X, y, teacher_logits=z_t)
 
 
 def test_singular_systems_are_not_handed_to_least_squares():
@@ -99,13 +100,13 @@ def test_singular_systems_are_not_handed_to_least_squares():
     X, y, z_t = task()
     student = LinearizedKDStudent(kernel=lambda A, B: A @ B.T, soft_ratio=1.0)
     with pytest.warns(IllConditionedWarning, match="numerically singular"):
-        student.fit(X, y, z_t)
+        student.fit(X, y, teacher_logits=z_t)
     assert student.jitter_ > 0
     assert student.rcond_ > 100 * np.finfo(float).eps
     minimum_norm = np.linalg.lstsq(X @ X.T, z_t, rcond=None)[0]
     assert np.linalg.norm(student.dual_coef_) > 1e6 * np.linalg.norm(minimum_norm)
     with pytest.raises(NotPSDError, match="smallest eigenvalue"):
-        student.set_params(kernel=lambda A, B: A @ B.T - 1e-3).fit(X, y, z_t)
+        student.set_params(kernel=lambda A, B: A @ B.T - 1e-3).fit(X, y, teacher_logits=z_t)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +116,9 @@ def test_an_indefinite_kernel_is_an_error_not_nan(model):
     # A peer takes the square root of negative eigenvalues and returns NaN.
     X, y, z_t = task()
     model.set_params(kernel=lambda A, B: np.tanh(A @ B.T - 1))
-    arguments = (X, y, z_t) if isinstance(model, LinearizedKDStudent) else (X, y)
+    given = {"teacher_logits": z_t} if isinstance(model, LinearizedKDStudent) else {}
     with pytest.raises(NotPSDError, match="not positive definite"):
-        model.fit(*arguments)
+        model.fit(X, y, **given)
 
 
 def test_an_indefinite_kernel_stops_the_gradient_flow_too():
@@ -130,20 +131,23 @@ def test_single_precision_inputs_are_computed_in_double():
     # Peers on tensors compute in float32 by default, and in that of the input without a word.
     X, y, z_t = task()
     X = X.astype(np.float32)
-    student = LinearizedKDStudent().fit(X, y, z_t.astype(np.float32))
+    student = LinearizedKDStudent().fit(X, y, teacher_logits=z_t.astype(np.float32))
     assert student.dual_coef_.dtype == np.float64
     z = student.effective_logits_
     gram = oracles.relu_ntk(X.astype(float))
     np.testing.assert_allclose(gram @ student.dual_coef_, z, rtol=0, atol=1e-10)
-    assert LinearizedKDStudent(dtype="float32").fit(X, y, z_t).fit_report_.dtype == "float32"
+    assert (
+        LinearizedKDStudent(dtype="float32").fit(X, y, teacher_logits=z_t).fit_report_.dtype
+        == "float32"
+    )
 
 
 def test_the_diagonal_of_a_kernel_is_not_taken_for_one():
     # Peers assume k(x, x) = 1, as of RBF kernels, in their remainders v(x) = k(x, x) − ‖u‖².
     X, y, z_t = task()
     kernel = NTK(bias_std=2.0)
-    student = LinearizedKDStudent(kernel=kernel).fit(X[:-1], y[:-1], z_t[:-1])
-    _, v = student.frame_.features(torch.as_tensor(X[-1:]))
+    student = LinearizedKDStudent(kernel=kernel).fit(X[:-1], y[:-1], teacher_logits=z_t[:-1])
+    _, v = student.tangent_frame().features(torch.as_tensor(X[-1:]))
     gram = kernel(X)
     assert gram[-1, -1] > 5
     exact = 1 / np.linalg.inv(gram)[-1, -1]  # the Schur complement of the other rows
@@ -163,7 +167,7 @@ def test_no_eigensolver_sees_a_large_matrix(monkeypatch):
     for name in ("eigh", "eigvalsh"):
         monkeypatch.setattr(torch.linalg, name, small_only(getattr(torch.linalg, name)))
     X, y, z_t = task(1100)
-    LinearizedKDStudent().fit(X, y, z_t)
+    LinearizedKDStudent().fit(X, y, teacher_logits=z_t)
     matrix = torch.eye(1100, dtype=torch.float64)
     matrix[3, 3] = -2
     assert smallest_eigenvalue(matrix) == pytest.approx(-2, rel=1e-2)
@@ -176,9 +180,9 @@ def test_terabytes_are_refused_before_anything_is_allocated(model):
     # Peers ask the system for n² entries and are killed.
     n = 10**6
     X, y = np.arange(float(n))[:, None], np.arange(n) % 2
-    arguments = (X, y, y - 0.5) if isinstance(model, LinearizedKDStudent) else (X, y)
+    given = {"teacher_logits": y - 0.5} if isinstance(model, LinearizedKDStudent) else {}
     with pytest.raises(MemoryBudgetError, match=r"n=1000000 .* needs 7\.2\d* TiB.*Use fewer rows"):
-        model.fit(*arguments)
+        model.fit(X, y, **given)
     assert not hasattr(model, "dual_coef_")
 
 
@@ -194,7 +198,7 @@ def test_tf32_is_off_in_fit_and_predict_whatever_the_user_set():
 
         def fitted():
             student = LinearizedKDStudent(dtype="float32", device="cpu").fit(*arguments)
-            return student.dual_coef_, student.decision_function(X), student.frame_.loo(
+            return student.dual_coef_, student.decision_function(X), student.tangent_frame().loo(
                 torch.as_tensor(student.effective_logits_)
             ).numpy()
 

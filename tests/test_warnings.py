@@ -19,6 +19,7 @@ from sklearn_kd.exceptions import (
     SaturatedTeacherWarning,
 )
 from sklearn_kd.kernels import NTK
+from sklearn_kd.solvers import PCG
 
 X, y = make_classification(n_samples=60, random_state=0)
 TREE = DecisionTreeClassifier(random_state=0)
@@ -47,12 +48,14 @@ CALLS = {
     ),
     "ill-conditioned": (
         IllConditionedWarning,
-        lambda: LinearizedKDStudent(kernel=ERF).fit(LINE, LINE[:, 0] > 0, TEACHER_LOGITS),
+        lambda: LinearizedKDStudent(kernel=ERF).fit(
+            LINE, LINE[:, 0] > 0, teacher_logits=TEACHER_LOGITS
+        ),
     ),
     "not converged": (
         ConvergenceWarning,
-        lambda: LinearizedKDStudent(kernel=ERF, solver="pcg", tol=1e-10).fit(
-            LINE, LINE[:, 0] > 0, TEACHER_LOGITS
+        lambda: LinearizedKDStudent(kernel=ERF, solver=PCG(tol=1e-10)).fit(
+            LINE, LINE[:, 0] > 0, teacher_logits=TEACHER_LOGITS
         ),
     ),
     "gradient flow": (

@@ -227,7 +227,7 @@ def surrogate(problem, name):
         **kernel_of(problem, name),
         soft_ratios=SOFT_RATIOS,
         temperatures=TEMPERATURES,
-    ).fit(X, train.labels, train.teacher_logits)
+    ).fit(X, train.labels, teacher_logits=train.teacher_logits)
     seconds = time.process_time() - start
     best = search.best_params_["soft_ratio"], search.best_params_["temperature"]
     results = search.cv_results_
@@ -235,7 +235,7 @@ def surrogate(problem, name):
 
     # The same cells on the test rows: the end of each learning curve, from one factor.
     student = LinearizedKDStudent(**kernel_of(problem, name))
-    path = student.fit(X, train.labels, train.teacher_logits).prefix_path(
+    path = student.fit(X, train.labels, teacher_logits=train.teacher_logits).prefix_path(
         X_test,
         teacher_logits=test.teacher_logits,
         y=test.y,

@@ -71,6 +71,24 @@ def check_new_rows(estimator: Any, X: Any, method: str) -> Any:
     return validate_data(estimator, X, dtype=[xp.float64, xp.float32], reset=False)
 
 
+def class_indices_of(y: Any, classes: np.ndarray) -> Tensor:
+    """Return the index of each label among the classes of a fit, shape (m,).
+
+    Raises
+    ------
+    ValueError
+        If a label is none of them.
+    """
+    y = column_or_1d(move_to(y, xp=np, device="cpu"))
+    unknown = ~np.isin(y, classes)
+    if unknown.any():
+        raise ValueError(
+            f"y holds the label {y[unknown][:1].tolist()} (row {unknown.argmax()}), which the "
+            f"student was not fitted on; its classes are {classes.tolist()}."
+        )
+    return torch.as_tensor(np.searchsorted(classes, y))
+
+
 def to_working(estimator: Any, X: Any) -> Tensor:
     """Return rows as a tensor of the estimator's ``dtype``, on its ``device``."""
     if isinstance(X, RowStream):

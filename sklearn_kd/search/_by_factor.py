@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from sklearn_kd._memory import MEMORY_REMEDY, WORKSPACE_BYTES, require
 from sklearn_kd._progress import FitTask
 from sklearn_kd.exceptions import NotPSDError
-from sklearn_kd.kernels._array_kernel import as_kernel_function
+from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.linalg._held_out import (
@@ -25,54 +24,53 @@ from sklearn_kd.linalg._held_out import (
 )
 from sklearn_kd.rows._training_rows import DistinctRows
 from sklearn_kd.search._fold_search import FoldSearch
+from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import HeldOutStudent, students_of
 from sklearn_kd.search._problem import Fold, Problem
+from sklearn_kd.solvers._cholesky import solution_of
+from sklearn_kd.solvers._system import Solution
+from sklearn_kd.students._posed import PosedStudent
 
 
-class ExactSearch(FoldSearch):
+class SearchByFactor(FoldSearch):
     """Every candidate and fold from a few factors."""
 
-    def _plan(self, distinct: DistinctRows, n_columns: int) -> None:
-        search, ridges = self.search, self.grid.ridges
-        serves_folds = serves_all_folds(self.folds, distinct, ridges, refit=bool(search.refit))
+    def _plan(self) -> None:
+        setting, ridges = self.setting, self.setting.grid.ridges
+        distinct, refit = setting.rows.distinct, setting.refit
+        serves_folds = serves_all_folds(self.folds, distinct, ridges, refit=refit)
         # Ridges, and folds with factors of their own, share the kernel matrix beside these.
-        has_factors = search.cv is not None and not serves_folds
+        has_factors = setting.cv is not None and not serves_folds
         shares_matrix = has_factors or len(ridges) > 1
-        n, d = distinct.X.shape
+        size = setting.size
         planned = search_bytes(
-            n,
-            d,
-            n_columns,
-            distinct.X.dtype,
-            distinct.X.device,
-            folds=[] if search.cv is None else [len(fold.test) for fold in self.folds],
+            *size,
+            folds=[] if setting.cv is None else [len(fold.test) for fold in self.folds],
             by_factors=has_factors,
             keeps_matrix=shares_matrix,
-            refit=bool(search.refit),
+            refit=refit,
         )
         require(
             planned,
-            search.memory_limit,
-            distinct.X.device,
-            what=f"LinearizedKDStudentCV.fit on n={n} distinct rows",
+            setting.memory_limit,
+            size.device,
+            what=f"LinearizedKDStudentCV.fit on n={size.n_rows} distinct rows",
             remedy=MEMORY_REMEDY,
         )
         self._whole = WholeKernel(
-            distinct, search.memory_limit, keep_matrix=shares_matrix, serves_folds=serves_folds
+            distinct, setting.memory_limit, keep_matrix=shares_matrix, serves_folds=serves_folds
         )
 
-    def _use(self, kernel: Any) -> None:
-        self._whole.use(kernel)
-
     def _held_out_students(
-        self, problem: Problem, initial_logits: Tensor, fold: Fold, ridge: float
+        self, problem: Problem, kernel: int, initial_logits: Tensor, fold: Fold, ridge: float
     ) -> list[HeldOutStudent]:
+        self._whole.use(self.setting.grid.functions[kernel])
         return held_out_students(problem, self._whole, initial_logits, fold, ridge)
 
-    def at_hand(self, params: dict[str, Any], progress: FitTask) -> TangentFrame:
-        """Return the frame of all rows, for the refit of one candidate."""
-        self._whole.use(params.get("kernel", self.search.kernel))
-        return self._whole.frame(params["ridge"])
+    def solve(self, posed: PosedStudent, candidate: Candidate, progress: FitTask) -> Solution:
+        """Return the student of one candidate from the factor of all rows."""
+        self._whole.use(posed.function)
+        return solution_of(self._whole.frame(posed.ridge), posed.system.targets)
 
 
 def search_bytes(
@@ -162,20 +160,26 @@ class WholeKernel:
         self._distinct = distinct
         self._keep_matrix = keep_matrix
         self._serves_folds = serves_folds
-        self._kernel: Any = self  # no kernel yet; None is one
+        self._function: KernelFunction | None = None
+        self._unresolved: set[float] = set()
         self._matrix: Tensor | None = None
         self._frame: TangentFrame | None = None
         self._solved: Solved | None = None
 
-    def use(self, kernel: Any) -> None:
-        """Turn to a kernel, as :class:`LinearizedKDStudent` takes it."""
-        if self._kernel is kernel:
+    def use(self, function: KernelFunction) -> None:
+        """Turn to a kernel, and let go of what belongs to another one."""
+        if self._function is function:
             return
-        self._kernel, self.function = kernel, as_kernel_function(kernel)
         self._frame = self._matrix = self._solved = None  # frees those of another kernel first
-        self._unresolved: set[float] = set()
+        self._function, self._unresolved = function, set()
         if self._keep_matrix:
-            self._matrix = self.function.gram(self._distinct.X)
+            self._matrix = function.gram(self._distinct.X)
+
+    @property
+    def function(self) -> KernelFunction:
+        """The kernel at hand."""
+        assert self._function is not None, "use() names the kernel"
+        return self._function
 
     @property
     def matrix(self) -> Tensor:

@@ -7,61 +7,67 @@ students that were trained on all other rows, in closed form.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklearn_kd._memory import require
 from sklearn_kd._progress import FitTask
-from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.linalg._held_out import HeldOut
-from sklearn_kd.rows._streams import RowStream
-from sklearn_kd.rows._training_rows import DistinctRows, TrainingRows
-from sklearn_kd.search._grid import Grid
+from sklearn_kd.rows._checking import to_working
+from sklearn_kd.rows._streams import RowStream, as_row_stream
+from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import (
     HeldOutStudent,
     no_directions,
     prediction_bytes,
     students_of,
 )
-from sklearn_kd.search._problem import Fold, Problem
+from sklearn_kd.search._problem import Fold, Problem, Setting
+from sklearn_kd.search._protocol import CandidateSearch
 from sklearn_kd.search._scores import FoldScores
-from sklearn_kd.solvers._choice import (
-    N_REPORTS,
-    SOLVERS,
-    Options,
-    Size,
-    Solution,
-    checkpoint_at,
-    restricted_solution,
-)
-from sklearn_kd.solvers._pass import (
-    NYSTROM_REMEDY,
-    NystromPass,
-    StreamedRows,
-    leave_one_out_blocks,
-    nystrom_pass,
-    solve_pass,
-)
+from sklearn_kd.solvers._nystrom import Nystrom, restricted_solution
+from sklearn_kd.solvers._pass import NystromPass, StreamedRows, leave_one_out_blocks, solve_pass
+from sklearn_kd.solvers._system import Solution
 from sklearn_kd.students._initial_network import initial_logits
+from sklearn_kd.students._posed import PosedStudent, Rows
 
 
-class RestrictedSearch:
+def rows_of_landmarks(search: Any, rows: Rows, solver: Nystrom) -> Rows:
+    """Return the rows as a stream if there are more than landmarks, else in memory.
+
+    Where all distinct rows would be landmarks the restricted student is the exact one, of which
+    every row can be left out.
+
+    Raises
+    ------
+    ValueError
+        If the search has folds.
+    """
+    if search.cv is not None:
+        raise ValueError(
+            "solver='nystrom' scores by leave-one-out in closed form and needs cv=None, not "
+            f"cv={search.cv!r}; for folds, use GridSearchCV with "
+            "LinearizedKDStudent(solver='nystrom')."
+        )
+    X = rows.X if isinstance(rows.X, RowStream) else as_row_stream(rows.X)
+    if len(X) > solver.n_landmarks:
+        return rows._replace(X=X)
+    in_memory = to_working(search, X)
+    return rows._replace(distinct=rows.distinct._replace(X=in_memory), X=in_memory)
+
+
+class KernelPass(NamedTuple):
+    """The pass with one of the kernels."""
+
+    kernel: int
+    initial_logits: Tensor  # z₀ of the distinct rows
+    done: NystromPass
+
+
+class SearchByPass(CandidateSearch):
     """Leave-one-out scores of the restricted students of a grid.
-
-    Parameters
-    ----------
-    search : LinearizedKDStudentCV
-        Whose parameters count.
-    grid : Grid
-        The candidates.
-    rows : TrainingRows
-    distinct : DistinctRows
-        Of ``rows``, without their X.
-    stream : RowStream
-        Their X.
 
     Raises
     ------
@@ -69,115 +75,117 @@ class RestrictedSearch:
         If the sums over the rows, and what is kept of every row, do not fit ``memory_limit``.
     """
 
-    teacher_cv = 5
-
-    def __init__(
-        self,
-        search: Any,
-        grid: Grid,
-        rows: TrainingRows,
-        distinct: DistinctRows,
-        stream: RowStream,
-    ) -> None:
-        _require_memory(search, stream, distinct.weights, grid.n_columns(len(rows.classes)))
-        self.search = search
-        self.grid = grid
-        self.stream = stream
-        # The last pass of the kernel at hand, and z₀ of the distinct rows.
-        self._kernel: Any = self  # no kernel yet; None is one
-        self._done: NystromPass | None = None
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, teacher_cv=5)
+        assert isinstance(setting.solver, Nystrom)
+        assert isinstance(setting.rows.X, RowStream)
+        self.solver, self.stream = setting.solver, setting.rows.X
+        # One draw for all passes: the student that is fitted in the end is the one that was scored.
+        self._seed = self.solver.seed()
+        self._last: KernelPass | None = None
+        size, memory_limit = setting.size, setting.memory_limit
+        require(
+            self.solver.planned_bytes(size, memory_limit) + self._beside_bytes(),
+            memory_limit,
+            size.device,
+            what=f"LinearizedKDStudentCV.fit on n={size.n_rows} distinct rows with "
+            "solver='nystrom'",
+            remedy=self.solver.remedy,
+        )
 
     def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:
         """Add the scores of every candidate: one pass for each kernel, and one for each ridge."""
-        self.problem = problem
-        everything = torch.arange(len(problem.distinct.kept), device=problem.distinct.kept.device)
-        for number, kernel in enumerate(self.grid.kernels):
-            self.use(kernel, number, progress)
-            for ridge in self.grid.ridges:
+        kept = problem.distinct.kept
+        everything = torch.arange(len(kept), device=kept.device)
+        for kernel in range(len(self.setting.grid.kernels)):
+            pass_over = self._pass_over(problem, kernel, progress)
+            for ridge in self.setting.grid.ridges:
                 with progress.stage("candidates"):
-                    students = self._held_out_students(ridge, everything)
+                    students = self._held_out_students(problem, pass_over, ridge, everything)
                     scores.add(students, Fold(None, everything))
                     scores.close_cell()
 
-    def use(self, kernel: Any, number: int, progress: FitTask) -> None:
-        """Pass over the rows with one of the kernels, unless it was the last one."""
-        if self._kernel is kernel:
-            return
-        search, weights = self.search, self.problem.distinct.weights
-        function = as_kernel_function(kernel)
-        n_classes = len(self.problem.rows.classes)
-        self._kernel, self._done = kernel, None
-        self._z_0 = initial_logits(search.init, kernel, function, self.stream, n_classes, weights)
-        targets = self.problem.targets
-        size = Size(*self.stream.shape, targets[0].numel(), targets.dtype, targets.device)
-        with progress.stage("pass-over-rows", N_REPORTS) as task:
-            self._done = nystrom_pass(
-                function,
-                self._rows(),
-                n_landmarks=search.n_landmarks,
-                landmarks=search.landmarks,
-                random_state=check_random_state(search.random_state),
-                dtype=weights.dtype,
-                device=weights.device,
-                memory_limit=search.memory_limit,
-                beside=beside_bytes(size, search.n_landmarks),
-                n_jobs=search.n_jobs,
-                checkpoint=checkpoint_at(search.checkpoint, number),
-                on_progress=task.report,
-            )
+    def posed(self, problem: Problem, candidate: Candidate) -> PosedStudent:
+        """Return the problem of one candidate on all rows."""
+        return problem.posed(candidate, self._initial_logits(candidate.kernel))
 
-    def _rows(self) -> StreamedRows:
-        targets, z_0 = self.problem.targets, self._z_0[:, None]
-        weights = self.problem.distinct.weights
-        all_one = bool((weights == 1).all())
-        return StreamedRows(
-            self.stream, lambda rows: targets[rows] - z_0[rows], None if all_one else weights
+    def solve(self, posed: PosedStudent, candidate: Candidate, progress: FitTask) -> Solution:
+        """Return the student of one candidate; after the last kernel's pass without a new one."""
+        student = solve_pass(self._pass_of(candidate, posed, progress), posed.ridge)
+        column = candidate.recipe if self._is_at_hand(candidate) else None
+        return restricted_solution(student, posed.system.size.dtype, column)
+
+    def _is_at_hand(self, candidate: Candidate) -> bool:
+        return self._last is not None and self._last.kernel == candidate.kernel
+
+    def _pass_of(self, candidate: Candidate, posed: PosedStudent, progress: FitTask) -> NystromPass:
+        if self._last is not None and self._is_at_hand(candidate):
+            return self._last.done
+        system = posed.system
+        rows = self._streamed_rows(system.targets)
+        return self._nystrom_pass(candidate.kernel, rows, progress)
+
+    def _pass_over(self, problem: Problem, kernel: int, progress: FitTask) -> KernelPass:
+        """Pass over the rows with one of the kernels, for all recipes at once."""
+        self._last = None  # frees the sums of another kernel first
+        z_0 = self._initial_logits(kernel)
+        rows = self._streamed_rows(problem.targets, z_0)
+        self._last = KernelPass(kernel, z_0, self._nystrom_pass(kernel, rows, progress))
+        return self._last
+
+    def _nystrom_pass(self, kernel: int, rows: StreamedRows, progress: FitTask) -> NystromPass:
+        setting = self.setting
+        return self.solver.pass_over(
+            setting.grid.functions[kernel],
+            rows,
+            setting.size,
+            setting.memory_limit,
+            self._seed,
+            progress,
+            beside=self._beside_bytes(),
+            number=kernel,
         )
 
-    def _held_out_students(self, ridge: float, test: Tensor) -> list[HeldOutStudent]:
+    def _initial_logits(self, kernel: int) -> Tensor:
+        setting, grid = self.setting, self.setting.grid
+        return initial_logits(
+            setting.init,
+            grid.used_kernels[kernel],
+            grid.functions[kernel],
+            self.stream,
+            setting.n_classes,
+            setting.rows.distinct.weights,
+        )
+
+    def _streamed_rows(self, targets: Tensor, z_0: Tensor | None = None) -> StreamedRows:
+        """Return the rows with Δz; ``z_0`` (n,) or (n, K) is subtracted from every recipe's."""
+        weights = self.setting.rows.distinct.weights
+        counted = None if bool((weights == 1).all()) else weights
+        if z_0 is None:
+            return StreamedRows(self.stream, targets.__getitem__, counted)
+        return StreamedRows(self.stream, lambda rows: targets[rows] - z_0[rows][:, None], counted)
+
+    def _held_out_students(
+        self, problem: Problem, pass_over: KernelPass, ridge: float, test: Tensor
+    ) -> list[HeldOutStudent]:
         """Return the students of every recipe, each row's trained on all other distinct rows."""
-        assert self._done is not None
-        problem, distinct = self.problem, self.problem.distinct
-        solution = solve_pass(self._done, ridge).solution
+        distinct, z_0 = problem.distinct, pass_over.initial_logits
+        solution = solve_pass(pass_over.done, ridge).solution
         logits = torch.empty_like(problem.targets)
-        for block, values in leave_one_out_blocks(solution, self._rows()):
+        rows = self._streamed_rows(problem.targets, z_0)
+        for block, values in leave_one_out_blocks(solution, rows):
             logits[block] = values.to(logits)
-        group = distinct.merged.group
-        norms = logits.new_full((1, len(problem.recipes)), torch.nan)
         held_out = HeldOut(
-            logits[group], no_directions("nystrom"), norms, distinct.merged.n_distinct - 1
+            logits[distinct.merged.group],
+            no_directions("nystrom"),
+            logits.new_full((1, len(problem.recipes)), torch.nan),
+            distinct.merged.n_distinct - 1,
         )
-        return students_of(problem, held_out, self._z_0, test)
+        return students_of(problem, held_out, z_0, test)
 
-    def at_hand(self, params: dict[str, Any], progress: FitTask) -> Solution:
-        """Return the solution of one candidate, trained on all rows: the sums are there already."""
-        grid, kernel = self.grid, params.get("kernel", self.search.kernel)
-        number = next(i for i, known in enumerate(grid.kernels) if known is kernel)
-        self.use(kernel, number, progress)
-        assert self._done is not None
-        recipe = {name: params[name] for name in ("soft_ratio", "temperature")}
-        index = next(i for i, known in enumerate(grid.recipes) if recipe.items() <= known.items())
-        student = solve_pass(self._done, params["ridge"])
-        return restricted_solution(student, self.problem.distinct.weights.dtype, index)
+    def _beside_bytes(self) -> int:
+        """Return the bytes that the search takes beside a pass, whose sums it keeps.
 
-
-def _require_memory(search: Any, stream: RowStream, weights: Tensor, n_columns: int) -> None:
-    size = Size(*stream.shape, n_columns, weights.dtype, weights.device)
-    names = [name for name in Options._fields if hasattr(search, name)]
-    options = Options(**{name: getattr(search, name) for name in names})
-    planned = SOLVERS["nystrom"].planned_bytes(size, options)
-    require(
-        planned + beside_bytes(size, search.n_landmarks),
-        search.memory_limit,
-        weights.device,
-        what=f"LinearizedKDStudentCV.fit on n={len(stream)} distinct rows with solver='nystrom'",
-        remedy=NYSTROM_REMEDY,
-    )
-
-
-def beside_bytes(size: Size, n_landmarks: int) -> int:
-    """Return the bytes that a search takes beside a pass, whose sums it keeps.
-
-    What is kept of all rows; the factors that leave rows out.
-    """
-    return prediction_bytes(size) + 2 * 8 * n_landmarks**2
+        What is kept of all rows; the factors that leave rows out.
+        """
+        return prediction_bytes(self.setting.size) + 2 * 8 * self.solver.n_landmarks**2

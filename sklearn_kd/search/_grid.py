@@ -3,39 +3,119 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
+import numpy as np
+
+from sklearn_kd._kernel_machine import kernel_to_use
 from sklearn_kd._logits import n_logits
+from sklearn_kd.kernels._array_kernel import as_kernel_function
+from sklearn_kd.kernels._protocol import KernelFunction
 
 
-class Grid(NamedTuple):
-    """The candidates: kernels × ridges × recipes, in this order."""
+class Candidate(NamedTuple):
+    """Where a candidate stands on each axis of the grid."""
 
-    kernels: list
+    kernel: int
+    ridge: int
+    recipe: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The candidates: kernels × ridges × recipes, in this order.
+
+    A recipe is a dict of ``soft_ratio``, ``temperature`` and ``temperature_scaling``.
+    """
+
+    kernels: list  # as the user gave them
+    used_kernels: list  # as students keep them
+    functions: list[KernelFunction]  # the same on tensors
     ridges: list[float]
     recipes: list[dict[str, Any]]
     names_kernel: bool  # whether the kernel is one of the parameters searched
 
+    @classmethod
+    def of(
+        cls,
+        *,
+        soft_ratios: Any,
+        temperatures: Any,
+        ridges: Any,
+        kernel: Any,
+        temperature_scaling: str,
+    ) -> Self:
+        """Return the grid of a search's parameters.
+
+        Raises
+        ------
+        ValueError
+            If an axis is empty, repeats itself, or leaves its range.
+        """
+        soft_ratios = _axis("soft_ratios", soft_ratios, "numbers in (0, 1]", 0, 1)
+        temperatures = _axis("temperatures", temperatures, "positive numbers", 0, np.inf)
+        ridges = _axis("ridges", ridges, "numbers of at least 0", -np.finfo(float).tiny, np.inf)
+        is_list = isinstance(kernel, (list, tuple))
+        kernels = list(kernel) if is_list else [kernel]
+        if not kernels:
+            raise ValueError("kernel=[] holds no kernel; give one, or None for NTK().")
+        used = [kernel_to_use(one) for one in kernels]
+        return cls(
+            kernels=kernels,
+            used_kernels=used,
+            functions=[as_kernel_function(one) for one in used],
+            ridges=ridges,
+            recipes=[
+                {
+                    "soft_ratio": soft_ratio,
+                    "temperature": temperature,
+                    "temperature_scaling": temperature_scaling,
+                }
+                for soft_ratio, temperature in itertools.product(soft_ratios, temperatures)
+            ],
+            names_kernel=is_list,
+        )
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """All candidates, in the order of ``cv_results_``."""
+        axes = (range(len(axis)) for axis in (self.kernels, self.ridges, self.recipes))
+        return list(itertools.starmap(Candidate, itertools.product(*axes)))
+
     @property
     def params(self) -> list[dict[str, Any]]:
         """The searched parameters of every candidate."""
-        return [
-            {
-                "ridge": ridge,
-                **({"kernel": kernel} if self.names_kernel else {}),
-                "soft_ratio": recipe["soft_ratio"],
-                "temperature": recipe["temperature"],
-            }
-            for kernel, ridge, recipe in itertools.product(self.kernels, self.ridges, self.recipes)
-        ]
+        return [self.params_of(candidate) for candidate in self.candidates]
+
+    def params_of(self, candidate: Candidate) -> dict[str, Any]:
+        """Return the searched parameters of a candidate."""
+        recipe = self.recipes[candidate.recipe]
+        return {
+            "ridge": self.ridges[candidate.ridge],
+            **({"kernel": self.kernels[candidate.kernel]} if self.names_kernel else {}),
+            "soft_ratio": recipe["soft_ratio"],
+            "temperature": recipe["temperature"],
+        }
 
     def n_columns(self, n_classes: int) -> int:
         """Return the number of right-hand sides of all recipes, one for each logit."""
         return len(self.recipes) * n_logits(n_classes)
 
-    def preference(self, params: list[dict[str, Any]]) -> list[tuple]:
+    def preference(self) -> list[tuple]:
         """Return what decides ties: the larger ρ, the smaller T, the larger ridge, the first."""
         return [
             (-p["soft_ratio"], p["temperature"], -p["ridge"], index)
-            for index, p in enumerate(params)
+            for index, p in enumerate(self.params)
         ]
+
+
+def _axis(name: str, given: Any, what: str, above: float, most: float) -> list[float]:
+    values = np.asarray(given, dtype=float)
+    valid = values.ndim == 1 and len(values) > 0 and np.isfinite(values).all()
+    if valid:
+        in_range = (values > above) & (values <= most)
+        valid = in_range.all() and len(np.unique(values)) == len(values)
+    if not valid:
+        raise ValueError(f"{name}={given!r} must be a sequence of distinct {what}.")
+    return values.tolist()

@@ -12,17 +12,19 @@ from sklearn_kd._array import to_numpy
 from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd.linalg._held_out import HeldOut
 from sklearn_kd.search._problem import Problem
-from sklearn_kd.solvers._choice import Size
+from sklearn_kd.solvers._system import Size
 
 
 class HeldOutStudent(LogitClassifier):
     """Predictions that are there already, for a scorer to ask for.
 
-    A scorer calls ``predict`` or ``decision_function`` on rows; here these are the rows that were
-    held out, whatever is passed, and the answers come from closed forms.
+    A scorer calls ``predict`` or ``decision_function`` on the rows that were held out; the answers
+    come from closed forms. About other rows this student knows nothing, and says so.
 
     Parameters
     ----------
+    rows : array-like of shape (m, d)
+        The held-out rows; of shape (m, 0) where they are not in memory.
     classes : ndarray of shape (n_classes,)
         Class labels.
     logits : Tensor of shape (m,) or (m, K)
@@ -39,6 +41,7 @@ class HeldOutStudent(LogitClassifier):
 
     def __init__(
         self,
+        rows: Any,
         classes: np.ndarray,
         logits: Tensor,
         teacher_logits: Tensor,
@@ -47,7 +50,8 @@ class HeldOutStudent(LogitClassifier):
         squared_norm: Tensor,
         n_rows: int,
     ) -> None:
-        self.classes_ = classes
+        self.rows = rows
+        self.classes = classes
         self.logits = logits
         self.teacher_logits = teacher_logits
         self.effective_logits = effective_logits
@@ -55,7 +59,24 @@ class HeldOutStudent(LogitClassifier):
         self.squared_norm = squared_norm
         self.n_rows = n_rows
 
+    @property
+    def classes_(self) -> np.ndarray:
+        """Class labels."""
+        return self.classes
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        return f"{type(self).__name__}(on {len(self.logits)} held-out rows)"
+
     def _check_new_rows(self, X: Any, method: str) -> Any:
+        if X is not self.rows and not np.array_equal(to_numpy_rows(X), to_numpy_rows(self.rows)):
+            raise ValueError(
+                f"A score asked {method} about rows other than the held-out ones. "
+                "LinearizedKDStudentCV knows its students' answers to those only; use "
+                "GridSearchCV with LinearizedKDStudent for such a score."
+            )
         return X
 
     def _logits(self, X: Any) -> Tensor:
@@ -76,18 +97,24 @@ class HeldOutStudent(LogitClassifier):
         errors = self.effective_logits - self.logits
         return self.squared_norm, errors, self.new_directions(), self.n_rows
 
-    def take(self, rows: Tensor) -> Self:
-        """Return the student restricted to some of the held-out rows."""
+    def take(self, positions: Tensor, rows: Any) -> Self:
+        """Return the student restricted to some held-out rows, whose features are ``rows``."""
         norm = self.squared_norm
         return type(self)(
-            self.classes_,
-            self.logits[rows],
-            self.teacher_logits[rows],
-            self.effective_logits[rows],
-            lambda: self.new_directions()[rows],
-            norm[rows] if norm.ndim else norm,
+            rows,
+            self.classes,
+            self.logits[positions],
+            self.teacher_logits[positions],
+            self.effective_logits[positions],
+            lambda: self.new_directions()[positions],
+            norm[positions] if norm.ndim else norm,
             self.n_rows,
         )
+
+
+def to_numpy_rows(X: Any) -> np.ndarray:
+    """Return rows as numpy, to be compared."""
+    return to_numpy(X) if isinstance(X, Tensor) else np.asarray(X)
 
 
 def no_directions(solver: str) -> Callable[[], Tensor]:
@@ -112,9 +139,11 @@ def students_of(
     z_t = problem.teacher_logits[distinct.kept[test].cpu()]
     z_eff = problem.single_targets[test.cpu()]
     norms = held_out.squared_norms.cpu().double()
+    rows = problem.rows_of(test)
     return [
         HeldOutStudent(
-            problem.rows.classes,
+            rows,
+            problem.setting.rows.checked.classes,
             logits=logits[:, index],
             teacher_logits=z_t,
             effective_logits=z_eff[:, index],

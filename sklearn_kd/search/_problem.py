@@ -6,20 +6,44 @@ import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from sklearn_kd._sklearn import safe_indexing
 from sklearn_kd.distillation._targets import merged_effective_logits, root_of_eq_3
-from sklearn_kd.rows._checking import check_rows, check_streamed_rows, to_working
 from sklearn_kd.rows._copies import MergedRows
-from sklearn_kd.rows._streams import RowStream, as_row_stream, is_streamed
-from sklearn_kd.rows._training_rows import (
-    DistinctRows,
-    TrainingRows,
-    distinct_of_stream,
-    distinct_rows,
-)
+from sklearn_kd.rows._training_rows import DistinctRows
+from sklearn_kd.search._grid import Candidate, Grid
+from sklearn_kd.solvers._system import Size, Solver
+from sklearn_kd.students._posed import PosedStudent, Rows
+from sklearn_kd.teachers._logits_of import Logits
+
+
+class Setting(NamedTuple):
+    """What a search knows before the teacher is asked: enough to plan it."""
+
+    grid: Grid
+    rows: Rows
+    solver: Solver
+    cv: Any
+    init: str
+    refit: bool
+    memory_limit: float | str
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.rows.checked.classes)
+
+    @property
+    def size(self) -> Size:
+        """Shape of the system of all rows, with the columns of all recipes."""
+        weights = self.rows.distinct.weights
+        n_columns = self.grid.n_columns(self.n_classes)
+        n_rows, n_features = self.rows.X.shape
+        return Size(n_rows, n_features, n_columns, weights.dtype, weights.device)
 
 
 class Fold(NamedTuple):
@@ -33,10 +57,24 @@ class Fold(NamedTuple):
 class Problem:
     """What all folds share."""
 
-    rows: TrainingRows
-    distinct: DistinctRows
-    teacher_logits: Tensor  # (n_samples,) or (n_samples, K)
-    recipes: list[dict[str, Any]]
+    setting: Setting
+    teacher: Any
+    logits_of_teacher: Logits
+
+    @property
+    def distinct(self) -> DistinctRows:
+        """The rows of positive weight, copies merged."""
+        return self.setting.rows.distinct
+
+    @property
+    def recipes(self) -> list[dict[str, Any]]:
+        """The candidates (ρ, T), which differ in their targets only."""
+        return self.setting.grid.recipes
+
+    @property
+    def teacher_logits(self) -> Tensor:
+        """z_t of all rows, (n_samples,) or (n_samples, K)."""
+        return self.logits_of_teacher.values
 
     @functools.cached_property
     def targets(self) -> Tensor:
@@ -87,36 +125,38 @@ class Problem:
     @functools.cached_property
     def hard_labels(self) -> Tensor:
         """Labels of the rows of positive weight: (n,) of class 1, or (n, K) indicators."""
-        labels = torch.as_tensor(self.rows.labels, device=self.distinct.X.device)
+        labels = torch.as_tensor(self.setting.rows.checked.labels, device=self.distinct.X.device)
         labels = labels[self.distinct.kept]
-        n_classes = len(self.rows.classes)
+        n_classes = len(self.setting.rows.checked.classes)
         return (labels if n_classes == 2 else one_hot(labels, n_classes)).to(self.distinct.X)
 
+    def rows_of(self, positions: Tensor) -> Any:
+        """Return rows by position among those of positive weight, as scorers are given them.
 
-def read_rows(
-    search: Any, X: Any, y: Any, sample_weight: Any
-) -> tuple[TrainingRows, DistinctRows, RowStream | None]:
-    """Return the checked rows, the distinct ones, and a stream of these if there are more than M.
+        Rows that are read block by block are not: their array has no columns.
+        """
+        checked, samples = self.setting.rows.checked, self.samples(positions)
+        if checked.stream is not None:
+            return np.empty((len(samples), 0))
+        return safe_indexing(checked.array, samples)
 
-    Where all distinct rows would be landmarks the restricted student is the exact one, of which
-    every row can be left out: then they are in memory, and there is no stream.
-    """
-    if search.solver != "nystrom":
-        rows = check_rows(search, X, y, sample_weight)
-        return rows, distinct_rows(rows), None
-    if search.cv is not None:
-        raise ValueError(
-            "solver='nystrom' scores by leave-one-out in closed form and needs cv=None, not "
-            f"cv={search.cv!r}; for folds, use GridSearchCV with "
-            "LinearizedKDStudent(solver='nystrom')."
+    def samples(self, positions: Tensor) -> np.ndarray:
+        """Return the numbers of rows among all, by position among those of positive weight."""
+        return self.distinct.kept[positions.to(self.distinct.kept.device)].cpu().numpy()
+
+    def posed(self, candidate: Candidate, initial_logits: Tensor) -> PosedStudent:
+        """Return the problem of one candidate on all rows."""
+        setting, grid = self.setting, self.setting.grid
+        return PosedStudent(
+            rows=setting.rows,
+            solver=setting.solver,
+            kernel=grid.used_kernels[candidate.kernel],
+            function=grid.functions[candidate.kernel],
+            init=setting.init,
+            ridge=grid.ridges[candidate.ridge],
+            recipe=grid.recipes[candidate.recipe],
+            teacher=self.teacher,
+            teacher_logits=self.logits_of_teacher,
+            effective_logits=self.targets[:, candidate.recipe],
+            initial_logits=initial_logits,
         )
-    if is_streamed(X):
-        rows = check_streamed_rows(search, X, y, sample_weight)
-        distinct, stream = distinct_of_stream(rows)
-    else:
-        rows = check_rows(search, X, y, sample_weight)
-        distinct = distinct_rows(rows)
-        stream = as_row_stream(distinct.X)
-    if len(stream) > search.n_landmarks:
-        return rows, distinct, stream
-    return rows, distinct._replace(X=to_working(search, stream)), None

@@ -1,4 +1,4 @@
-"""The grid of a search, its scores fold by fold, and the table that they make."""
+"""The scores of a search, fold by fold, and the table that they make."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FoldScores:
 
     def __init__(self, scoring: Any, problem: Problem) -> None:
         self.scorer = check_scoring(LinearizedKDStudent(), scoring=scoring)
-        if problem.rows.sample_weight is not None:
+        if problem.setting.rows.checked.sample_weight is not None:
             _require_weighted(self.scorer, scoring)
         self._scoring = scoring
         self._problem = problem
@@ -48,10 +48,11 @@ class FoldScores:
         scores = self._scores(students, fold.test)
         if fold.train is None:
             self._whole = scores
-            self._cell = [
-                self._scores([student.take(group) for student in students], fold.test[group])
-                for group in self._groups(fold.test)
-            ]
+            self._cell = []
+            for group in self._groups(fold.test):
+                rows = self._problem.rows_of(fold.test[group])
+                some = [student.take(group, rows) for student in students]
+                self._cell.append(self._scores(some, fold.test[group]))
         else:
             self._cell.append(scores)
 
@@ -64,14 +65,13 @@ class FoldScores:
 
     def _scores(self, students: list[HeldOutStudent], rows: Tensor) -> dict[str, np.ndarray]:
         """Return each score of the students of all recipes on the rows, by position."""
-        training, samples = self._problem.rows, self._problem.distinct.kept[rows].cpu().numpy()
-        y = training.classes[training.labels[samples]]
+        checked, samples = self._problem.setting.rows.checked, self._problem.samples(rows)
+        y = checked.classes[checked.labels[samples]]
         weights = {}
-        if training.sample_weight is not None:
-            weights["sample_weight"] = training.sample_weight[samples]
-        unseen = np.empty((len(y), 0))  # the students have their answers already
+        if checked.sample_weight is not None:
+            weights["sample_weight"] = checked.sample_weight[samples]
         try:
-            scores = [self.scorer(student, unseen, y, **weights) for student in students]
+            scores = [self.scorer(student, student.rows, y, **weights) for student in students]
         except ValueError as error:
             error.args = (
                 f"scoring={self._scoring!r} is not defined on {len(y)} held-out rows with the "
@@ -84,7 +84,7 @@ class FoldScores:
 
     def _groups(self, rows: Tensor) -> list[Tensor]:
         """Return positions in ``rows``, dealt out to the groups class by class."""
-        labels = self._problem.rows.labels[self._problem.distinct.kept[rows].cpu().numpy()]
+        labels = self._problem.setting.rows.checked.labels[self._problem.samples(rows)]
         order = torch.as_tensor(np.argsort(labels, kind="stable"))
         n_groups = min(LOO_GROUPS, len(rows))
         # Some scores, such as the log loss, need every class in every group.

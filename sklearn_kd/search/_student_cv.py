@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin
+from sklearn.base import ClassifierMixin, clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd._kernel_machine import TangentKernelClassifier
 from sklearn_kd._progress import FitTask, fit_task
-from sklearn_kd._sklearn import HasMethods, StrOptions, fit_context
-from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.rows._streams import RowStream
-from sklearn_kd.rows._training_rows import DistinctRows, TrainingRows
-from sklearn_kd.search._by_factor import ExactSearch
-from sklearn_kd.search._by_pass import RestrictedSearch
-from sklearn_kd.search._by_pcg import IteratedSearch
+from sklearn_kd._sklearn import CallbackSupportMixin, HasMethods, StrOptions, fit_context
+from sklearn_kd.search._by_factor import SearchByFactor
+from sklearn_kd.search._by_iteration import SearchByIteration
+from sklearn_kd.search._by_pass import SearchByPass, rows_of_landmarks
 from sklearn_kd.search._grid import Grid
-from sklearn_kd.search._problem import Problem, read_rows
+from sklearn_kd.search._problem import Problem, Setting
+from sklearn_kd.search._protocol import CandidateSearch
 from sklearn_kd.search._scores import FoldScores
-from sklearn_kd.solvers._choice import Solution
+from sklearn_kd.solvers import PCG, Cholesky, Nystrom
+from sklearn_kd.solvers._choice import named_solver, require_no_options_of_a_name
+from sklearn_kd.solvers._system import Solver
+from sklearn_kd.students._posed import default_teacher, read_rows
 from sklearn_kd.students._student import LinearizedKDStudent
+from sklearn_kd.teachers._teaching import teach, warn_if_saturated
 
 # What a fit without ``refit``, or without a deciding score, does not set.
 _OF_THE_BEST = (
@@ -41,19 +43,7 @@ _OF_THE_BEST = (
 )
 
 
-# What only some solvers read.
-_OF_SOLVERS = (
-    "tol",
-    "max_iter",
-    "n_landmarks",
-    "landmarks",
-    "random_state",
-    "n_jobs",
-    "checkpoint",
-)
-
-
-class LinearizedKDStudentCV(TangentKernelClassifier):
+class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
     r"""The linearized student with ρ, T, ridge and kernel chosen by cross-validation.
 
     ρ and T change only the right-hand side of Θ a = z_eff, so the whole grid costs one factor per
@@ -90,20 +80,14 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
     teacher_cv : int, splitter, iterable, "prefit" or None, default=None
         Cross-fitting of an unfitted teacher: ``cv`` of :class:`LinearizedKDStudent`. None: by the
         folds of ``cv``, five for leave-one-out.
-    solver : {"auto", "cholesky", "pcg", "nystrom"}, default="auto"
-        "auto" and "cholesky" factor the kernel matrix. "pcg" finds the same students by conjugate
-        gradients, one iteration for each fold, ridge and kernel, and not leave-one-out. "nystrom"
-        restricts the students to the
-        span of ``n_landmarks`` landmarks, the same for all of them, and scores the whole grid by
-        leave-one-out (``cv=None``): one pass over the rows for each kernel, and one for each
-        ridge. They need not be in memory, but effective logits and predictions of all rows and
+    solver : {"auto", "cholesky", "pcg", "nystrom"} or solver, default="auto"
+        A name, or an object of `sklearn_kd.solvers` with options of its own. "auto" and "cholesky"
+        factor the kernel matrix. "pcg" finds the same students by conjugate gradients, one run for
+        each fold, ridge and kernel, but cannot leave out single rows. "nystrom" restricts the
+        students to the span of its landmarks, the same for all of them, and scores the whole grid
+        by leave-one-out (``cv=None``): one pass over the rows for each kernel, and one for each
+        ridge. The rows need not be in memory, but effective logits and predictions of all rows and
         candidates are. With all rows as landmarks it is the exact search.
-    tol, max_iter
-        Of ``solver="pcg"``, as in :class:`LinearizedKDStudent`.
-    n_landmarks, landmarks, n_jobs, checkpoint
-        Of ``solver="nystrom"``, as in :class:`LinearizedKDStudent`.
-    random_state : int, RandomState instance or None, default=None
-        Of ``solver="pcg"`` and ``"nystrom"``, as in :class:`LinearizedKDStudent`.
     device : str or torch.device, default="auto"
         Where to compute. "auto" is CUDA where available, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -179,7 +163,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
 
     _parameter_constraints: ClassVar[dict] = {
         **TangentKernelClassifier._parameter_constraints,
-        "teacher": [HasMethods(["fit", "predict"]), None],
+        "teacher": [HasMethods(["fit"]), None],
         "soft_ratios": ["array-like"],
         "temperatures": ["array-like"],
         "ridges": ["array-like"],
@@ -191,8 +175,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         "refit": ["boolean", str],
         "one_standard_error": ["boolean"],
         "teacher_cv": ["cv_object", StrOptions({"prefit"}), None],
-        "solver": [StrOptions({"auto", "cholesky", "pcg", "nystrom"})],
-        **{name: LinearizedKDStudent._parameter_constraints[name] for name in _OF_SOLVERS},
+        "solver": [StrOptions({"auto", "cholesky", "pcg", "nystrom"}), Cholesky, PCG, Nystrom],
     }
 
     def __init__(
@@ -210,14 +193,7 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         refit: bool | str = True,
         one_standard_error: bool = False,
         teacher_cv: Any = None,
-        solver: str = "auto",
-        tol: float = 1e-6,
-        max_iter: int = 500,
-        n_landmarks: int = 1000,
-        landmarks: str = "rpcholesky",
-        random_state: int | np.random.RandomState | None = None,
-        n_jobs: int | None = None,
-        checkpoint: str | os.PathLike | None = None,
+        solver: str | Solver = "auto",
         device: str | torch.device = "auto",
         dtype: str = "auto",
         memory_limit: float | str = "auto",
@@ -235,19 +211,33 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
         self.one_standard_error = one_standard_error
         self.teacher_cv = teacher_cv
         self.solver = solver
-        self.tol = tol
-        self.max_iter = max_iter
-        self.n_landmarks = n_landmarks
-        self.landmarks = landmarks
-        self.random_state = random_state
-        self.n_jobs = n_jobs
-        self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
         self.memory_limit = memory_limit
 
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, also those of a solver, kernel or teacher: ``solver__tol=1e-8``.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by name.
+
+        Returns
+        -------
+        self : LinearizedKDStudentCV
+            The search.
+
+        Raises
+        ------
+        ValueError
+            If a parameter does not exist, or is an option of a solver that is given by name.
+        """
+        require_no_options_of_a_name(self.solver, params)
+        return super().set_params(**params)
+
     @fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: Any, teacher_logits: Any = None, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, teacher_logits: Any = None) -> Self:
         """Score every candidate on held-out rows and fit the best one on all.
 
         Parameters
@@ -256,165 +246,152 @@ class LinearizedKDStudentCV(TangentKernelClassifier):
             Training rows. The teacher is given ``X`` as it is, a data frame too.
         y : array-like of shape (n_samples,)
             Hard labels: integers or strings.
-        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
-            The teacher's logits on ``X``; they replace the teacher.
         sample_weight : array-like of shape (n_samples,), default=None
             Row weights. Rows of weight 0 are left out.
+        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            The teacher's logits on ``X``; they replace the teacher.
 
         Returns
         -------
         self : LinearizedKDStudentCV
             The fitted search.
         """
-        grid = self._grid()
-        n_stages = len(grid.kernels) * len(grid.ridges) + 3  # teaching may take two
-        n_stages += len(grid.kernels) if self.solver == "nystrom" else 0
+        grid, solver = self._grid(), named_solver(self.solver)
+        n_stages = len(grid.kernels) * (len(grid.ridges) + 1) + 4  # teaching may take two
         with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
-            for name in _OF_THE_BEST:
-                self.__dict__.pop(name, None)
-            rows, distinct, stream = read_rows(self, X, y, sample_weight)
-
             # 1. What serves every candidate: factors of folds, or sums over all rows.
-            students = self._students(grid, rows, distinct, stream)
+            students = self._students(grid, solver, X, y, sample_weight)
+            rows = students.setting.rows.checked
 
             # 2. The teacher's logits z_t on the training rows, once for all candidates.
-            teacher_cv = students.teacher_cv if self.teacher_cv is None else self.teacher_cv
-            first = self._student(self.teacher, teacher_cv, grid.kernels[0], 0.0)
-            self.teacher_, z_t = first._teach(X, rows, teacher_logits, progress)
-            first._warn_if_saturated(z_t)
+            teacher, z_t = teach(
+                self.teacher,
+                X,
+                rows,
+                teacher_logits,
+                cv=students.teacher_cv if self.teacher_cv is None else self.teacher_cv,
+                default=lambda: default_teacher(self, grid.used_kernels[0]),
+                progress=progress,
+            )
+            warn_if_saturated(self.teacher, z_t)
 
             # 3. The scores of the students that have not seen the rows they are scored on.
-            problem = Problem(rows, distinct, z_t.values, grid.recipes)
+            problem = Problem(students.setting, teacher, z_t)
             scores = FoldScores(self.scoring, problem)
             students.score(problem, scores, progress)
 
             # 4. The best candidate, fitted on all rows.
-            self.scorer_, self.n_splits_ = scores.scorer, scores.n_splits
-            self.cv_results_ = scores.cv_results(grid)
-            self.classes_ = rows.classes
-            self._select(grid)
+            results = scores.cv_results(grid)
+            best = self._select(grid, results)
             if self.refit:
-                at_hand = students.at_hand(self.best_params_, progress)
-                self._refit(X, y, z_t.values, sample_weight, at_hand, progress)
+                best |= self._fit_best(students, problem, best["best_index_"], progress)
+            for name in _OF_THE_BEST:
+                self.__dict__.pop(name, None)
+            self.__dict__.update(
+                classes_=rows.classes,
+                teacher_=teacher,
+                scorer_=scores.scorer,
+                n_splits_=scores.n_splits,
+                cv_results_=results,
+                **best,
+            )
         return self
 
-    def _students(
-        self, grid: Grid, rows: TrainingRows, distinct: DistinctRows, stream: RowStream | None
-    ) -> ExactSearch | IteratedSearch | RestrictedSearch:
-        if stream is not None:
-            return RestrictedSearch(self, grid, rows, distinct, stream)
-        if self.solver == "pcg":
-            return IteratedSearch(self, grid, rows, distinct)
-        return ExactSearch(self, grid, rows, distinct)
-
     def _grid(self) -> Grid:
-        axes = {
-            "soft_ratios": ("numbers in (0, 1]", lambda v: (v > 0) & (v <= 1)),
-            "temperatures": ("positive numbers", lambda v: v > 0),
-            "ridges": ("numbers of at least 0", lambda v: v >= 0),
-        }
-        checked = {}
-        for name, (what, is_valid) in axes.items():
-            values = np.asarray(getattr(self, name), dtype=float)
-            valid = values.ndim == 1 and len(values) and np.isfinite(values).all()
-            if not valid or not is_valid(values).all() or len(np.unique(values)) < len(values):
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} must be a sequence of distinct {what}."
-                )
-            checked[name] = values.tolist()
-        is_list = isinstance(self.kernel, (list, tuple))
-        kernels = list(self.kernel) if is_list else [self.kernel]
-        if not kernels:
-            raise ValueError("kernel=[] holds no kernel; give one, or None for NTK().")
-        return Grid(
-            kernels=kernels,
-            ridges=checked["ridges"],
-            recipes=[
-                {
-                    "soft_ratio": soft_ratio,
-                    "temperature": temperature,
-                    "temperature_scaling": self.temperature_scaling,
-                }
-                for soft_ratio, temperature in itertools.product(
-                    checked["soft_ratios"], checked["temperatures"]
-                )
-            ],
-            names_kernel=is_list,
+        return Grid.of(
+            soft_ratios=self.soft_ratios,
+            temperatures=self.temperatures,
+            ridges=self.ridges,
+            kernel=self.kernel,
+            temperature_scaling=self.temperature_scaling,
         )
 
-    def _student(self, teacher: Any, cv: Any, kernel: Any, ridge: float, **recipe: Any) -> Any:
-        return LinearizedKDStudent(
-            teacher,
-            kernel=kernel,
-            ridge=ridge,
-            init=self.init,
-            cv=cv,
-            device=self.device,
-            dtype=self.dtype,
-            memory_limit=self.memory_limit,
-            solver=self.solver,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            n_landmarks=self.n_landmarks,
-            landmarks=self.landmarks,
-            random_state=self.random_state,
-            n_jobs=self.n_jobs,
-            **recipe,
+    def _students(
+        self, grid: Grid, solver: Solver, X: Any, y: Any, sample_weight: Any
+    ) -> CandidateSearch:
+        """Return the students of all candidates, once they are known to fit the memory."""
+        rows = read_rows(self, X, y, sample_weight, solver)
+        if isinstance(solver, Nystrom):
+            rows = rows_of_landmarks(self, rows, solver)
+            if isinstance(rows.X, Tensor):
+                solver = Cholesky()  # every row is a landmark: the exact students
+        setting = Setting(
+            grid, rows, solver, self.cv, self.init, bool(self.refit), self.memory_limit
         )
+        if isinstance(solver, PCG):
+            return SearchByIteration(setting)
+        if isinstance(solver, Nystrom):
+            return SearchByPass(setting)
+        return SearchByFactor(setting)
 
-    def _select(self, grid: Grid) -> None:
-        names = [k.removeprefix("mean_test_") for k in self.cv_results_ if k[:5] == "mean_"]
+    def _select(self, grid: Grid, results: dict[str, Any]) -> dict[str, Any]:
+        """Return the attributes of the best candidate; none where no score decides."""
+        names = [k.removeprefix("mean_test_") for k in results if k.startswith("mean_test_")]
         if names == ["score"]:
             deciding = "score"
         elif isinstance(self.refit, str) and self.refit in names:
             deciding = self.refit
         elif self.refit is False:
-            return
+            return {}
         else:
             raise ValueError(
                 f"refit={self.refit!r} must be one of the scores {names}, which decides, or False."
             )
-        mean = self.cv_results_[f"mean_test_{deciding}"]
+        mean = results[f"mean_test_{deciding}"]
         if np.isnan(mean).any():
             raise ValueError(
                 f"scoring={self.scoring!r}: {deciding!r} is NaN for {np.isnan(mean).sum()} of "
                 f"{len(mean)} candidates. Use a score that every fold defines, or larger folds."
             )
-        close_to_teacher = grid.preference(self.cv_results_["params"])
         eligible = mean == mean.max()
         if self.one_standard_error:
-            margin = self.cv_results_[f"stderr_test_{deciding}"][mean.argmax()]
+            margin = results[f"stderr_test_{deciding}"][mean.argmax()]
             eligible = mean >= mean.max() - margin
-        self.best_index_ = min(np.flatnonzero(eligible).tolist(), key=close_to_teacher.__getitem__)
-        self.best_params_ = self.cv_results_["params"][self.best_index_]
-        self.best_score_ = float(mean[self.best_index_])
+        index = min(np.flatnonzero(eligible).tolist(), key=grid.preference().__getitem__)
+        return {
+            "best_index_": index,
+            "best_params_": results["params"][index],
+            "best_score_": float(mean[index]),
+        }
 
-    def _refit(
-        self,
-        X: Any,
-        y: Any,
-        teacher_logits: Tensor,
-        sample_weight: Any,
-        at_hand: TangentFrame | Solution | None,
-        progress: FitTask,
-    ) -> None:
-        teacher = None if self.teacher_ is None else FrozenEstimator(self.teacher_)
-        params = {"kernel": self.kernel, **self.best_params_}
-        student = self._student(teacher, 5, **params, temperature_scaling=self.temperature_scaling)
-        if isinstance(at_hand, Solution):
-            student._solution_at_hand = at_hand
-        else:
-            student._frame_at_hand = at_hand  # None: the student is fitted as any other
-        with progress.fit_of(student, "refit"):
-            self.best_estimator_ = student.fit(X, y, teacher_logits.numpy(), sample_weight)
-        for name in ("kernel_", "X_fit_", "dual_coef_", "n_iter_"):
-            setattr(self, name, getattr(student, name))
+    def _fit_best(
+        self, students: CandidateSearch, problem: Problem, index: int, progress: FitTask
+    ) -> dict[str, Any]:
+        """Return the attributes of the best student, fitted on all rows."""
+        candidate = problem.setting.grid.candidates[index]
+        posed = students.posed(problem, candidate)
+        with progress.stage("refit") as task:
+            solution = students.solve(posed, candidate, task)
+        params = {"kernel": self.kernel, **problem.setting.grid.params_of(candidate)}
+        student = LinearizedKDStudent(
+            None if problem.teacher is None else FrozenEstimator(problem.teacher),
+            init=self.init,
+            temperature_scaling=self.temperature_scaling,
+            solver=clone(self.solver, safe=False),
+            device=self.device,
+            dtype=self.dtype,
+            memory_limit=self.memory_limit,
+            **params,
+        )
+        student._adopt(posed, solution)
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self, name):
+                setattr(student, name, getattr(self, name))
+        of_the_best = {
+            name: getattr(student, name) for name in ("kernel_", "X_fit_", "dual_coef_", "n_iter_")
+        }
+        return {"best_estimator_": student, **of_the_best}
 
     def _check_new_rows(self, X: Any, method: str) -> Any:
         check_is_fitted(self)
-        if not self.refit:
+        if not hasattr(self, "best_estimator_"):
             raise AttributeError(f"{method} needs the best student; set refit=True and fit again.")
-        return super()._check_new_rows(X, method)
+        return self.best_estimator_._check_new_rows(X, method)
 
     def _logits(self, X: Any) -> Tensor:
         return self.best_estimator_._logits(X)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.array_api_support = True
+        return tags

@@ -1,7 +1,7 @@
 """The exact student by conjugate gradients: no factor of the kernel matrix, which need not exist.
 
-Planning what is kept in memory, the preconditioner, and what is reported beside the answer. The
-algebra is in `linalg._pcg`.
+Here is what is kept in memory, the preconditioner, and what is reported beside the answer. The
+algebra is in `linalg._block_cg`.
 
 ====================  ================  =============================================
 products with Θ from  bytes, n rows     a product takes
@@ -20,30 +20,43 @@ products in float32 cannot reach that, the iteration goes on with those in float
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from numbers import Integral, Real
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Bunch
+import torch.distributed as dist
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklearn_kd._memory import WORKSPACE_BYTES, budget_bytes
-from sklearn_kd._warnings import warn
-from sklearn_kd.exceptions import NotPSDError
+from sklearn_kd._progress import FitTask
+from sklearn_kd._sklearn import Interval
 from sklearn_kd.kernels._protocol import KernelFunction
-from sklearn_kd.linalg._block_cg import PCGResult, block_pcg
-from sklearn_kd.linalg._operator import KernelOperator, RidgeOperator, TiledOperator
+from sklearn_kd.linalg._block_cg import block_pcg
+from sklearn_kd.linalg._operator import TiledOperator
 from sklearn_kd.linalg._pivoted_cholesky import PIVOT_BLOCK, randomly_pivoted_cholesky
-from sklearn_kd.linalg._preconditioner import LowRankPreconditioner, SingleFactor, default_rank
-from sklearn_kd.linalg._sharded import ShardedOperator, drive, largest_share, require_same_problem
-
-PCG_REMEDY = (
-    "Use fewer rows, solver='nystrom' (an approximation, over rows that need not be in memory), or "
-    "raise memory_limit."
+from sklearn_kd.linalg._preconditioner import LowRankPreconditioner, default_rank
+from sklearn_kd.linalg._sharded import (
+    ShardedOperator,
+    drive,
+    largest_share,
+    processes_of_this_machine,
+    require_group,
+    require_same_problem,
+    smallest_of_all,
 )
+from sklearn_kd.solvers._iteration import (
+    IteratedStudent,
+    report_residual,
+    row_ridges_of,
+    solution_of,
+    student_of,
+    warn_if_not_converged,
+    with_ridge,
+)
+from sklearn_kd.solvers._system import N_REPORTS, Size, Solution, Solver, System
 
 # The preconditioner's rank is not made smaller than this to fit the memory.
 _LEAST_RANK = 100
@@ -58,17 +71,112 @@ class PCGPlan(NamedTuple):
     planned_bytes: int
 
 
-class PCGStudent(NamedTuple):
-    """The student f(x) = Θ(x, X) coefficients, ‖Δ_ŵ‖₂, iterations, and a report."""
+class PCG(Solver):
+    """Preconditioned conjugate gradients: exact to ``tol``, without a factor.
 
-    coefficients: Tensor  # (n, ...), float64, shaped as the targets
-    weight_change_norm: float
-    n_iter: int
-    report: Bunch
+    The kernel matrix is kept where it fits the memory, and otherwise evaluated at every
+    iteration, in whole or in part.
 
-    def to(self, device: torch.device) -> Self:
-        """Return it with its coefficients on another device."""
-        return self._replace(coefficients=self.coefficients.to(device))
+    Parameters
+    ----------
+    tol : float > 0, default=1e-6
+        Where to stop: the largest norm of z_eff − z₀ − (Θ + λ W⁻¹) a of any class, relative to
+        that of z_eff − z₀. At ``ridge=0`` it is that of the logits' errors on the training rows.
+    max_iter : int, default=500
+        Largest number of iterations.
+    random_state : int, RandomState instance or None, default=None
+        Draws the pivots of the preconditioner.
+    distributed : bool, default=False
+        Whether the processes of `torch.distributed`, one per machine or GPU and started by
+        ``torchrun``, share the products. Each of them makes the same fit, with all rows, and ends
+        with the same student.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.preprocessing import scale
+    >>> from sklearn_kd import LinearizedKDStudent
+    >>> from sklearn_kd.solvers import PCG
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> student = LinearizedKDStudent(LogisticRegression(), solver=PCG(tol=1e-8, random_state=0))
+    >>> student.fit(scale(X), y).fit_report_.residual <= 1e-8
+    True
+    """
+
+    name: ClassVar[str] = "pcg"
+    remedy: ClassVar[str] = (
+        "Use fewer rows, solver='nystrom' (an approximation, over rows that need not be in "
+        "memory), or raise memory_limit."
+    )
+
+    _parameter_constraints: ClassVar[dict] = {
+        "tol": [Interval(Real, 0, None, closed="neither")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+        "distributed": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        tol: float = 1e-6,
+        max_iter: int = 500,
+        random_state: int | np.random.RandomState | None = None,
+        distributed: bool = False,
+    ) -> None:
+        self.tol = tol
+        self.max_iter = max_iter
+        self.random_state = random_state
+        self.distributed = distributed
+
+    def planned_bytes(self, size: Size, memory_limit: float | str) -> int:
+        """Return the peak bytes of preconditioner and iteration, with as much stored as fits."""
+        return self.plan(size, memory_limit).planned_bytes
+
+    def plan(self, size: Size, memory_limit: float | str) -> PCGPlan:
+        """Return what is kept in memory; all processes of a group plan alike."""
+        budget = budget_bytes(memory_limit, size.device)
+        n_shares = 1
+        if self.distributed:
+            require_group(size.device)
+            if memory_limit == "auto" and size.device.type == "cpu":
+                budget //= processes_of_this_machine(size.device)
+            budget, n_shares = smallest_of_all(budget, size.device), dist.get_world_size()
+        return plan_pcg(*size[:4], budget, size.device, n_shares)
+
+    def solve(self, system: System, memory_limit: float | str, progress: FitTask) -> Solution:
+        """Return the exact student, to a residual of ``tol``."""
+        with progress.stage("iterate", N_REPORTS) as task:
+            student = self.student(
+                system,
+                self.plan(system.size, memory_limit),
+                on_iteration=report_residual(task.report, self.tol),
+            )
+        assert isinstance(system.X, Tensor)
+        return solution_of(student, system.X)
+
+    def student(
+        self,
+        system: System,
+        plan: PCGPlan,
+        *,
+        on_iteration: Callable[[int, float], None] | None = None,
+    ) -> IteratedStudent:
+        """Return the student with this much in memory; its targets may be those of a grid."""
+        assert isinstance(system.X, Tensor)
+        return pcg_student(
+            system.kernel,
+            system.X,
+            system.targets,
+            ridge=system.ridge,
+            weights=system.weights,
+            plan=plan,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            random_state=check_random_state(self.random_state),
+            distributed=self.distributed,
+            on_iteration=on_iteration,
+        )
 
 
 def pcg_bytes(n_rows: int, n_features: int, n_targets: int, rank: int) -> int:
@@ -123,7 +231,7 @@ def pcg_student(
     random_state: np.random.RandomState,
     distributed: bool = False,
     on_iteration: Callable[[int, float], None] | None = None,
-) -> PCGStudent:
+) -> IteratedStudent:
     """Solve (Θ + α W⁻¹) a = Δz by preconditioned conjugate gradients.
 
     Parameters
@@ -153,7 +261,7 @@ def pcg_student(
 
     Returns
     -------
-    PCGStudent
+    IteratedStudent
         With a report of ``residual`` and ``energy_error`` (the largest of any column),
         ``prediction_error`` (the bound that follows for the logits of the training rows),
         ``stopped``, ``n_products``, ``n_solved`` (columns after compression),
@@ -164,13 +272,13 @@ def pcg_student(
     ConvergenceWarning
         If a residual is above ``tol``.
     """
-    row_ridges = _ridge(X, ridge, weights)
+    row_ridges = row_ridges_of(X, ridge, weights)
     columns = targets.reshape(len(X), -1).double()
     if distributed:
         columns = require_same_problem(X, columns)
     theta, exact = _operators(kernel, X, plan, distributed)
 
-    def solve() -> PCGStudent:
+    def solve() -> IteratedStudent:
         generator = torch.Generator().manual_seed(random_state.randint(2**31))
         preconditioner = LowRankPreconditioner(
             randomly_pivoted_cholesky(exact, plan.rank, generator=generator), row_ridges
@@ -181,18 +289,18 @@ def pcg_student(
             targets=columns,
             preconditioner=preconditioner,
             tol=tol,
-            exact=_with_ridge(exact, row_ridges),
+            exact=with_ridge(exact, row_ridges),
             on_iteration=on_iteration,
         )
-        result = iterate(_with_ridge(theta, row_ridges), max_iter=max_iter)
+        result = iterate(with_ridge(theta, row_ridges), max_iter=max_iter)
         left = max_iter - result.n_iter
         if theta is not exact and left > 0 and result.stopped != "converged":
             # the limit of float32 products, not that of the problem
-            first, result = result, iterate(_with_ridge(exact, row_ridges), max_iter=left)
+            first, result = result, iterate(with_ridge(exact, row_ridges), max_iter=left)
             result.n_iter += first.n_iter
             result.n_products += first.n_products
             products += ", then the rows in float64"
-        student = _student_of(result, targets, row_ridges, exact)
+        student = student_of(result, targets, row_ridges, exact)
         student.report.update(
             preconditioner_rank=preconditioner.rank,
             products=products,
@@ -212,80 +320,6 @@ def pcg_student(
     return student
 
 
-def refined_student(
-    kernel: KernelFunction,
-    X: Tensor,
-    targets: Tensor,
-    *,
-    ridge: float = 0.0,
-    weights: Tensor | None = None,
-    tol: float = 1e-6,
-    max_iter: int = 500,
-    on_iteration: Callable[[int, float], None] | None = None,
-) -> PCGStudent:
-    """Solve (Θ + α W⁻¹) a = Δz in float64 with a Cholesky factor in float32 as preconditioner.
-
-    Parameters as for `pcg_student`, and a report likewise, with ``factor_jitter`` and
-    ``factor_rcond``, of the factor, in place of the preconditioner's rank.
-
-    Raises
-    ------
-    NotPSDError
-        If there is no factor in float32.
-    """
-    row_ridges = _ridge(X, ridge, weights)
-    exact = TiledOperator(kernel, X.double())
-    try:
-        factor = SingleFactor(kernel, X, row_ridges)
-    except NotPSDError as error:
-        raise NotPSDError(
-            f"{error} This was a factor in float32, as one in float64 was not to be; "
-            "solver='pcg' needs none."
-        ) from error
-    result = block_pcg(
-        _with_ridge(exact, row_ridges),
-        targets.reshape(len(X), -1).double(),
-        factor,
-        tol=tol,
-        max_iter=max_iter,
-        on_iteration=on_iteration,
-    )
-    student = _student_of(result, targets, row_ridges, exact)
-    student.report.update(
-        factor_jitter=factor.jitter, factor_rcond=factor.rcond, products="the rows in float64"
-    )
-    warn_if_not_converged(student, tol, max_iter)
-    return student
-
-
-def _student_of(
-    result: PCGResult, targets: Tensor, row_ridges: Tensor | None, exact: KernelOperator
-) -> PCGStudent:
-    # ‖Δ_ŵ‖² = aᵀ Θ a = aᵀ A a − aᵀ (α W⁻¹) a
-    a = result.solution
-    squared = (a * result.product).sum()
-    if row_ridges is not None:
-        squared -= (row_ridges[:, None] * a.square()).sum()
-    energy_error = result.energy_errors.max().item()
-    report = Bunch(
-        residual=result.residuals.max().item(),
-        energy_error=energy_error,
-        prediction_error=energy_error * math.sqrt(exact.diag().max().item()),
-        stopped=result.stopped,
-        n_products=result.n_products,
-        n_solved=result.n_solved,
-    )
-    norm = squared.clamp_min(0).sqrt().item()
-    return PCGStudent(a.reshape(targets.shape), norm, result.n_iter, report)
-
-
-def _ridge(X: Tensor, ridge: float, weights: Tensor | None) -> Tensor | None:
-    """Return α / w (n,), float64; None is none."""
-    if ridge == 0:
-        return None
-    return ridge / (X.new_ones(len(X)) if weights is None else weights).double()
-
-
 def _operators(
     kernel: KernelFunction, X: Tensor, plan: PCGPlan, distributed: bool
 ) -> tuple[TiledOperator, TiledOperator]:
@@ -301,40 +335,3 @@ def _source(theta: TiledOperator) -> str:
         return "the rows"
     share = "" if theta.kept_share == 1 else f"{theta.kept_share:.0%} of "
     return f"{share}the kernel matrix"
-
-
-def _with_ridge(operator: KernelOperator, row_ridges: Tensor | None) -> KernelOperator:
-    return (
-        operator if row_ridges is None else RidgeOperator(operator, row_ridges.to(operator.dtype))
-    )
-
-
-def warn_if_not_converged(student: PCGStudent, tol: float, max_iter: int) -> None:
-    """Warn with `ConvergenceWarning`, and what to do, if a residual is above ``tol``."""
-    report = student.report
-    if report.stopped == "converged":
-        return
-    reasons = {
-        "max_iter": f"max_iter={max_iter} iterations were not enough: raise max_iter, or tol if "
-        "this residual will do; ridge > 0 makes the problem easier.",
-        "precision": "rounding in float64 allows no less with this kernel matrix, which is too "
-        "ill-conditioned: raise tol, use ridge > 0, remove near-duplicate rows, or use a deeper "
-        "or less smooth kernel.",
-        "stagnation": "it stopped falling, as the kernel matrix is too ill-conditioned: raise tol, "
-        "use ridge > 0, remove near-duplicate rows, or use a deeper or less smooth kernel.",
-    }
-    warn(
-        f"Conjugate gradients reached a relative residual of {report.residual:.2g} after "
-        f"{student.n_iter} iterations, not tol={tol:g}: {reasons[report.stopped]}",
-        ConvergenceWarning,
-    )
-
-
-def report_residual(report: Callable[[float], None], tol: float) -> Callable[[int, float], None]:
-    """Return ``on_iteration`` that reports how many of the digits asked for there are."""
-
-    def on_iteration(n_iter: int, residual: float) -> None:
-        digits = -math.log(max(min(residual, 1.0), tol))
-        report(digits / -math.log(tol) if tol < 1 else 1.0)
-
-    return on_iteration

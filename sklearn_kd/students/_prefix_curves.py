@@ -25,7 +25,7 @@ from sklearn_kd.linalg._held_out import class_sum
 from sklearn_kd.metrics._risk import disagreement
 
 
-class HeldOut(NamedTuple):
+class NewRows(NamedTuple):
     """Rows on which the student is compared with its teacher and with the truth."""
 
     X: Tensor  # (m, d)
@@ -62,18 +62,18 @@ def prefix_weight_changes(frame: TangentFrame, targets: Tensor) -> PrefixWeightC
 
 @full_precision()
 def prefix_risks(
-    frame: TangentFrame, targets: Tensor, sizes: list[int], held_out: HeldOut
+    frame: TangentFrame, targets: Tensor, sizes: list[int], new: NewRows
 ) -> PrefixRisks:
     """Return the transfer risk and the error of f_m = z₀ + u[:m] @ q[:m] at each size m."""
     is_binary = targets.ndim == 2
     counts = torch.zeros(2, len(sizes), targets.shape[1], dtype=torch.int64, device=targets.device)
-    for position, rows, change in frame.prefix_steps(held_out.X, targets, sizes):
-        z_0 = held_out.initial_logits
+    for position, rows, change in frame.prefix_steps(new.X, targets, sizes):
+        z_0 = new.initial_logits
         logits = change if z_0 is None else change + z_0[rows, None]
-        teacher = held_out.teacher_logits[rows, None]
+        teacher = new.teacher_logits[rows, None]
         counts[0, position] += disagreement(teacher, logits, is_binary=is_binary).sum(dim=0)
-        if held_out.labels is not None:
+        if new.labels is not None:
             predicted = logits > 0 if is_binary else logits.argmax(dim=2)
-            counts[1, position] += (predicted != held_out.labels[rows, None]).sum(dim=0)
-    risk, error = counts.to(targets) / len(held_out.X)
-    return PrefixRisks(risk, None if held_out.labels is None else error)
+            counts[1, position] += (predicted != new.labels[rows, None]).sum(dim=0)
+    risk, error = counts.to(targets) / len(new.X)
+    return PrefixRisks(risk, None if new.labels is None else error)

@@ -21,8 +21,9 @@ from sklearn_kd.distillation._targets import merged_effective_logits
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg._frame import _COLUMN_COPIES, frame_bytes
 from sklearn_kd.metrics._inefficiency import data_inefficiency, data_inefficiency_std
+from sklearn_kd.rows._checking import class_indices_of
 from sklearn_kd.students._prefix_curves import (
-    HeldOut,
+    NewRows,
     PrefixRisks,
     PrefixWeightChanges,
     prefix_risks,
@@ -38,171 +39,139 @@ CONSTRAINTS = {
 }
 
 
-class PrefixPathMixin:
-    """A student that can be followed through its training-set sizes."""
+def prefix_path(
+    student: Any,
+    X: Any = None,
+    *,
+    teacher_logits: Any = None,
+    y: Any = None,
+    sizes: Any = None,
+    n_permutations: int | None = None,
+    param_grid: dict | list[dict] | None = None,
+    init: str = "student",
+    window: float = 2.0,
+    random_state: Any = None,
+) -> Bunch:
+    """Follow the student through its training-set sizes, without a refit.
 
-    def prefix_path(
-        self: Any,
-        X: Any = None,
-        *,
-        teacher_logits: Any = None,
-        y: Any = None,
-        sizes: Any = None,
-        n_permutations: int | None = None,
-        param_grid: dict | list[dict] | None = None,
-        init: str = "student",
-        window: float = 2.0,
-        random_state: Any = None,
-    ) -> Bunch:
-        """Follow the student through its training-set sizes, without a refit.
+    In the tangent frame the student trained on the first m rows is the first m coordinates of
+    one vector, so one factor gives every size; and since ρ and T change only right-hand sides,
+    it also gives every candidate of ``param_grid``.
 
-        In the tangent frame the student trained on the first m rows is the first m coordinates of
-        one vector, so one factor gives every size; and since ρ and T change only right-hand sides,
-        it also gives every candidate of ``param_grid``.
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features), default=None
+        Rows on which to measure the transfer risk.
+    teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+        The teacher's logits on ``X``. None: those of ``teacher_``.
+    y : array-like of shape (n_samples,), default=None
+        Labels of ``X``, to measure the error too.
+    sizes : increasing sequence of int, default=None
+        Training-set sizes, in 1…n with n the number of *distinct* training rows. None: all.
+    n_permutations : int, default=None
+        Number of random orders of the rows to go through, one factor each; Eq. 10 averages
+        over them. None: one pass in the order of ``X_fit_``.
+    param_grid : dict or list of dicts, default=None
+        Values of ``soft_ratio``, ``temperature`` and ``temperature_scaling``, as in
+        :class:`~sklearn.model_selection.GridSearchCV`. None: those of the student.
+    init : {"student", "random"}, default="student"
+        Initial network z₀: the student's own, which its ``init`` says, or a "random" one for
+        each permutation, drawn from the NNGP prior of the kernel: an infinitely wide network
+        at initialisation.
+    window : float > 1, default=2.0
+        Ratio of sizes over which the smoothed data inefficiency is averaged; see
+        :func:`~sklearn_kd.metrics.data_inefficiency`.
+    random_state : int, RandomState instance or None, default=None
+        Orders of the rows and initial networks.
 
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features), default=None
-            Rows on which to measure the transfer risk.
-        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
-            The teacher's logits on ``X``. None: those of ``teacher_``.
-        y : array-like of shape (n_samples,), default=None
-            Labels of ``X``, to measure the error too.
-        sizes : increasing sequence of int, default=None
-            Training-set sizes, in 1…n with n the number of *distinct* training rows. None: all.
-        n_permutations : int, default=None
-            Number of random orders of the rows to go through, one factor each; Eq. 10 averages
-            over them. None: one pass in the order of ``X_fit_``.
-        param_grid : dict or list of dicts, default=None
-            Values of ``soft_ratio``, ``temperature`` and ``temperature_scaling``, as in
-            :class:`~sklearn.model_selection.GridSearchCV`. None: those of the student.
-        init : {"student", "random"}, default="student"
-            Initial network z₀: the student's own, which its ``init`` says, or a "random" one for
-            each permutation, drawn from the NNGP prior of the kernel: an infinitely wide network
-            at initialisation.
-        window : float > 1, default=2.0
-            Ratio of sizes over which the smoothed data inefficiency is averaged; see
-            :func:`~sklearn_kd.metrics.data_inefficiency`.
-        random_state : int, RandomState instance or None, default=None
-            Orders of the rows and initial networks.
+    Returns
+    -------
+    path : Bunch
+        Arrays over P permutations and S sizes; with ``param_grid`` all but ``sizes`` have a
+        leading axis of candidates.
 
-        Returns
-        -------
-        path : Bunch
-            Arrays over P permutations and S sizes; with ``param_grid`` all but ``sizes`` have a
-            leading axis of candidates.
+        sizes : ndarray of int of shape (S,)
+        params : list of dict
+            The candidates; only with ``param_grid``.
+        weight_change_norm : ndarray of shape (P, S)
+            ‖Δ_ŵ,m‖₂.
+        one_step_error : ndarray of shape (P, S) or (P, S, n_classes)
+            z_eff − f on row m, f the student trained on the m − 1 rows before it.
+        data_inefficiency : ndarray of shape (S,)
+            Eq. 10, the mean over permutations inside the logarithm. At n, which has no next
+            row, Eq. 10's value at n − 1.
+        data_inefficiency_std : ndarray of shape (S,)
+            Its spread over permutations, to first order; divide by √P for the standard error.
+        smoothed_data_inefficiency, smoothed_data_inefficiency_std : ndarray of shape (S,)
+            The same over ``window``; a single step is noisy.
+        transfer_risk : ndarray of shape (P, S)
+            Share of the rows ``X`` on which student and teacher disagree; only with ``X``.
+        error : ndarray of shape (P, S)
+            Share of the rows ``X`` on which the student's class is not ``y``; only with ``y``.
 
-            sizes : ndarray of int of shape (S,)
-            params : list of dict
-                The candidates; only with ``param_grid``.
-            weight_change_norm : ndarray of shape (P, S)
-                ‖Δ_ŵ,m‖₂.
-            one_step_error : ndarray of shape (P, S) or (P, S, n_classes)
-                z_eff − f on row m, f the student trained on the m − 1 rows before it.
-            data_inefficiency : ndarray of shape (S,)
-                Eq. 10, the mean over permutations inside the logarithm. At n, which has no next
-                row, Eq. 10's value at n − 1.
-            data_inefficiency_std : ndarray of shape (S,)
-                Its spread over permutations, to first order; divide by √P for the standard error.
-            smoothed_data_inefficiency, smoothed_data_inefficiency_std : ndarray of shape (S,)
-                The same over ``window``; a single step is noisy.
-            transfer_risk : ndarray of shape (P, S)
-                Share of the rows ``X`` on which student and teacher disagree; only with ``X``.
-            error : ndarray of shape (P, S)
-                Share of the rows ``X`` on which the student's class is not ``y``; only with ``y``.
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or ``init="random"`` meets a kernel without a known
+        prior.
 
-        Raises
-        ------
-        ValueError
-            If an argument is out of range, or ``init="random"`` meets a kernel without a known
-            prior.
+    Notes
+    -----
+    Rows that repeat are one row with the mean labels of all its copies, at every size. With a
+    ridge, Eq. 10 is taken of √(Δzᵀ (Θ_m + α W⁻¹)⁻¹ Δz), the norm that grows with every row;
+    ``weight_change_norm`` is that of the weights alone. Each permutation needs one n × n
+    matrix besides the student's own.
 
-        Notes
-        -----
-        Rows that repeat are one row with the mean labels of all its copies, at every size. With a
-        ridge, Eq. 10 is taken of √(Δzᵀ (Θ_m + α W⁻¹)⁻¹ Δz), the norm that grows with every row;
-        ``weight_change_norm`` is that of the weights alone. Each permutation needs one n × n
-        matrix besides the student's own.
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.preprocessing import scale
+    >>> from sklearn_kd import LinearizedKDStudent
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> X = scale(X)
+    >>> student = LinearizedKDStudent(LogisticRegression()).fit(X[:400], y[:400])
+    >>> path = student.prefix_path(
+    ...     X[400:], sizes=[50, 100, 200, 400], n_permutations=5, random_state=0
+    ... )
+    >>> path.transfer_risk.mean(axis=0).round(3)
+    array([0.011, 0.005, 0.001, 0.   ])
+    """
+    student._require_all_rows("prefix_path")
+    check_options(
+        n_permutations=n_permutations, init=init, window=window, random_state=random_state
+    )
+    sizes = checked_sizes(sizes, len(student.X_fit_))
+    recipes = checked_recipes(param_grid, student._recipe(), student._parameter_constraints)
+    rng = check_random_state(random_state)
+    rows, weights = map(student._to_working, (student.X_fit_, student._distinct.weights))
 
-        Examples
-        --------
-        >>> from sklearn.datasets import load_breast_cancer
-        >>> from sklearn.linear_model import LogisticRegression
-        >>> from sklearn.preprocessing import scale
-        >>> from sklearn_kd import LinearizedKDStudent
-        >>> X, y = load_breast_cancer(return_X_y=True)
-        >>> X = scale(X)
-        >>> student = LinearizedKDStudent(LogisticRegression()).fit(X[:400], y[:400])
-        >>> path = student.prefix_path(
-        ...     X[400:], sizes=[50, 100, 200, 400], n_permutations=5, random_state=0
-        ... )
-        >>> path.transfer_risk.mean(axis=0).round(3)
-        array([0.011, 0.005, 0.001, 0.   ])
-        """
-        self._require_all_rows("prefix_path")
-        check_options(
-            n_permutations=n_permutations, init=init, window=window, random_state=random_state
+    # 1. The effective logits of every candidate, (n, C) or (n, C, K) (Eq. 3).
+    z_t = to_tensor(student.teacher_logits_)
+    columns = [merged_effective_logits(z_t, student._distinct, r) for r in recipes]
+    z_eff = torch.stack(columns, dim=1).to(rows)
+
+    # 2. The rows on which to compare student, teacher and truth.
+    new = new_rows(student, X, teacher_logits, y)
+    require_memory(student, z_eff, new, n_permutations or 0, draws=init == "random")
+
+    # 3. For each order of the rows, and initial network z₀, one factor for everything.
+    initial = InitialNetworks(student, init, rows, new and new.X)
+    runs = []
+    for order in row_orders(len(rows), n_permutations, rng):
+        z_0, z_0_new = initial.draw(z_eff.shape[2:], rng, rows)
+        runs.append(
+            run(
+                student,
+                rows,
+                weights,
+                z_eff - z_0[:, None],
+                sizes,
+                None if order is None else order.to(rows.device),
+                None if new is None else new._replace(initial_logits=z_0_new),
+            )
         )
-        sizes = checked_sizes(sizes, len(self.X_fit_))
-        recipes = checked_recipes(param_grid, self._recipe(), self._parameter_constraints)
-        rng = check_random_state(random_state)
-        rows, weights = map(self._to_working, (self.X_fit_, self._distinct.weights))
-
-        # 1. The effective logits of every candidate, (n, C) or (n, C, K) (Eq. 3).
-        z_t = to_tensor(self.teacher_logits_)
-        columns = [merged_effective_logits(z_t, self._distinct, r) for r in recipes]
-        z_eff = torch.stack(columns, dim=1).to(rows)
-
-        # 2. The rows on which to compare student, teacher and truth.
-        held_out = self._held_out_rows(X, teacher_logits, y)
-
-        require(
-            path_bytes(
-                n_rows=len(rows),
-                n_features=rows.shape[1],
-                n_targets=z_eff[0].numel(),
-                n_new=0 if held_out is None else len(held_out.X),
-                n_orders=n_permutations or 0,
-                dtype=rows.dtype,
-                device=rows.device,
-            ),
-            self.memory_limit,
-            rows.device,
-            what=f"prefix_path of n={len(rows)} distinct rows",
-            remedy=MEMORY_REMEDY,
-        )
-
-        # 3. For each order of the rows, and initial network z₀, one factor for everything.
-        initial = InitialNetworks(self, init, rows, held_out and held_out.X)
-        runs = []
-        for order in row_orders(len(rows), n_permutations, rng):
-            z_0, z_0_new = initial.draw(z_eff.shape[2:], rng, rows)
-            targets = z_eff - z_0[:, None]
-            if order is None:
-                frame = self.frame_
-            else:
-                order = order.to(rows.device)
-                targets = targets[order]
-                frame = self._build_frame(rows[order], weights[order], self.fit_report_.ridge)
-            risks = None
-            if held_out is not None:
-                held_out = held_out._replace(initial_logits=z_0_new)
-                risks = prefix_risks(frame, targets, sizes, held_out)
-            runs.append(Run(prefix_weight_changes(frame, targets), risks))
-            del frame  # the factor, before there is that of the next order
-        return collected(runs, sizes, window, None if param_grid is None else recipes, self.X_fit_)
-
-    def _held_out_rows(self: Any, X: Any, teacher_logits: Any, y: Any) -> HeldOut | None:
-        if X is None:
-            if teacher_logits is not None or y is not None:
-                raise ValueError("teacher_logits and y are those of X; pass X too.")
-            return None
-        z_t = self._to_working(self.teacher_decision_function(X, teacher_logits))
-        checked = self._to_working(self._check_new_rows(X, "prefix_path"))
-        labels = None if y is None else self._class_indices(y).to(checked.device)
-        if labels is not None and len(labels) != len(checked):
-            raise ValueError(f"y has {len(labels)} labels, but X has {len(checked)} rows.")
-        return HeldOut(checked, z_t, None, labels)
+    return collected(runs, sizes, window, None if param_grid is None else recipes, student.X_fit_)
 
 
 class Run(NamedTuple):
@@ -210,6 +179,64 @@ class Run(NamedTuple):
 
     changes: PrefixWeightChanges
     risks: PrefixRisks | None
+
+
+def run(
+    student: Any,
+    X: Tensor,
+    weights: Tensor,
+    targets: Tensor,
+    sizes: list[int],
+    order: Tensor | None,
+    new: NewRows | None,
+) -> Run:
+    """Return the curves of one order of the rows; None is the order of the student's own frame."""
+    if order is None:
+        frame = student.tangent_frame()
+    else:
+        targets = targets[order]
+        frame = student._build_frame(X[order], weights[order])
+    risks = None if new is None else prefix_risks(frame, targets, sizes, new)
+    return Run(prefix_weight_changes(frame, targets), risks)
+
+
+def new_rows(student: Any, X: Any, teacher_logits: Any, y: Any) -> NewRows | None:
+    """Return the rows on which the student is measured, checked; None without ``X``."""
+    if X is None:
+        if teacher_logits is not None or y is not None:
+            raise ValueError("teacher_logits and y are those of X; pass X too.")
+        return None
+    z_t = student._to_working(student.teacher_decision_function(X, teacher_logits))
+    checked = student._to_working(student._check_new_rows(X, "prefix_path"))
+    labels = None if y is None else class_indices_of(y, student.classes_).to(checked.device)
+    if labels is not None and len(labels) != len(checked):
+        raise ValueError(f"y has {len(labels)} labels, but X has {len(checked)} rows.")
+    return NewRows(checked, z_t, None, labels)
+
+
+def require_memory(
+    student: Any, z_eff: Tensor, new: NewRows | None, n_orders: int, *, draws: bool
+) -> None:
+    """Raise `MemoryBudgetError` unless all that stands side by side fits ``memory_limit``."""
+    n_rows, n_features = student.X_fit_.shape
+    n_new = 0 if new is None else len(new.X)
+    require(
+        path_bytes(
+            n_rows=n_rows,
+            n_features=n_features,
+            n_targets=z_eff[0].numel(),
+            n_new=n_new,
+            n_orders=n_orders,
+            n_drawn=n_rows + n_new if draws else 0,
+            builds_frame=n_orders > 0 or student._frame is None,
+            dtype=z_eff.dtype,
+            device=z_eff.device,
+        ),
+        student.memory_limit,
+        z_eff.device,
+        what=f"prefix_path of n={n_rows} distinct rows",
+        remedy=MEMORY_REMEDY,
+    )
 
 
 def check_options(**options: Any) -> None:
@@ -284,7 +311,7 @@ class InitialNetworks:
             )
         rows = X if X_new is None else torch.cat([X, X_new])
         prior_kernel = clone(kernel).set_params(kind="nngp").to_torch()
-        self._prior = GaussianPrior(prior_kernel, rows, memory_limit=student.memory_limit)
+        self._prior = GaussianPrior(prior_kernel, rows)
 
     def draw(
         self, shape: tuple[int, ...], random_state: np.random.RandomState, reference: Tensor
@@ -341,10 +368,12 @@ def path_bytes(
     n_targets: int,
     n_new: int,
     n_orders: int,
+    n_drawn: int,
+    builds_frame: bool,
     dtype: torch.dtype,
     device: torch.device,
 ) -> int:
-    """Return the peak bytes of following a student through its sizes, beside its own frame.
+    """Return the peak bytes of following a student through its sizes.
 
     Parameters
     ----------
@@ -352,11 +381,16 @@ def path_bytes(
         Rows on which it is measured, in blocks of features.
     n_orders : int
         Orders of the rows, each with a factor of its own, one at a time; 0 for the one they have.
+    n_drawn : int
+        Rows on which initial networks are drawn, by a factor of their own; 0 for none.
+    builds_frame : bool
+        Whether there is a factor to build, beside what the student holds.
     """
     # Norms, their changes and errors, of every order and stacked.
-    results = 6 * n_rows * n_targets * max(n_orders, 1) * dtype.itemsize
-    blocks = min(3 * n_new * n_rows * dtype.itemsize, 3 * WORKSPACE_BYTES // 2)
-    if n_orders == 0:
-        columns = n_rows * _COLUMN_COPIES * n_targets * dtype.itemsize
-        return columns + blocks + results
-    return frame_bytes(n_rows, n_features, n_targets, dtype, device) + blocks + results
+    planned = 6 * n_rows * n_targets * max(n_orders, 1) * dtype.itemsize
+    planned += min(3 * n_new * n_rows * dtype.itemsize, 3 * WORKSPACE_BYTES // 2)
+    if n_drawn:
+        planned += frame_bytes(n_drawn, n_features, 1, dtype, device)
+    if builds_frame:
+        return planned + frame_bytes(n_rows, n_features, n_targets, dtype, device)
+    return planned + n_rows * _COLUMN_COPIES * n_targets * dtype.itemsize

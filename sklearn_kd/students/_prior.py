@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sklearn_kd._memory import MEMORY_REMEDY, require
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._cholesky import factor_in_place
-from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.rows._copies import merge_rows
 
 
@@ -24,30 +22,17 @@ class GaussianPrior:
         The covariance.
     X : Tensor of shape (n, d)
         Rows.
-    memory_limit : "auto" or number of bytes, default="auto"
-        Budget for the factor.
 
     Raises
     ------
-    MemoryBudgetError
-        If the factor does not fit the budget.
     NotPSDError
         If the covariance is not positive definite, beyond rounding.
     """
 
-    def __init__(
-        self, kernel: KernelFunction, X: Tensor, *, memory_limit: float | str = "auto"
-    ) -> None:
+    def __init__(self, kernel: KernelFunction, X: Tensor) -> None:
         self._merged = merge_rows(X)
         rows = X[self._merged.first]
-        n, d = rows.shape
-        require(
-            frame_bytes(n, d, 1, X.dtype),
-            memory_limit,
-            X.device,
-            what=f"Drawing an initial network on n={n} distinct rows",
-            remedy=MEMORY_REMEDY,
-        )
+        n = len(rows)
         storage = rows.new_empty((n, n))
         with full_precision():
             self._lower, _ = factor_in_place(

@@ -13,51 +13,36 @@ z₀       ``initial_logits_``      (n,) or (n, K)
 
 from __future__ import annotations
 
-import os
-from numbers import Integral, Real
-from pathlib import Path
+from numbers import Real
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
-from sklearn.base import ClassifierMixin
+from sklearn.base import ClassifierMixin, clone
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from sklearn_kd._array import like, to_tensor
-from sklearn_kd._kernel_machine import TangentKernelClassifier, kernel_to_use
-from sklearn_kd._logits import n_logits
-from sklearn_kd._progress import FitTask, fit_task
+from sklearn_kd._kernel_machine import TangentKernelClassifier
+from sklearn_kd._progress import fit_task
 from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context
-from sklearn_kd.distillation._targets import RECIPE, merged_effective_logits
+from sklearn_kd.distillation._targets import RECIPE, root_of_eq_3
 from sklearn_kd.kernels._tiles import product
 from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.rows._checking import check_rows, check_streamed_rows
-from sklearn_kd.rows._streams import RowStream, is_streamed
-from sklearn_kd.rows._training_rows import (
-    DistinctRows,
-    TrainingRows,
-    distinct_of_stream,
-    distinct_rows,
-    rows_report,
-)
-from sklearn_kd.solvers._choice import (
-    SOLVERS,
-    Options,
-    Size,
-    Solution,
-    System,
-    choose_solver,
-    solution_of,
-)
+from sklearn_kd.rows._checking import class_indices_of
+from sklearn_kd.rows._training_rows import rows_report
+from sklearn_kd.solvers._choice import CONSTRAINT, require_no_options_of_a_name
+from sklearn_kd.solvers._cholesky import Cholesky
 from sklearn_kd.solvers._frame_cache import frames
+from sklearn_kd.solvers._system import Solution, Solver
 from sklearn_kd.students._initial_network import initial_logits
-from sklearn_kd.students._prefix_path import PrefixPathMixin
-from sklearn_kd.teachers._teaching import TaughtMixin
+from sklearn_kd.students._posed import PosedStudent, pose
+from sklearn_kd.students._prefix_path import prefix_path
+from sklearn_kd.teachers._teaching import logits_on_new_rows
 
 
-class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier):
+class LinearizedKDStudent(TangentKernelClassifier):
     """Student of knowledge distillation, linearized: the closed form of a wide network.
 
     The student minimises ρ H(σ(z_t/T), σ(z/T)) + (1 − ρ) H(y, σ(z)) on every training row (Eq. 2).
@@ -94,51 +79,20 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
     cv : int, splitter, iterable or "prefit", default=5
         Cross-fitting of an unfitted teacher, as `sklearn.model_selection.check_cv` reads it.
         "prefit" takes ``teacher`` as already fitted.
-    solver : {"auto", "cholesky", "refinement", "pcg", "nystrom"}, default="auto"
-        How Eq. 4 is solved. "cholesky" factors the kernel matrix of all rows. "refinement" factors
-        it in float32, half the bytes, and iterates to a residual of ``tol`` in float64. "pcg" does
-        so without a factor, by preconditioned conjugate gradients; it keeps the kernel matrix where
-        that fits, and otherwise evaluates it at every iteration. "nystrom" restricts
-        the student to the span of ``n_landmarks`` rows, its landmarks, and passes once over the
-        rows, which need not be in memory. "auto" is "cholesky", or "refinement", with a
+    solver : {"auto", "cholesky", "refinement", "pcg", "nystrom"} or solver, default="auto"
+        How Eq. 4 is solved: a name, or an object of `sklearn_kd.solvers` with options of its own.
+        :class:`~sklearn_kd.solvers.Cholesky` factors the kernel matrix of all rows.
+        :class:`~sklearn_kd.solvers.Refinement` factors it in float32, half the bytes, and iterates
+        in float64. :class:`~sklearn_kd.solvers.PCG` needs no factor.
+        :class:`~sklearn_kd.solvers.Nystrom` restricts the student to the span of a few rows, and
+        reads rows that need not be in memory. "auto" is "cholesky", or "refinement", with a
         warning, where only that fits; it never approximates.
-    tol : float, default=1e-6
-        Where "pcg" and "refinement" stop: the largest norm of z_eff − z₀ − (Θ + α W⁻¹) a of any
-        class, relative to that of z_eff − z₀. At ``ridge=0`` it is that of the logits' errors on
-        the training rows.
-    max_iter : int, default=500
-        Largest number of iterations of "pcg" and "refinement".
-    distributed : bool, default=False
-        Whether the processes of `torch.distributed`, one per machine or GPU and started by
-        ``torchrun``, share the work of ``solver="pcg"``. Each of them makes the same fit, with all
-        rows, and ends with the same student.
-    n_landmarks : int, default=1000
-        Number of landmarks of ``solver="nystrom"``. With all rows as landmarks it is the exact
-        student.
-    landmarks : {"rpcholesky", "uniform"}, default="rpcholesky"
-        How ``solver="nystrom"`` chooses its landmarks among ten times as many rows drawn at random:
-        by randomly pivoted Cholesky, or uniformly.
-    random_state : int, RandomState or None, default=None
-        Draws the landmarks of ``solver="nystrom"``, or the preconditioner of ``solver="pcg"``.
-    n_jobs : int, default=None
-        Workers, of any :mod:`joblib` backend, that pass over the rows with ``solver="nystrom"``.
-        None is 1 outside of a `joblib.parallel_config`; -1 is all processors.
-    checkpoint : str or path, default=None
-        File to which ``solver="nystrom"`` writes about once a minute what it knows of the rows
-        so far. After an interruption the same ``fit`` goes on from there; at the end the file is
-        removed.
     device : str or torch.device, default="auto"
         Where to compute. "auto" is CUDA where available, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
         Working precision. "auto" is float64 whatever the dtype of ``X``.
     memory_limit : "auto" or float, default="auto"
         Bytes that the fit may take; "auto" is 90 % of what is free.
-    cache_size : "auto" or float, default="auto"
-        Bytes of memory for what later fits on the same rows, with the same ``NTK`` kernel,
-        ``ridge``, dtype and device, take over: in a search, the factors of the other candidates,
-        and their kernel entries between training and test rows. They are kept in the process from
-        the second request on, the least recently used goes first, and results are the same bit
-        for bit. "auto" is a fifth of what is free; 0 keeps none.
 
     Attributes
     ----------
@@ -166,14 +120,15 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
     rcond_ : float
         Estimated reciprocal condition number of the matrix that was solved with; NaN where there is
         none.
-    solver_ : str
-        The solver that was used.
+    solver_ : solver
+        The solver that was used, an object of `sklearn_kd.solvers`.
     n_iter_ : int
         Iterations of the solver; 1 for those that do not iterate.
     fit_report_ : Bunch
         ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
-        ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped), ``init``,
-        ``ridge``, ``jitter``, ``rcond``, ``solver``, ``device`` and ``dtype``. Of "nystrom" also
+        ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped),
+        ``soft_ratio``, ``temperature``, ``temperature_scaling``, ``init``, ``ridge``, ``jitter``,
+        ``rcond``, ``solver``, ``device`` and ``dtype``. Of "nystrom" also
         ``n_landmarks``, ``captured_trace`` (share of the trace of Θ that the landmarks explain; 1
         is exact), ``fit_gap`` and ``held_out_gap`` (root mean squares over up to 1000 training rows
         of z_eff − f, f the student, or the one trained on all rows but that one),
@@ -232,30 +187,19 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
     True
     """
 
-    # From the search that has this student refitted: the frame of all training rows, or more.
-    _frame_at_hand: TangentFrame | None = None
-    _solution_at_hand: Solution | None = None
-
     _parameter_constraints: ClassVar[dict] = {
         **TangentKernelClassifier._parameter_constraints,
-        "teacher": [HasMethods(["fit", "predict"]), None],
+        "teacher": [HasMethods(["fit"]), None],
         "soft_ratio": [Interval(Real, 0, 1, closed="right")],
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "temperature_scaling": [StrOptions({"none", "squared"})],
         "ridge": [Interval(Real, 0, None, closed="left")],
         "init": [StrOptions({"zero", "network"})],
         "cv": ["cv_object", StrOptions({"prefit"})],
-        "solver": [StrOptions({"auto", *SOLVERS})],
-        "tol": [Interval(Real, 0, None, closed="neither")],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "distributed": ["boolean"],
-        "n_landmarks": [Interval(Integral, 1, None, closed="left")],
-        "landmarks": [StrOptions({"rpcholesky", "uniform"})],
-        "random_state": ["random_state"],
-        "n_jobs": [Integral, None],
-        "checkpoint": [str, os.PathLike, None],
-        "cache_size": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
+        "solver": CONSTRAINT,
     }
+
+    _frame: TangentFrame | None = None  # the n² factor, where there is one
 
     def __init__(
         self,
@@ -268,19 +212,10 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
         ridge: float = 0.0,
         init: str = "zero",
         cv: Any = 5,
-        solver: str = "auto",
-        tol: float = 1e-6,
-        max_iter: int = 500,
-        distributed: bool = False,
-        n_landmarks: int = 1000,
-        landmarks: str = "rpcholesky",
-        random_state: int | np.random.RandomState | None = None,
-        n_jobs: int | None = None,
-        checkpoint: str | os.PathLike | None = None,
+        solver: str | Solver = "auto",
         device: str | torch.device = "auto",
         dtype: str = "auto",
         memory_limit: float | str = "auto",
-        cache_size: float | str = "auto",
     ) -> None:
         self.teacher = teacher
         self.kernel = kernel
@@ -291,21 +226,33 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
         self.init = init
         self.cv = cv
         self.solver = solver
-        self.tol = tol
-        self.max_iter = max_iter
-        self.distributed = distributed
-        self.n_landmarks = n_landmarks
-        self.landmarks = landmarks
-        self.random_state = random_state
-        self.n_jobs = n_jobs
-        self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
         self.memory_limit = memory_limit
-        self.cache_size = cache_size
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, also those of a solver, kernel or teacher: ``solver__tol=1e-8``.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by name.
+
+        Returns
+        -------
+        self : LinearizedKDStudent
+            The student.
+
+        Raises
+        ------
+        ValueError
+            If a parameter does not exist, or is an option of a solver that is given by name.
+        """
+        require_no_options_of_a_name(self.solver, params)
+        return super().set_params(**params)
 
     @fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: Any, teacher_logits: Any = None, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, teacher_logits: Any = None) -> Self:
         """Fit the student to the teacher and the labels.
 
         Parameters
@@ -316,156 +263,146 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
             ``.npz`` files (array ``X``), in the order of their names, are read block by block.
         y : array-like of shape (n_samples,)
             Hard labels: integers or strings.
-        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
-            The teacher's logits on ``X``, in the order of the sorted classes; for two classes one
-            log-odds per row, or one column per class. They replace the teacher.
         sample_weight : array-like of shape (n_samples,), default=None
             Row weights, as :class:`~sklearn.kernel_ridge.KernelRidge` treats them; also passed to
             the teacher's ``fit`` where that takes them. Rows of weight 0 are left out.
+        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            The teacher's logits on ``X``, in the order of the sorted classes; for two classes one
+            log-odds per row, or one column per class. They replace the teacher.
 
         Returns
         -------
         self : LinearizedKDStudent
             The fitted student.
         """
-        self.__dict__.pop("_frame", None)  # frees the n² factor of an earlier fit
-        with fit_task(self, X, y, sample_weight, n_stages=4) as progress:
-            rows = self._check_rows(X, y, sample_weight)
-            distinct, distinct_X = self._distinct_rows(rows)
-            solver = self._solver_to_use(distinct_X, distinct.weights, len(rows.classes))
-
-            # 1. The logits z₀ of the network before training.
-            self.kernel_ = kernel_to_use(self.kernel)
-            kernel, n_classes = self._kernel_function(), len(rows.classes)
-            z_0 = initial_logits(
-                self.init, self.kernel_, kernel, distinct_X, n_classes, distinct.weights
-            )
-
-            # 2. The teacher's logits z_t on the training rows.
-            self.teacher_, z_t = self._teach(X, rows, teacher_logits, progress)
-            self._warn_if_saturated(z_t)
-
-            # 3. The logits at which the distillation loss is stationary, z_eff (Eq. 3).
-            z_eff = merged_effective_logits(z_t.values, distinct, self._recipe())
-
-            # 4. The converged student, a = (Θ_n + α W⁻¹)⁻¹ Δz with Δz = z_eff − z₀ (Eq. 4).
-            system = System(kernel, distinct_X, distinct.weights, z_eff - z_0, self.ridge)
-            student = self._solve(solver, system, progress)
-
-            self.classes_ = rows.classes
-            self.teacher_logits_ = like(z_t.values, rows.array)
-            self.effective_logits_ = like(z_eff, rows.array)
-            self.initial_logits_ = like(z_0, rows.array)
-            self.dual_coef_ = like(student.dual_coef, rows.array)
-            self.X_fit_ = like(student.X_fit, rows.array)
-            self.weight_change_norm_ = student.weight_change_norm
-            self.jitter_ = student.jitter
-            self.rcond_ = student.rcond
-            self.solver_ = solver
-            self.n_iter_ = student.n_iter
-            self.fit_report_ = Bunch(
-                **rows_report(rows, distinct),
-                n_clipped_teacher_rows=z_t.n_clipped,
-                init=self.init,
-                ridge=self.ridge,
-                jitter=student.jitter,
-                rcond=student.rcond,
-                solver=solver,
-                **student.report,
-            )
-            self._distinct = distinct.to_host()
-            if student.frame is not None:
-                self._frame = student.frame
+        with fit_task(self, X, y, sample_weight, n_stages=5) as progress:
+            # The logits to reach, z_eff (Eq. 3), from the teacher's z_t and the labels.
+            posed = pose(self, X, y, sample_weight, teacher_logits, progress)
+            # The converged student, (Θ_n + λ W⁻¹) a = Δz with Δz = z_eff − z₀ (Eq. 4).
+            solution = posed.solver.solve(posed.system, self.memory_limit, progress)
+            self._adopt(posed, solution)
         return self
 
-    def _check_rows(self, X: Any, y: Any, sample_weight: Any) -> TrainingRows:
-        if self.solver in SOLVERS and SOLVERS[self.solver].takes_streams and is_streamed(X):
-            return check_streamed_rows(self, X, y, sample_weight)
-        if isinstance(X, str | Path):
-            raise ValueError(
-                f"X={str(X)!r} is a folder of rows, which solver={self.solver!r} cannot read; use "
-                "solver='nystrom', or pass the rows."
-            )
-        return check_rows(self, X, y, sample_weight)
-
-    def _distinct_rows(self, rows: TrainingRows) -> tuple[DistinctRows, Tensor | RowStream]:
-        """Return the rows with exact copies merged, and where their X is."""
-        if rows.stream is not None:
-            return distinct_of_stream(rows)
-        distinct = distinct_rows(rows)
-        return distinct, distinct.X
-
-    def _recipe(self) -> dict[str, Any]:
-        """Return the parameters that only the effective logits depend on."""
-        return {name: getattr(self, name) for name in RECIPE}
-
-    def _options(self) -> Options:
-        """Return the parameters that solvers read."""
-        return Options(**{name: getattr(self, name) for name in Options._fields})
-
-    def _solver_to_use(self, X: Tensor | RowStream, weights: Tensor, n_classes: int) -> str:
-        """Return the solver's name, before anything slow or large if it will not fit."""
-        if self._frame_at_hand is not None:
-            return "cholesky"
-        if self._solution_at_hand is not None:
-            return self.solver
-        size = Size(len(X), X.shape[1], n_logits(n_classes), weights.dtype, weights.device)
-        what = f"LinearizedKDStudent.fit on n={len(X)} distinct rows"
-        return choose_solver(self.solver, size, self._options(), what=what)
-
-    def _solve(self, solver: str, system: System, progress: FitTask) -> Solution:
-        """Return the student's solution; what is at hand is used once."""
-        frame, self._frame_at_hand = self._frame_at_hand, None
-        solution, self._solution_at_hand = self._solution_at_hand, None
-        if frame is not None:
-            frame.kernel = system.kernel
-            with progress.stage("kernel-and-factor"):
-                pass
-            with progress.stage("solve"):
-                solution = solution_of(frame, system.targets)
-        if solution is not None:
-            return solution
-        return SOLVERS[solver].solve(system, self._options(), progress)
-
-    def _build_frame(self, X: Tensor, weights: Tensor, ridge: float) -> TangentFrame:
-        return frames.frame(
-            self._kernel_function(),
-            X,
-            ridge=ridge,
-            weights=weights,
-            memory_limit=self.memory_limit,
-            cache_size=self.cache_size,
+    def _adopt(self, posed: PosedStudent, solution: Solution) -> None:
+        """Become the student that was posed and solved, with all attributes at once."""
+        rows, distinct, _ = posed.rows
+        array = rows.array
+        report = Bunch(
+            **rows_report(rows, distinct),
+            n_clipped_teacher_rows=posed.teacher_logits.n_clipped,
+            **posed.recipe,
+            init=posed.init,
+            ridge=posed.ridge,
+            jitter=solution.jitter,
+            rcond=solution.rcond,
+            solver=posed.solver.name,
+            **solution.report,
+        )
+        self.__dict__.update(
+            classes_=rows.classes,
+            teacher_=posed.teacher,
+            teacher_logits_=like(posed.teacher_logits.values, array),
+            effective_logits_=like(posed.effective_logits, array),
+            initial_logits_=like(posed.initial_logits, array),
+            kernel_=posed.kernel,
+            dual_coef_=like(solution.dual_coef, array),
+            X_fit_=like(solution.X_fit, array),
+            weight_change_norm_=solution.weight_change_norm,
+            jitter_=solution.jitter,
+            rcond_=solution.rcond,
+            solver_=clone(posed.solver),
+            n_iter_=solution.n_iter,
+            fit_report_=report,
+            _distinct=distinct.to_host(),
+            _frame=solution.frame,
         )
 
-    def _kernel_product(self, X: Tensor, fitted: Tensor, columns: Tensor) -> Tensor:
-        kept = frames.cross_blocks(getattr(self, "_frame", None), X, cache_size=self.cache_size)
-        if kept is None:
-            return super()._kernel_product(X, fitted, columns)
-        return product(kept, len(X), columns)
+    def effective_decision_function(self, X: Any, y: Any, teacher_logits: Any = None) -> Any:
+        """Return the effective logits of new rows: what the student would fit them to (Eq. 3).
 
-    @property
-    def frame_(self) -> TangentFrame:
-        """The tangent frame of the training rows; rebuilt where it is missing.
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, training rows or others.
+        y : array-like of shape (n_samples,)
+            Their hard labels, among ``classes_``.
+        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            The teacher's logits on ``X``. None: those of ``teacher_``.
 
-        It is after unpickling, which drops it, and after solvers that do without.
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
+            Effective logits, in the gauge of ``decision_function``.
         """
-        self._require_all_rows("frame_")
-        if not hasattr(self, "_frame"):
-            self._frame = self._build_frame(
-                self._to_working(self.X_fit_),
-                self._to_working(self._distinct.weights),
-                self.fit_report_.ridge,
-            )
+        z_t = self.teacher_decision_function(X, teacher_logits)
+        labels = class_indices_of(y, self.classes_)
+        hard = labels if len(self.classes_) == 2 else one_hot(labels, len(self.classes_))
+        return like(root_of_eq_3(to_tensor(z_t), hard, **self._recipe()), z_t)
+
+    def teacher_decision_function(self, X: Any, teacher_logits: Any = None) -> Any:
+        """Return the teacher's logits on new rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            Logits to check and bring into the gauge of ``decision_function``, for a student that
+            was fitted on logits and has no teacher. None: ask ``teacher_``.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
+            The teacher's logits.
+        """
+        checked = self._check_new_rows(X, "teacher_decision_function")
+        n_rows = checked.shape[0]
+        z_t = logits_on_new_rows(self.teacher_, X, n_rows, self.classes_, teacher_logits)
+        return like(z_t, checked)
+
+    def tangent_frame(self) -> TangentFrame:
+        """Return the tangent frame of the training rows.
+
+        It is there after a fit with a factor ("cholesky"). Otherwise, and after unpickling, it is
+        built anew: an n × n matrix and its factor, which the student then keeps.
+
+        Returns
+        -------
+        TangentFrame
+            With the rows of ``X_fit_``, in their order.
+
+        Raises
+        ------
+        AttributeError
+            If the student was fitted with "nystrom", and has no such frame.
+        MemoryBudgetError
+            If it has to be built and does not fit ``memory_limit``.
+        """
+        self._require_all_rows("tangent_frame")
+        if self._frame is None:
+            rows, weights = map(self._to_working, (self.X_fit_, self._distinct.weights))
+            self._frame = self._build_frame(rows, weights)
         return self._frame
+
+    prefix_path = prefix_path
+
+    def _recipe(self) -> dict[str, Any]:
+        """Return what the effective logits of this fit depended on."""
+        return {name: self.fit_report_[name] for name in RECIPE}
+
+    def _build_frame(self, X: Tensor, weights: Tensor) -> TangentFrame:
+        solver = self.solver_ if isinstance(self.solver_, Cholesky) else Cholesky()
+        kernel, ridge = self._kernel_function(), self.fit_report_.ridge
+        return solver.frame(kernel, X, weights, ridge, self.memory_limit)
 
     def _require_all_rows(self, what: str) -> None:
         """Raise where the kernel expansion is not one of all training rows."""
         check_is_fitted(self)
-        if self.solver_ == "nystrom":
+        if not self.solver_.keeps_all_rows:
             raise AttributeError(
                 f"{what} needs the tangent frame of all training rows, which a student fitted with "
-                "solver='nystrom' does not have; fit one with solver='auto', on fewer rows if "
-                "these do not fit."
+                f"solver={self.solver_.name!r} does not have; fit one with solver='auto', on fewer "
+                "rows if these do not fit."
             )
 
     def _initial_logits(self, X: Tensor) -> Tensor | None:
@@ -486,11 +423,25 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
         z_0 = self._initial_logits(self._to_working(X))
         return change if z_0 is None else z_0 + change
 
+    def _kernel_product(self, X: Tensor, fitted: Tensor, columns: Tensor) -> Tensor:
+        if self._frame is not None and isinstance(self.solver_, Cholesky):
+            kept = frames.cross_blocks(self._frame, X, cache_size=self.solver_.cache_size)
+            if kept is not None:
+                return product(kept, len(X), columns)
+        return super()._kernel_product(X, fitted, columns)
+
     def _next_row_terms(
         self, X: Any, y: Any, teacher_logits: Any = None
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Return ‖Δ_n‖², the errors r and v of new rows, and n: the terms of Eq. 10's next step."""
-        frame = self.frame_
+        check_is_fitted(self)
+        if not isinstance(self.solver_, Cholesky):
+            raise AttributeError(
+                "The data inefficiency needs the tangent frame of all training rows, which "
+                f"students fitted with solver={self.solver_.name!r} do not have; use another score "
+                "or solver='cholesky'."
+            )
+        frame = self.tangent_frame()
         z_eff = to_tensor(self.effective_decision_function(X, y, teacher_logits))
         q = frame.coordinates(self._logit_change())
         rows = self._to_working(self._check_new_rows(X, "score"))
@@ -501,3 +452,8 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
             errors[block] = to_reach[block] - (u @ q).to(z_eff)
             directions[block] = frame.new_directions(v).to(z_eff)
         return q.square().sum().to(z_eff), errors, directions, frame.n_rows
+
+    def __getstate__(self) -> dict:
+        """Return the state without the n² factor, which is built anew when it is needed."""
+        state = super().__getstate__()
+        return state | {"_frame": None} if "_frame" in state else state

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Bunch
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklearn_kd._array import like
@@ -29,6 +28,7 @@ from sklearn_kd._memory import MEMORY_REMEDY, require
 from sklearn_kd._progress import FitTask, fit_task
 from sklearn_kd._sklearn import Interval, StrOptions, fit_context
 from sklearn_kd._warnings import warn
+from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._frame import frame_bytes
@@ -187,20 +187,24 @@ class NTKTeacher(TangentKernelClassifier):
             rows = check_rows(self, X, y, sample_weight)
             distinct = distinct_rows(rows)
             self._require_memory(distinct, len(rows.classes))
-            self.kernel_ = kernel_to_use(self.kernel)
+            kernel = kernel_to_use(self.kernel)
 
             if stopping_times is not None:
-                stages, report = self._train(distinct, stopping_times, progress)
+                trained = self._train(kernel, distinct, stopping_times, progress)
             elif self.loss == "log_loss":
-                stages, report = self._minimize(distinct, progress)
+                trained = self._minimize(kernel, distinct, progress)
             else:
-                stages, report = self._solve(distinct, progress)
+                trained = self._solve(kernel, distinct, progress)
 
-            self.classes_ = rows.classes
-            self.staged_dual_coef_ = like(stages, rows.array)
-            self.dual_coef_ = like(stages[-1], rows.array)
-            self.X_fit_ = like(distinct.X, rows.array)
-            self.fit_report_ = Bunch(**rows_report(rows, distinct), **report)
+            self.__dict__.update(
+                classes_=rows.classes,
+                kernel_=kernel,
+                staged_dual_coef_=like(trained.stages, rows.array),
+                dual_coef_=like(trained.stages[-1], rows.array),
+                X_fit_=like(distinct.X, rows.array),
+                weight_change_norm_=trained.weight_change_norm,
+                fit_report_=Bunch(**rows_report(rows, distinct), **trained.report),
+            )
         return self
 
     def _check_stopping_time(self) -> list[float] | None:
@@ -235,11 +239,11 @@ class NTKTeacher(TangentKernelClassifier):
         )
 
     def _train(
-        self, rows: DistinctRows, stopping_times: list[float], progress: FitTask
-    ) -> tuple[Tensor, dict]:
+        self, kernel: Any, rows: DistinctRows, stopping_times: list[float], progress: FitTask
+    ) -> Trained:
         """Gradient flow of the mean loss from f = 0, with a(t) at every stopping time."""
         with progress.stage("kernel"):
-            kernel_matrix = self._kernel_function().gram(rows.X)
+            kernel_matrix = as_kernel_function(kernel).gram(rows.X)
         with progress.stage("gradient-flow", PERCENT) as flow, full_precision():
             stages, info = gradient_flow(
                 kernel_matrix,
@@ -249,12 +253,13 @@ class NTKTeacher(TangentKernelClassifier):
                 stopping_times=stopping_times,
                 report=flow.report,
             )
-        return stages, {"n_kernel_products": info.n_products, "converged": True}
+        report = {"n_kernel_products": info.n_products, "converged": True}
+        return Trained(stages, weight_change_norm(kernel_matrix, stages[-1]), report)
 
-    def _minimize(self, rows: DistinctRows, progress: FitTask) -> tuple[Tensor, dict]:
+    def _minimize(self, kernel: Any, rows: DistinctRows, progress: FitTask) -> Trained:
         """Minimum of Σ w ℓ + ½ ridge aᵀ Θ a for the log loss."""
         with progress.stage("kernel"):
-            kernel_matrix = self._kernel_function().gram(rows.X)
+            kernel_matrix = as_kernel_function(kernel).gram(rows.X)
         with progress.stage("minimum"), full_precision():
             coefficients, info = ridge_minimum(
                 kernel_matrix, rows.hard_labels, rows.weights, ridge=self.ridge
@@ -266,29 +271,25 @@ class NTKTeacher(TangentKernelClassifier):
                 ConvergenceWarning,
             )
         report = {"n_kernel_products": info.n_products, "converged": info.converged}
-        return coefficients[None], report
+        norm = weight_change_norm(kernel_matrix, coefficients)
+        return Trained(coefficients[None], norm, report)
 
-    def _solve(self, rows: DistinctRows, progress: FitTask) -> tuple[Tensor, dict]:
+    def _solve(self, kernel: Any, rows: DistinctRows, progress: FitTask) -> Trained:
         """Minimum of the squared loss: a = (Θ + ridge W⁻¹)⁻¹ targets."""
         with progress.stage("kernel-and-factor"):
             frame = TangentFrame(
-                self._kernel_function(),
+                as_kernel_function(kernel),
                 rows.X,
                 ridge=self.ridge,
                 weights=rows.weights,
                 memory_limit=self.memory_limit,
             )
         with progress.stage("solve"):
-            coefficients = frame.solve(squared_error_targets(rows.hard_labels))
-        return coefficients[None], {"n_kernel_products": 0, "converged": True}
-
-    @property
-    def weight_change_norm_(self) -> float:
-        """‖Δ_w‖₂ = √(aᵀ Θ a); one pass over the kernel of the training rows."""
-        check_is_fitted(self)
-        logits = self._logits(self.X_fit_)
-        squared = (self._to_working(self.dual_coef_) * logits).sum()
-        return squared.clamp_min(0).sqrt().item()
+            targets = squared_error_targets(rows.hard_labels)
+            coefficients = frame.solve(targets)
+        norm = frame.weight_change_norm(targets, coefficients)
+        report = {"n_kernel_products": 0, "converged": True}
+        return Trained(coefficients[None], norm, report)
 
     def staged_decision_function(self, X: Any) -> Iterator[Any]:
         """Yield the logits at every stopping time of the one training run.
@@ -309,3 +310,18 @@ class NTKTeacher(TangentKernelClassifier):
         logits = self._expansion(X, stages.movedim(0, 1))
         for stage in range(len(stages)):
             yield like(logits[:, stage], X)
+
+
+class Trained(NamedTuple):
+    """What training came to."""
+
+    stages: Tensor  # (S, n) or (S, n, K), the coefficients at every stopping time
+    weight_change_norm: float
+    report: dict[str, Any]
+
+
+@full_precision()
+def weight_change_norm(kernel_matrix: Tensor, coefficients: Tensor) -> float:
+    """Return ‖Δ_w‖₂ = √(aᵀ Θ a), squares summed over the classes."""
+    squared = (coefficients * (kernel_matrix @ coefficients)).sum()
+    return squared.clamp_min(0).sqrt().item()

@@ -188,7 +188,7 @@ def test_sample_weights_in_a_multi_metric_search_without_routing(student, data):
 def test_search_without_a_teacher_to_ask_fails_with_the_remedy(data):
     X, y = data
     logits = np.zeros((len(y), len(np.unique(y))))
-    student = LinearizedKDStudent().fit(X, y, logits)
+    student = LinearizedKDStudent().fit(X, y, teacher_logits=logits)
     with pytest.raises(ValueError, match=r"set_score_request\(teacher_logits=True\)"):
         neg_transfer_risk_scorer(student, X, y)
 
@@ -201,6 +201,8 @@ def test_other_estimators_are_refused(data):
 
 def test_student_that_never_moved_has_no_inefficiency(data):
     X, y = data
-    student = LinearizedKDStudent(soft_ratio=1.0).fit(X, y, np.zeros((len(y), len(np.unique(y)))))
+    student = LinearizedKDStudent(soft_ratio=1.0).fit(
+        X, y, teacher_logits=np.zeros((len(y), len(np.unique(y))))
+    )
     with pytest.raises(ValueError, match="weight change is 0"):
         neg_data_inefficiency_scorer(student, X, y, teacher_logits=student.teacher_logits_)

@@ -16,6 +16,7 @@ from sklearn_kd.exceptions import MemoryBudgetError
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg._landmarks import RowSums
 from sklearn_kd.metrics import neg_data_inefficiency_scorer, neg_transfer_risk_scorer
+from sklearn_kd.solvers import Nystrom
 from sklearn_kd.solvers._checkpoint import Checkpoint
 
 KERNEL = NTK(depth=2)
@@ -27,12 +28,10 @@ Z_T = 3 * np.sin(X).sum(axis=1)
 Y = (Z_T + RNG.logistic(size=80) > 0).astype(int)
 
 
-def search(n_landmarks=20, **options):
+def search(n_landmarks=20, checkpoint=None, **options):
     options = {"kernel": KERNEL, "ridges": [0.01, 0.3], "refit": "log_loss"} | options
     return LinearizedKDStudentCV(
-        solver="nystrom",
-        n_landmarks=n_landmarks,
-        random_state=0,
+        solver=Nystrom(n_landmarks, random_state=0, checkpoint=checkpoint),
         scoring=options.pop("scoring", SCORING),
         **GRID,
         **options,
@@ -88,10 +87,10 @@ def test_the_best_student_is_that_of_a_fit():
     found = search().fit(X, Y, teacher_logits=Z_T)
     best = found.best_estimator_
     expected = LinearizedKDStudent(
-        kernel=KERNEL, solver="nystrom", n_landmarks=20, random_state=0, **found.best_params_
-    ).fit(X, Y, Z_T)
-    assert best.solver_ == "nystrom"
-    assert best.get_params() == expected.get_params()
+        kernel=KERNEL, solver=Nystrom(n_landmarks=20, random_state=0), **found.best_params_
+    ).fit(X, Y, teacher_logits=Z_T)
+    assert best.fit_report_.solver == "nystrom"
+    assert best.get_params() == expected.get_params() | {"solver": best.solver}
     assert best.weight_change_norm_ == pytest.approx(expected.weight_change_norm_)
     np.testing.assert_allclose(best.dual_coef_, expected.dual_coef_, rtol=1e-8)
     np.testing.assert_allclose(best.fit_report_.fit_gap, expected.fit_report_.fit_gap)
@@ -148,7 +147,7 @@ def test_a_teacher_and_its_score():
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(sklearn_kd.solvers._pass, "block_rows", lambda n_landmarks: 16)
     at_every_block = functools.partial(Checkpoint, seconds=0)
-    monkeypatch.setattr(sklearn_kd.solvers._choice, "Checkpoint", at_every_block)
+    monkeypatch.setattr(sklearn_kd.solvers._nystrom, "Checkpoint", at_every_block)
     options = {"kernel": [KERNEL, NTK(depth=1)]}
     expected = search(**options).fit(X, Y, teacher_logits=Z_T)
     fit = search(**options, checkpoint=str(tmp_path / "pass"))

@@ -14,6 +14,7 @@ from sklearn.model_selection import HalvingGridSearchCV
 from sklearn.preprocessing import scale
 
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
+from sklearn_kd.solvers import Cholesky
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,10 @@ def test_halving_search_is_the_same_with_and_without_kept_frames(data):
     grid = {"soft_ratio": [0.1, 0.5, 0.9, 1.0], "temperature": [1.0, 4.0]}
     on, off = (
         HalvingGridSearchCV(
-            LinearizedKDStudent(teacher, cache_size=size), grid, cv=3, random_state=0
+            LinearizedKDStudent(teacher, solver=Cholesky(cache_size=size)),
+            grid,
+            cv=3,
+            random_state=0,
         ).fit(X, y)
         for size in ("auto", 0)
     )

@@ -351,7 +351,7 @@ def test_the_refit_takes_over_what_the_search_has(cv, kernels, monkeypatch):
     assert len(n_grams) == (1 if kernels is None else 2 + (not best_is_last))
     student = clone(search.best_estimator_).fit(X, y)
     np.testing.assert_array_equal(search.best_estimator_.dual_coef_, student.dual_coef_)
-    assert search.best_estimator_.frame_.kernel == student.frame_.kernel
+    assert search.best_estimator_.tangent_frame().kernel == student.tangent_frame().kernel
     assert search.best_estimator_._frame_at_hand is None
 
 
@@ -368,11 +368,11 @@ def test_leave_one_out_by_a_score_that_needs_every_class():
         return -log_loss(y, student.predict_proba(X))
 
     single = {"soft_ratios": [0.7], "temperatures": [2.0], "refit": False}
-    search = LinearizedKDStudentCV(**single, scoring=record).fit(X, y, z_t)
+    search = LinearizedKDStudentCV(**single, scoring=record).fit(X, y, teacher_logits=z_t)
     assert search.n_splits_ == 4
     given = search.cv_results_["mean_test_score"]
     np.testing.assert_allclose(given, np.log(recorded[0]).mean(), rtol=1e-12)
-    by_name = LinearizedKDStudentCV(**single, scoring="neg_log_loss").fit(X, y, z_t)
+    by_name = LinearizedKDStudentCV(**single, scoring="neg_log_loss").fit(X, y, teacher_logits=z_t)
     np.testing.assert_allclose(by_name.cv_results_["mean_test_score"], given, rtol=1e-14)
 
 

@@ -17,6 +17,7 @@ from sklearn_kd.exceptions import IllConditionedWarning
 from sklearn_kd.kernels import NTK
 from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.solvers import Cholesky
 from sklearn_kd.solvers._frame_cache import AUTO_SHARE, frames, size_of
 
 GRID = {"soft_ratio": [0.3, 0.9], "temperature": [1.0, 2.0, 4.0]}
@@ -57,7 +58,7 @@ def test_a_search_builds_two_frames_a_fold(data, n_built):
     assert len(n_built) == 2 * 3 + 1
     assert frames.n_frames == 3
     n_built.clear()
-    off = LinearizedKDStudent(teacher, cache_size=0)
+    off = LinearizedKDStudent(teacher, solver=Cholesky(cache_size=0))
     GridSearchCV(off, GRID, cv=3).fit(X, y)
     assert len(n_built) == 6 * 3 + 1
     assert frames.n_frames == 3
@@ -74,7 +75,9 @@ def test_results_are_the_same_bit_for_bit(data, search, grid, backend, n_jobs):
     settings = {"scoring": "neg_log_loss", "cv": 3, "n_jobs": n_jobs}
     if search is RandomizedSearchCV:
         settings |= {"n_iter": 5, "random_state": 0}
-    off = search(LinearizedKDStudent(teacher, cache_size=0), grid, **settings).fit(X, y)
+    off = search(LinearizedKDStudent(teacher, solver=Cholesky(cache_size=0)), grid, **settings).fit(
+        X, y
+    )
     with joblib.parallel_config(backend=backend):
         on = search(LinearizedKDStudent(teacher), grid, **settings).fit(X, y)
     for key, values in off.cv_results_.items():
@@ -110,7 +113,7 @@ def test_other_rows_kernels_ridges_and_dtypes_have_other_frames(data, n_built):
     for params, rows, weights in variants:
         labels = y[::-1] if rows is not X and rows is not changed else y
         kept = LinearizedKDStudent(teacher, **params).fit(rows, labels, sample_weight=weights)
-        new = LinearizedKDStudent(teacher, cache_size=0, **params)
+        new = LinearizedKDStudent(teacher, solver=Cholesky(cache_size=0), **params)
         new.fit(rows, labels, sample_weight=weights)
         np.testing.assert_array_equal(kept.dual_coef_, new.dual_coef_)
     assert len(n_built) == len(variants)
@@ -122,15 +125,15 @@ def test_a_checksum_is_not_trusted(data, monkeypatch):
     for _ in range(2):
         LinearizedKDStudent(teacher).fit(X, y)
     other = LinearizedKDStudent(teacher).fit(X + 1, y)
-    expected = LinearizedKDStudent(teacher, cache_size=0).fit(X + 1, y)
+    expected = LinearizedKDStudent(teacher, solver=Cholesky(cache_size=0)).fit(X + 1, y)
     np.testing.assert_array_equal(other.dual_coef_, expected.dual_coef_)
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first(data, n_built):
     X, y, teacher = data
-    frame = LinearizedKDStudent(teacher).fit(X[:100], y[:100]).frame_
+    frame = LinearizedKDStudent(teacher).fit(X[:100], y[:100]).tangent_frame()
     size = 2.5 * size_of(frame)
-    student = LinearizedKDStudent(teacher, cache_size=size)
+    student = LinearizedKDStudent(teacher, solver=Cholesky(cache_size=size))
     for start in (0, 5, 10):
         for _ in range(2):
             student.fit(X[start : start + 100], y[start : start + 100])
@@ -141,7 +144,7 @@ def test_memory_is_bounded_and_the_oldest_goes_first(data, n_built):
     assert not n_built
     student.fit(X[:100], y[:100])
     assert len(n_built) == 1
-    tiny = LinearizedKDStudent(teacher, cache_size=1.0)
+    tiny = LinearizedKDStudent(teacher, solver=Cholesky(cache_size=1.0))
     frames.clear()
     for _ in range(3):
         tiny.fit(X, y)
@@ -150,7 +153,7 @@ def test_memory_is_bounded_and_the_oldest_goes_first(data, n_built):
 
 def test_auto_is_a_share_of_what_is_free(data, monkeypatch):
     X, y, teacher = data
-    frame = LinearizedKDStudent(teacher).fit(X, y).frame_
+    frame = LinearizedKDStudent(teacher).fit(X, y).tangent_frame()
     free = int(size_of(frame) / AUTO_SHARE * 1.5)
     monkeypatch.setattr("sklearn_kd.solvers._frame_cache.available_bytes", lambda device: free)
     for rows in (X, X + 1):
@@ -171,7 +174,7 @@ def test_a_kept_frame_warns_again():
 def test_clearing_frees_the_frames(data):
     X, y, teacher = data
     for _ in range(2):
-        frame = weakref.ref(LinearizedKDStudent(teacher).fit(X, y).frame_)
+        frame = weakref.ref(LinearizedKDStudent(teacher).fit(X, y).tangent_frame())
     gc.collect()
     assert frame() is not None
     frames.clear()
@@ -198,7 +201,7 @@ def test_a_search_computes_the_kernel_of_test_rows_three_times_a_fold(data, n_bl
     # Of six candidates the first has no kept frame, the second asks for the first time, the third
     # has its entries kept.
     assert len(n_blocks) == 3 * 3
-    off = LinearizedKDStudent(teacher, cache_size=0)
+    off = LinearizedKDStudent(teacher, solver=Cholesky(cache_size=0))
     expected = GridSearchCV(off, GRID, cv=3, refit=False).fit(X, y)
     np.testing.assert_array_equal(
         search.cv_results_["mean_test_score"], expected.cv_results_["mean_test_score"]
@@ -222,7 +225,7 @@ def test_changed_rows_are_not_mistaken_for_kept_ones(data, n_blocks, monkeypatch
     np.testing.assert_array_equal(student.decision_function(rows), before)
     assert not n_blocks
     rows += 1
-    expected = LinearizedKDStudent(data[2], cache_size=0).fit(data[0], data[1])
+    expected = LinearizedKDStudent(data[2], solver=Cholesky(cache_size=0)).fit(data[0], data[1])
     np.testing.assert_array_equal(student.decision_function(rows), expected.decision_function(rows))
 
 

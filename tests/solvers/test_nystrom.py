@@ -7,6 +7,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
@@ -16,6 +17,7 @@ from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.exceptions import MemoryBudgetError
 from sklearn_kd.linalg._landmarks import RowSums
 from sklearn_kd.metrics import neg_data_inefficiency_scorer
+from sklearn_kd.solvers import Nystrom
 from sklearn_kd.solvers._checkpoint import Checkpoint
 
 RNG = np.random.default_rng(0)
@@ -57,8 +59,9 @@ def source(request, tmp_path):
     return make
 
 
-def student(n_landmarks=40, **options):
-    return LinearizedKDStudent(solver="nystrom", n_landmarks=n_landmarks, random_state=0, **options)
+def student(n_landmarks=40, random_state=0, n_jobs=None, checkpoint=None, **options):
+    solver = Nystrom(n_landmarks, random_state=random_state, n_jobs=n_jobs, checkpoint=checkpoint)
+    return LinearizedKDStudent(solver=solver, **options)
 
 
 def three_classes():
@@ -69,8 +72,8 @@ def three_classes():
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_all_rows_as_landmarks_is_the_exact_student(n_classes):
     y, z_t = (Y, Z_T) if n_classes == 2 else three_classes()
-    exact = LinearizedKDStudent().fit(X, y, z_t)
-    fitted = student(n_landmarks=300).fit(X, y, z_t)
+    exact = LinearizedKDStudent().fit(X, y, teacher_logits=z_t)
+    fitted = student(n_landmarks=300).fit(X, y, teacher_logits=z_t)
     assert (exact.solver_, fitted.solver_) == ("cholesky", "nystrom")
     assert exact.n_iter_ == fitted.n_iter_ == 1
     expected = exact.decision_function(X_NEW)
@@ -81,8 +84,8 @@ def test_all_rows_as_landmarks_is_the_exact_student(n_classes):
 
 
 def test_streams_give_the_student_of_the_array(source):
-    expected = student().fit(X, Y, Z_T)
-    fitted = student().fit(source(X), Y, Z_T)
+    expected = student().fit(X, Y, teacher_logits=Z_T)
+    fitted = student().fit(source(X), Y, teacher_logits=Z_T)
     assert fitted.n_features_in_ == 4
     assert isinstance(fitted.X_fit_, np.ndarray)
     np.testing.assert_array_equal(fitted.X_fit_, expected.X_fit_)
@@ -99,9 +102,13 @@ def test_copies_in_streams_are_merged_as_they_are_in_arrays(source, weighted):
     rows = X[copies][order]
     y, z_t = RNG.permutation(np.tile(Y, 2)), RNG.permutation(np.tile(Z_T, 2))
     weights = RNG.integers(0, 3, 600).astype(float) if weighted else None
-    expected = student(n_landmarks=300, ridge=0.1).fit(rows, y, z_t, weights)
-    exact = LinearizedKDStudent(ridge=0.1).fit(rows, y, z_t, weights)
-    fitted = student(n_landmarks=300, ridge=0.1).fit(source(rows), y, z_t, weights)
+    expected = student(n_landmarks=300, ridge=0.1).fit(
+        rows, y, teacher_logits=z_t, sample_weight=weights
+    )
+    exact = LinearizedKDStudent(ridge=0.1).fit(rows, y, teacher_logits=z_t, sample_weight=weights)
+    fitted = student(n_landmarks=300, ridge=0.1).fit(
+        source(rows), y, teacher_logits=z_t, sample_weight=weights
+    )
     n_distinct = exact.fit_report_.n_distinct_rows
     assert fitted.fit_report_.n_distinct_rows == n_distinct <= 250
     np.testing.assert_array_equal(fitted.effective_logits_, exact.effective_logits_)
@@ -132,16 +139,16 @@ def test_an_unfitted_teacher_needs_rows_in_memory(tmp_path):
 def test_rows_and_labels_that_do_not_match(source):
     rows = source(X)
     with pytest.raises(ValueError, match="X has 300 rows, but y has 299 labels"):
-        student().fit(rows, Y[1:], Z_T)
+        student().fit(rows, Y[1:], teacher_logits=Z_T)
     with pytest.raises(ValueError, match=r"teacher_logits has shape \(299,\)"):
-        student().fit(rows, Y, Z_T[1:])
+        student().fit(rows, Y, teacher_logits=Z_T[1:])
     with pytest.raises(ValueError, match="sample_weight"):
-        student().fit(rows, Y, Z_T, np.ones(299))
+        student().fit(rows, Y, teacher_logits=Z_T, sample_weight=np.ones(299))
     with pytest.raises(ValueError, match="only one class"):
-        student().fit(rows, np.zeros(300), Z_T)
+        student().fit(rows, np.zeros(300), teacher_logits=Z_T)
     with pytest.raises(ValueError, match="y is None"):
-        student().fit(rows, None, Z_T)
-    fitted = student().fit(rows, Y, Z_T)
+        student().fit(rows, None, teacher_logits=Z_T)
+    fitted = student().fit(rows, Y, teacher_logits=Z_T)
     with pytest.raises(ValueError, match="3 features, but LinearizedKDStudent is expecting 4"):
         fitted.predict(source(X_NEW[:, :3], "new"))
 
@@ -150,23 +157,23 @@ def test_rows_that_are_not_finite_are_named(source):
     values = X.copy()
     values[[70, 210], 1] = np.nan, np.inf
     with pytest.raises(ValueError, match=r"rows \[(70|70, 210)\]; remove or impute"):
-        student().fit(source(values), Y, Z_T)
+        student().fit(source(values), Y, teacher_logits=Z_T)
     with pytest.raises(ValueError, match=r"rows \[(70|70, 210)\]"):
-        student().fit(X, Y, Z_T).predict(source(values, "new"))
+        student().fit(X, Y, teacher_logits=Z_T).predict(source(values, "new"))
 
 
 def test_a_folder_needs_a_solver_that_reads_it(tmp_path):
     folder(tmp_path, X)
     with pytest.raises(ValueError, match=r"is a folder.*'auto' cannot read; use solver='nyst"):
-        LinearizedKDStudent().fit(tmp_path, Y, Z_T)
+        LinearizedKDStudent().fit(tmp_path, Y, teacher_logits=Z_T)
 
 
-@pytest.mark.parametrize("what", ["frame_", "prefix_path"])
+@pytest.mark.parametrize("what", ["tangent_frame", "prefix_path"])
 def test_what_needs_all_rows_says_so(what):
-    fitted = student().fit(X, Y, Z_T)
+    fitted = student().fit(X, Y, teacher_logits=Z_T)
     with pytest.raises(AttributeError, match=f"{what} needs .* solver='nystrom' does not have"):
         getattr(fitted, what)()
-    with pytest.raises(AttributeError, match="frame_ needs"):
+    with pytest.raises(AttributeError, match="data inefficiency needs the tangent frame"):
         neg_data_inefficiency_scorer(fitted, X_NEW, Y[:50])
 
 
@@ -180,16 +187,16 @@ def test_the_plan_is_checked_before_the_teacher_is_asked():
 
 
 def test_single_precision():
-    fitted = student(dtype="float32").fit(X, Y, Z_T)
+    fitted = student(dtype="float32").fit(X, Y, teacher_logits=Z_T)
     assert fitted.dual_coef_.dtype == np.float32
-    expected = student().fit(X, Y, Z_T).decision_function(X_NEW)
+    expected = student().fit(X, Y, teacher_logits=Z_T).decision_function(X_NEW)
     np.testing.assert_allclose(fitted.decision_function(X_NEW), expected, atol=0.05)
 
 
 def test_the_same_random_state_gives_the_same_student():
-    first, second = (student().fit(X, Y, Z_T) for _ in range(2))
+    first, second = (student().fit(X, Y, teacher_logits=Z_T) for _ in range(2))
     np.testing.assert_array_equal(first.dual_coef_, second.dual_coef_)
-    other = LinearizedKDStudent(solver="nystrom", n_landmarks=40, random_state=1).fit(X, Y, Z_T)
+    other = student(random_state=1).fit(X, Y, teacher_logits=Z_T)
     assert not np.array_equal(first.X_fit_, other.X_fit_)
 
 
@@ -201,8 +208,8 @@ def test_init_network_moves_from_the_outputs(source):
         torch.nn.Linear(4, 30), torch.nn.ReLU(), torch.nn.Linear(30, 1)
     ).double()
     options = {"kernel": EmpiricalNTK(module), "init": "network", "ridge": 0.1}
-    expected = student(**options).fit(X, Y, Z_T)
-    fitted = student(**options).fit(source(X), Y, Z_T)
+    expected = student(**options).fit(X, Y, teacher_logits=Z_T)
+    fitted = student(**options).fit(source(X), Y, teacher_logits=Z_T)
     np.testing.assert_allclose(fitted.initial_logits_, expected.initial_logits_)
     found = fitted.decision_function(source(X_NEW, "new"))
     np.testing.assert_allclose(found, expected.decision_function(X_NEW), rtol=1e-6)
@@ -211,9 +218,9 @@ def test_init_network_moves_from_the_outputs(source):
 def test_an_interrupted_fit_goes_on_where_it_was(tmp_path, monkeypatch, source):
     monkeypatch.setattr(sklearn_kd.solvers._pass, "block_rows", lambda n_landmarks: 32)
     at_every_block = functools.partial(Checkpoint, seconds=0)
-    monkeypatch.setattr(sklearn_kd.solvers._choice, "Checkpoint", at_every_block)
+    monkeypatch.setattr(sklearn_kd.solvers._nystrom, "Checkpoint", at_every_block)
     rows = source(X)
-    expected = student(ridge=0.1).fit(rows, Y, Z_T)
+    expected = student(ridge=0.1).fit(rows, Y, teacher_logits=Z_T)
     fit = student(ridge=0.1, checkpoint=tmp_path / "pass.npz")
     add = RowSums.add
     seen = []
@@ -226,11 +233,11 @@ def test_an_interrupted_fit_goes_on_where_it_was(tmp_path, monkeypatch, source):
 
     monkeypatch.setattr(RowSums, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fit.fit(rows, Y, Z_T)
+        fit.fit(rows, Y, teacher_logits=Z_T)
     assert not hasattr(fit, "dual_coef_")
     with pytest.raises(ValueError, match=r"checkpoint=.*another number of rows or n_landmarks"):
-        LinearizedKDStudent(**{**fit.get_params(), "n_landmarks": 41}).fit(rows, Y, Z_T)
-    fit.fit(rows, Y, Z_T)
+        clone(fit).set_params(solver__n_landmarks=41).fit(rows, Y, teacher_logits=Z_T)
+    fit.fit(rows, Y, teacher_logits=Z_T)
     assert fit.fit_report_.resumed_at_row == sum(seen[:5]) > 0
     np.testing.assert_allclose(fit.dual_coef_, expected.dual_coef_, rtol=1e-12, atol=1e-12)
     assert not list(tmp_path.glob("pass*"))
@@ -242,9 +249,9 @@ def test_workers_sum_over_spans_of_rows(monkeypatch, backend, tmp_path):
     monkeypatch.setattr(sklearn_kd.solvers._pass, "ROWS_PER_TASK", 1)
     folder(tmp_path, X)
     weights = np.linspace(0, 2, 300)
-    expected = student(ridge=0.1).fit(X, Y, Z_T, weights)
+    expected = student(ridge=0.1).fit(X, Y, teacher_logits=Z_T, sample_weight=weights)
     for rows in (X, tmp_path):
         with joblib.parallel_config(backend=backend, n_jobs=2):
-            fitted = student(ridge=0.1).fit(rows, Y, Z_T, weights)
+            fitted = student(ridge=0.1).fit(rows, Y, teacher_logits=Z_T, sample_weight=weights)
         np.testing.assert_allclose(fitted.dual_coef_, expected.dual_coef_, rtol=0, atol=1e-10)
         assert fitted.fit_report_.planned_bytes > expected.fit_report_.planned_bytes

@@ -1,6 +1,5 @@
 """solver="pcg" and "refinement": equal to the factored student, planned, reported, honest."""
 
-import dataclasses
 import pickle
 import re
 import time
@@ -16,9 +15,10 @@ from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.exceptions import MemoryBudgetError, NotPSDError, SinglePrecisionWarning
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg._sharded import largest_share
-from sklearn_kd.solvers import _choice
-from sklearn_kd.solvers._choice import SOLVERS, Options, Size, choose_solver
+from sklearn_kd.solvers import PCG, Cholesky, Refinement, _pcg
+from sklearn_kd.solvers._choice import choose_solver
 from sklearn_kd.solvers._pcg import PCGPlan, pcg_bytes, plan_pcg
+from sklearn_kd.solvers._system import Size
 
 RNG = np.random.default_rng(0)
 X, X_NEW = RNG.normal(size=(300, 4)), RNG.normal(size=(50, 4))
@@ -28,8 +28,10 @@ Z_3 = np.stack([Z_T, -Z_T, RNG.normal(size=300)], axis=1)
 Y_3 = Z_3.argmax(axis=1)
 
 
-def student(**options):
-    return LinearizedKDStudent(**{"solver": "pcg", "random_state": 0, "tol": 1e-10, **options})
+def student(tol=1e-10, max_iter=500, **options):
+    return LinearizedKDStudent(
+        **{"solver": PCG(tol=tol, max_iter=max_iter, random_state=0)} | options
+    )
 
 
 def keeping(share, n_features=4, rank=187):
@@ -45,14 +47,14 @@ def test_equals_the_factored_student(ridge, y, z_t, share, monkeypatch):
     if share is not None:
         kept = int(share * 300**2 / 2 * 4)
         plan = PCGPlan(torch.float32, kept, rank=187, planned_bytes=kept)
-        monkeypatch.setattr(_choice, "plan_pcg", lambda *_: plan)
+        monkeypatch.setattr(_pcg, "plan_pcg", lambda *_: plan)
     rows = np.concatenate([X, X[:20]])  # copies are merged, and then count twice in the ridge
     y, z_t = np.concatenate([y, y[:20]]), np.concatenate([z_t, z_t[:20] + 1])
     weight = np.linspace(0, 3, 320)
     exact = LinearizedKDStudent(solver="cholesky", ridge=ridge)
     exact.fit(rows, y, teacher_logits=z_t, sample_weight=weight)
     iterated = student(ridge=ridge).fit(rows, y, teacher_logits=z_t, sample_weight=weight)
-    assert iterated.solver_ == "pcg"
+    assert iterated.solver_.get_params() == iterated.solver.get_params()
     np.testing.assert_allclose(
         iterated.decision_function(X_NEW), exact.decision_function(X_NEW), rtol=0, atol=1e-7
     )
@@ -143,15 +145,14 @@ class TestPlan:
         size = Size(10**6, 10, 1, torch.float64, torch.device("cpu"))
         start = time.perf_counter()
         with pytest.raises(MemoryBudgetError, match=r"needs 7\.\d+ TiB .*solver='pcg'"):
-            choose_solver("cholesky", size, Options(), what="LinearizedKDStudent.fit")
+            choose_solver("cholesky", size, "auto", what="LinearizedKDStudent.fit")
         assert time.perf_counter() - start < 0.01
 
     def test_auto_starts_on_nothing_that_would_take_for_ever(self):
         size = Size(10**5, 10, 1, torch.float64, torch.device("cpu"))
-        options = Options(memory_limit=4e9)
-        assert choose_solver("pcg", size, options, what="fit") == "pcg"
+        assert choose_solver("pcg", size, 4e9, what="fit").name == "pcg"
         with pytest.raises(MemoryBudgetError, match=r"'cholesky' needs 74.* solver='pcg'"):
-            choose_solver("auto", size, options, what="fit")
+            choose_solver("auto", size, 4e9, what="fit")
 
 
 class TestConvergence:
@@ -186,7 +187,7 @@ def test_reproducible_and_survives_pickling():
 def test_frame_is_built_when_asked_for():
     iterated = student().fit(X, Y, teacher_logits=Z_T)
     exact = LinearizedKDStudent(solver="cholesky").fit(X, Y, teacher_logits=Z_T)
-    assert iterated.frame_.rcond == exact.rcond_
+    assert iterated.tangent_frame().rcond == exact.rcond_
 
 
 class TestRefinement:
@@ -196,7 +197,7 @@ class TestRefinement:
         weight = np.linspace(0.5, 3, 300)
         options = {"sample_weight": weight, "teacher_logits": z_t}
         exact = LinearizedKDStudent(solver="cholesky", ridge=ridge).fit(X, y, **options)
-        refined = student(solver="refinement", ridge=ridge).fit(X, y, **options)
+        refined = student(solver=Refinement(tol=1e-10), ridge=ridge).fit(X, y, **options)
         np.testing.assert_allclose(
             refined.decision_function(X_NEW), exact.decision_function(X_NEW), rtol=0, atol=1e-8
         )
@@ -207,27 +208,25 @@ class TestRefinement:
         assert refined.fit_report_.residual <= 1e-10
 
     def test_auto_says_so(self, monkeypatch):
-        plan = {"cholesky": 30 * 2**20, "refinement": 20 * 2**20}
-        for name, planned in plan.items():
-            solver = dataclasses.replace(SOLVERS[name], planned_bytes=lambda *_, b=planned: b)
-            monkeypatch.setitem(SOLVERS, name, solver)
+        for solver, planned in {Cholesky: 30 * 2**20, Refinement: 20 * 2**20}.items():
+            monkeypatch.setattr(solver, "planned_bytes", lambda *_, b=planned: b)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert (
-                student(solver="auto", memory_limit=30 * 2**20).fit(X, Y, Z_T).solver_ == "cholesky"
-            )
-        with pytest.warns(SinglePrecisionWarning, match=r"30 MiB .* float32, .* tol=1e-10"):
-            refined = student(solver="auto", memory_limit=25 * 2**20).fit(X, Y, Z_T)
-        assert refined.solver_ == refined.fit_report_.solver == "refinement"
+            fits = student(solver="auto", memory_limit=30 * 2**20).fit(X, Y, teacher_logits=Z_T)
+            assert isinstance(fits.solver_, Cholesky)
+        with pytest.warns(SinglePrecisionWarning, match=r"30 MiB .* float32, .* tol=1e-06"):
+            refined = student(solver="auto", memory_limit=25 * 2**20).fit(X, Y, teacher_logits=Z_T)
+        assert isinstance(refined.solver_, Refinement)
+        assert refined.fit_report_.solver == "refinement"
 
     def test_bytes_are_half_of_those_of_cholesky(self):
         size = Size(10**5, 20, 1, torch.float64, torch.device("cpu"))
-        planned = {name: SOLVERS[name].planned_bytes(size, Options()) for name in SOLVERS}
-        assert 0.5 < planned["refinement"] / planned["cholesky"] < 0.51
+        planned = [solver.planned_bytes(size, "auto") for solver in (Refinement(), Cholesky())]
+        assert 0.5 < planned[0] / planned[1] < 0.51
 
     def test_no_convergence_is_said(self):
         kernel = NTK(depth=2, activation="erf")
-        refined = student(solver="refinement", kernel=kernel, max_iter=5)
+        refined = student(solver=Refinement(tol=1e-10, max_iter=5), kernel=kernel)
         with pytest.warns(ConvergenceWarning, match="not tol=1e-10"):
             refined.fit(X[:, :3], Y, teacher_logits=Z_T)
         assert refined.fit_report_.factor_jitter > 0

@@ -252,7 +252,12 @@ def test_prefix_path_starts_from_the_network_too(problem):
     rng = np.random.RandomState(5)
     orders = [rng.permutation(N) for _ in range(2)]
     for c, params in enumerate(path.params):
-        z_eff = clone(student).set_params(**params).fit(X, y, None, WEIGHTS).effective_logits_
+        z_eff = (
+            clone(student)
+            .set_params(**params)
+            .fit(X, y, teacher_logits=None, sample_weight=WEIGHTS)
+            .effective_logits_
+        )
         for p, order in enumerate(orders):
             refits = [
                 Refit(net, X[order[:m]], z_eff[order[:m]], 0.3, WEIGHTS[order[:m]]) for m in sizes
@@ -278,7 +283,7 @@ def test_displays(problem):
     display = HardLabelEffectDisplay.from_estimator(student, X_new, y_new, random_state=0)
     labels = y if z_t.ndim == 1 else np.eye(3)[y]
     effect = hard_label_effect(
-        student.frame_, z_t, labels, temperature=2.0, initial_logits=z_0, random_state=0
+        student.tangent_frame(), z_t, labels, temperature=2.0, initial_logits=z_0, random_state=0
     )
     assert display.effect == pytest.approx(float(effect.value), rel=1e-9)
     norm = 1.5 * student.weight_change_norm_
@@ -288,9 +293,9 @@ def test_displays(problem):
     if z_t.ndim > 1:
         return
     display = AngleDistributionDisplay.from_estimator(student, sizes=[5, 20])
-    path = weight_change_angles(student.frame_, z_t, z_0, sizes=[5, 20])
+    path = weight_change_angles(student.tangent_frame(), z_t, z_0, sizes=[5, 20])
     np.testing.assert_allclose(display.weight_change_angles, path.centred)
-    squared_norms = student.frame_.kernel.diag(torch.tensor(X)).numpy()
+    squared_norms = student.tangent_frame().kernel.diag(torch.tensor(X)).numpy()
     np.testing.assert_allclose(
         display.feature_angles, feature_angles(z_t, squared_norms, path.centred_oracle_norm)
     )

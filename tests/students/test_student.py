@@ -99,9 +99,9 @@ def test_repeating_rows_equals_weighting_them_with_conflicting_labels(data, ridg
     X, y, z_t = data
     counts = np.random.default_rng(1).integers(0, 4, size=len(X))
     settings = {"ridge": ridge, "soft_ratio": 0.6, "temperature": 2.0}
-    weighted = LinearizedKDStudent(**settings).fit(X, y, z_t, sample_weight=counts)
+    weighted = LinearizedKDStudent(**settings).fit(X, y, teacher_logits=z_t, sample_weight=counts)
     repeated = LinearizedKDStudent(**settings).fit(
-        X.repeat(counts, axis=0), y.repeat(counts), z_t.repeat(counts, axis=0)
+        X.repeat(counts, axis=0), y.repeat(counts), teacher_logits=z_t.repeat(counts, axis=0)
     )
     assert repeated.fit_report_.n_merged_rows == counts.sum() - (counts > 0).sum()
     assert weighted.fit_report_.n_zero_weight_rows == (counts == 0).sum()
@@ -113,7 +113,7 @@ def test_repeating_rows_equals_weighting_them_with_conflicting_labels(data, ridg
     n_classes = len(np.unique(y))
     other_y, other_z = (y + 1) % n_classes, z_t[::-1] / 2
     both = LinearizedKDStudent(**settings).fit(
-        np.vstack([X, X]), np.hstack([y, other_y]), np.concatenate([z_t, other_z])
+        np.vstack([X, X]), np.hstack([y, other_y]), teacher_logits=np.concatenate([z_t, other_z])
     )
     hard = (oracles.one_hot(y, n_classes) + oracles.one_hot(other_y, n_classes)) / 2
     soft = (oracles.soft_labels(z_t, 2.0) + oracles.soft_labels(other_z, 2.0)) / 2
@@ -125,8 +125,10 @@ def test_repeating_rows_equals_weighting_them_with_conflicting_labels(data, ridg
 
 def test_every_row_repeated_gives_the_same_student(data):
     X, y, z_t = data
-    once = LinearizedKDStudent().fit(X, y, z_t)
-    twice = LinearizedKDStudent().fit(np.vstack([X, X]), np.r_[y, y], np.concatenate([z_t, z_t]))
+    once = LinearizedKDStudent().fit(X, y, teacher_logits=z_t)
+    twice = LinearizedKDStudent().fit(
+        np.vstack([X, X]), np.r_[y, y], teacher_logits=np.concatenate([z_t, z_t])
+    )
     np.testing.assert_allclose(twice.dual_coef_, once.dual_coef_, **CLOSE)
     assert twice.jitter_ == once.jitter_ == 0
 
@@ -134,7 +136,7 @@ def test_every_row_repeated_gives_the_same_student(data):
 def test_ridge_and_weights_are_those_of_kernel_ridge(data):
     X, y, z_t = data
     weights = np.random.default_rng(2).uniform(0.2, 3, size=len(X))
-    student = LinearizedKDStudent(ridge=0.7).fit(X, y, z_t, sample_weight=weights)
+    student = LinearizedKDStudent(ridge=0.7).fit(X, y, teacher_logits=z_t, sample_weight=weights)
     ridge = KernelRidge(kernel="precomputed", alpha=0.7).fit(
         NTK()(X), student.effective_logits_, sample_weight=weights
     )
@@ -146,7 +148,7 @@ def test_ridge_and_weights_are_those_of_kernel_ridge(data):
 )
 def test_other_kernels(data, kernel):
     X, y, z_t = data
-    student = LinearizedKDStudent(kernel=kernel).fit(X, y, z_t)
+    student = LinearizedKDStudent(kernel=kernel).fit(X, y, teacher_logits=z_t)
     gram = kernel(X, X)
     np.testing.assert_allclose(gram @ student.dual_coef_, student.effective_logits_, rtol=1e-6)
 
@@ -222,7 +224,7 @@ def test_data_frames_reach_the_teacher_as_they_are(cancer):
 def test_two_columns_of_logits_for_two_classes():
     X, y, z_t = problem(2)
     columns = np.stack([-0.25 * z_t + 1, 0.75 * z_t + 1], axis=1)
-    actual = LinearizedKDStudent().fit(X, y, columns)
+    actual = LinearizedKDStudent().fit(X, y, teacher_logits=columns)
     np.testing.assert_allclose(actual.teacher_logits_, z_t, rtol=1e-12, atol=1e-12)
 
 
@@ -232,12 +234,12 @@ def test_two_columns_of_logits_for_two_classes():
 def test_pickle_drops_the_factor_and_predicts_the_same(cancer):
     X, y = cancer
     student = LinearizedKDStudent(LogisticRegression()).fit(X, y)
-    frame = student.frame_
+    frame = student.tangent_frame()
     dump = pickle.dumps(student)
     assert len(dump) < 0.3 * len(X) ** 2 * 8
     loaded = pickle.loads(dump)
     np.testing.assert_array_equal(loaded.decision_function(X), student.decision_function(X))
-    np.testing.assert_array_equal(loaded.frame_.lower, frame.lower)
+    np.testing.assert_array_equal(loaded.tangent_frame().lower, frame.lower)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -255,8 +257,8 @@ def test_student_fitted_on_a_gpu_loads_where_there_is_none(cancer):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_gpu_agrees_with_cpu_and_its_pickle_loads_there(data):
     X, y, z_t = data
-    cpu = LinearizedKDStudent(device="cpu").fit(X, y, z_t)
-    gpu = LinearizedKDStudent(device="cuda").fit(X, y, z_t)
+    cpu = LinearizedKDStudent(device="cpu").fit(X, y, teacher_logits=z_t)
+    gpu = LinearizedKDStudent(device="cuda").fit(X, y, teacher_logits=z_t)
     np.testing.assert_allclose(gpu.decision_function(X), cpu.decision_function(X), **CLOSE)
     loaded = pickle.loads(pickle.dumps(gpu)).set_params(device="cpu")
     np.testing.assert_allclose(loaded.decision_function(X), cpu.decision_function(X), **CLOSE)
@@ -273,23 +275,24 @@ def test_clone_is_unfitted_with_equal_parameters(cancer):
 
 def test_predictions_and_frame_are_those_of_the_fit(data):
     X, y, z_t = data
-    student = LinearizedKDStudent(kernel=NTK(depth=1), ridge=0.1).fit(X, y, z_t)
-    logits, lower = student.decision_function(X), student.frame_.lower
+    student = LinearizedKDStudent(kernel=NTK(depth=1), ridge=0.1).fit(X, y, teacher_logits=z_t)
+    logits, lower = student.decision_function(X), student.tangent_frame().lower
     changed = pickle.loads(pickle.dumps(student)).set_params(kernel=NTK(depth=5), ridge=2.0)
     np.testing.assert_array_equal(changed.decision_function(X), logits)
-    np.testing.assert_array_equal(changed.frame_.lower, lower)
+    np.testing.assert_array_equal(changed.tangent_frame().lower, lower)
 
 
 def test_input_dtype_does_not_lower_the_working_precision(data):
     X, y, z_t = data
     X = X.astype(np.float32)
-    auto = LinearizedKDStudent().fit(X, y, z_t)
+    auto = LinearizedKDStudent().fit(X, y, teacher_logits=z_t)
     assert auto.dual_coef_.dtype == np.float64
     assert auto.fit_report_.dtype == "float64"
     np.testing.assert_array_equal(
-        auto.dual_coef_, LinearizedKDStudent().fit(X.astype(float), y, z_t).dual_coef_
+        auto.dual_coef_,
+        LinearizedKDStudent().fit(X.astype(float), y, teacher_logits=z_t).dual_coef_,
     )
-    single = LinearizedKDStudent(dtype="float32").fit(X, y, z_t)
+    single = LinearizedKDStudent(dtype="float32").fit(X, y, teacher_logits=z_t)
     assert single.dual_coef_.dtype == np.float32
     np.testing.assert_allclose(single.predict_proba(X), auto.predict_proba(X), atol=0.02)
 
@@ -375,11 +378,12 @@ def test_bad_input_is_a_clear_error_and_leaves_no_half_fitted_state(case, fitted
     parameters, arguments, error, message = BAD_INPUT[case]
     student = LinearizedKDStudent()
     if fitted:
-        student.fit(X2, Y2, Z2)
+        student.fit(X2, Y2, teacher_logits=Z2)
     student.set_params(**parameters)
     before = vars(student).copy()
+    named = dict(zip(("teacher_logits", "sample_weight"), arguments[2:], strict=False))
     with pytest.raises(error, match=message):
-        student.fit(*arguments)
+        student.fit(*arguments[:2], **named)
     before.pop("_frame", None)
     after = vars(student)
     assert after.keys() - {"_frame"} == before.keys()
@@ -397,7 +401,7 @@ def test_prediction_errors(data):
     X, y, z_t = data
     with pytest.raises(NotFittedError):
         LinearizedKDStudent().predict(X)
-    student = LinearizedKDStudent().fit(X, y, z_t)
+    student = LinearizedKDStudent().fit(X, y, teacher_logits=z_t)
     with pytest.raises(ValueError, match="3 features"):
         student.predict(X[:, :3])
     with pytest.raises(ValueError, match="has no teacher to ask"):
@@ -418,6 +422,6 @@ def test_weights_beyond_single_precision_are_named(weight):
     student = LinearizedKDStudent(dtype="float32")
     weights = np.r_[np.ones(79), weight]
     with pytest.raises(ValueError, match=r"sample_weight holds .* range of float32"):
-        student.fit(X2, Y2, Z2, weights)
-    student.set_params(dtype="float64").fit(X2, Y2, Z2, weights)
+        student.fit(X2, Y2, teacher_logits=Z2, sample_weight=weights)
+    student.set_params(dtype="float64").fit(X2, Y2, teacher_logits=Z2, sample_weight=weights)
     assert np.isfinite(student.dual_coef_).all()

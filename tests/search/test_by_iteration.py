@@ -10,6 +10,7 @@ from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
 from sklearn_kd.exceptions import MemoryBudgetError
 from sklearn_kd.kernels import NTK
 from sklearn_kd.metrics import neg_data_inefficiency_scorer, neg_transfer_risk_scorer
+from sklearn_kd.solvers import PCG
 
 RNG = np.random.default_rng(0)
 X, X_NEW = RNG.normal(size=(150, 3)), RNG.normal(size=(40, 3))
@@ -23,7 +24,9 @@ SCORING = {
 }
 
 
-def search(solver="pcg", **options):
+def search(solver="pcg", tol=1e-10, max_iter=500, **options):
+    if solver == "pcg":
+        solver = PCG(tol=tol, max_iter=max_iter, random_state=0)
     options = {
         "cv": 3,
         "kernel": NTK(depth=2),
@@ -31,8 +34,6 @@ def search(solver="pcg", **options):
         "temperatures": [1.0, 4.0],
         "scoring": SCORING,
         "refit": "log_loss",
-        "tol": 1e-10,
-        "random_state": 0,
     } | options
     return LinearizedKDStudentCV(solver=solver, **options)
 
@@ -81,9 +82,10 @@ def test_the_teacher_is_cross_fitted_by_the_folds():
 def test_the_best_student_is_that_of_a_fit():
     found = search().fit(X, Y, teacher_logits=Z_T)
     student = LinearizedKDStudent(
-        kernel=NTK(depth=2), solver="pcg", tol=1e-10, random_state=0, **found.best_params_
+        kernel=NTK(depth=2), solver=PCG(tol=1e-10, random_state=0), **found.best_params_
     ).fit(X, Y, teacher_logits=Z_T)
-    assert found.best_estimator_.get_params() == student.get_params()
+    expected = student.get_params() | {"solver": found.best_estimator_.solver}
+    assert found.best_estimator_.get_params() == expected
     np.testing.assert_array_equal(found.dual_coef_, student.dual_coef_)
 
 
@@ -91,7 +93,7 @@ def test_grid_search_finds_the_same():
     kernel = NTK(depth=2)
     found = search(kernel=kernel, scoring="neg_log_loss", refit=True)
     found.fit(X, Y, teacher_logits=Z_T)
-    student = LinearizedKDStudent(kernel=kernel, solver="pcg", tol=1e-10, random_state=0)
+    student = LinearizedKDStudent(kernel=kernel, solver=PCG(tol=1e-10, random_state=0))
     grid = {"soft_ratio": [0.3, 0.9, 1.0], "temperature": [1.0, 4.0]}
     one_by_one = GridSearchCV(student, grid, cv=3, scoring="neg_log_loss")
     one_by_one.fit(X, Y, teacher_logits=Z_T)

@@ -1,0 +1,80 @@
+"""The search over exact students by conjugate gradients: no factor, and no need for the matrix.
+
+ρ and T change only the columns of Δz, so one run of conjugate gradients for each fold, ridge and
+kernel serves all of them.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sklearn_kd._memory import budget_bytes, require
+from sklearn_kd._progress import FitTask
+from sklearn_kd.kernels._tiles import matmat
+from sklearn_kd.linalg._held_out import HeldOut
+from sklearn_kd.search._fold_search import FoldSearch
+from sklearn_kd.search._grid import Candidate
+from sklearn_kd.search._held_out_student import (
+    HeldOutStudent,
+    no_directions,
+    prediction_bytes,
+    students_of,
+)
+from sklearn_kd.search._problem import Fold, Problem, Setting
+from sklearn_kd.solvers._pcg import PCG
+from sklearn_kd.solvers._system import Solution, System
+from sklearn_kd.students._posed import PosedStudent
+
+
+class SearchByIteration(FoldSearch):
+    """Every candidate of a fold from one run of conjugate gradients, to a residual of ``tol``."""
+
+    def __init__(self, setting: Setting) -> None:
+        if setting.cv is None:
+            raise ValueError(
+                "cv=None leaves one row out at a time in closed form, which needs the factor that "
+                "solver='pcg' does without; give a number of folds, such as cv=5, or use "
+                "solver='auto' or 'nystrom'."
+            )
+        assert isinstance(setting.solver, PCG)
+        self.solver = setting.solver
+        super().__init__(setting)
+
+    def _plan(self) -> None:
+        size, memory_limit = self.setting.size, self.setting.memory_limit
+        beside = prediction_bytes(size)
+        left = max(0, budget_bytes(memory_limit, size.device) - beside)
+        # The folds are planned as if they were all rows, as the last fit is on all of them.
+        self.plan = self.solver.plan(size, left)
+        require(
+            self.plan.planned_bytes + beside,
+            memory_limit,
+            size.device,
+            what=f"LinearizedKDStudentCV.fit on n={size.n_rows} distinct rows with solver='pcg'",
+            remedy=self.solver.remedy,
+        )
+
+    def _held_out_students(
+        self, problem: Problem, kernel: int, initial_logits: Tensor, fold: Fold, ridge: float
+    ) -> list[HeldOutStudent]:
+        assert fold.train is not None
+        function = self.setting.grid.functions[kernel]
+        numbers, train, z_eff = problem.trained_on(fold.train)
+        targets = z_eff - initial_logits[numbers, None]
+        student = self.solver.student(
+            System(function, train.X, train.weights, targets, ridge), self.plan
+        )
+        coefficients = student.coefficients.to(train.X)
+        rows = problem.distinct.X[problem.distinct.merged.group[fold.test]]
+        logits = matmat(function, rows, train.X, coefficients.reshape(len(train.X), -1))
+        held_out = HeldOut(
+            logits.reshape(-1, *coefficients.shape[1:]),
+            no_directions("pcg"),
+            logits.new_full((1, len(problem.recipes)), float("nan")),
+            len(train.X),
+        )
+        return students_of(problem, held_out, initial_logits, fold.test)
+
+    def solve(self, posed: PosedStudent, candidate: Candidate, progress: FitTask) -> Solution:
+        """Return the student of one candidate: one more run, on all rows."""
+        return self.solver.solve(posed.system, self.setting.memory_limit, progress)

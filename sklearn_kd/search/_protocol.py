@@ -1,0 +1,42 @@
+"""What every search does: score the candidates, and fit one of them on all rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from sklearn_kd._progress import FitTask
+from sklearn_kd.search._grid import Candidate
+from sklearn_kd.search._problem import Problem, Setting
+from sklearn_kd.search._scores import FoldScores
+from sklearn_kd.solvers._system import Solution
+from sklearn_kd.students._posed import PosedStudent
+
+
+class CandidateSearch(ABC):
+    """The students of all candidates, trained on parts of the rows.
+
+    The constructor plans: it raises before the teacher is asked, and before anything large.
+
+    Attributes
+    ----------
+    setting : Setting
+    teacher_cv : int or splitter
+        How an unfitted teacher is cross-fitted unless the user says otherwise.
+    """
+
+    def __init__(self, setting: Setting, teacher_cv: Any) -> None:
+        self.setting = setting
+        self.teacher_cv = teacher_cv
+
+    @abstractmethod
+    def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:
+        """Add the scores of every candidate, by students that have not seen the rows scored."""
+
+    @abstractmethod
+    def posed(self, problem: Problem, candidate: Candidate) -> PosedStudent:
+        """Return the problem of one candidate on all rows."""
+
+    @abstractmethod
+    def solve(self, posed: PosedStudent, candidate: Candidate, progress: FitTask) -> Solution:
+        """Return the student of one candidate on all rows, from what scoring has left."""

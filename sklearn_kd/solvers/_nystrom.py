@@ -1,0 +1,184 @@
+"""The student restricted to a few landmarks: one pass over rows that need not be in memory."""
+
+from __future__ import annotations
+
+import os
+from numbers import Integral
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.utils import Bunch, check_random_state
+
+from sklearn_kd._progress import FitTask
+from sklearn_kd._sklearn import Interval, StrOptions
+from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.linalg._landmarks import nystrom_bytes
+from sklearn_kd.rows._streams import RowStream, as_row_stream
+from sklearn_kd.solvers._checkpoint import Checkpoint
+from sklearn_kd.solvers._pass import (
+    NystromPass,
+    NystromStudent,
+    StreamedRows,
+    candidate_rows,
+    nystrom_pass,
+    solve_pass,
+)
+from sklearn_kd.solvers._system import N_REPORTS, Size, Solution, Solver, System
+
+
+class Nystrom(Solver):
+    """Restrict the student to the span of a few rows, its landmarks: one pass over all rows.
+
+    An approximation, chosen by name only; with all rows as landmarks it is the exact student. The
+    rows need not be in memory.
+
+    Parameters
+    ----------
+    n_landmarks : int, default=1000
+        Number of landmarks.
+    landmarks : {"rpcholesky", "uniform"}, default="rpcholesky"
+        How the landmarks are chosen among ten times as many rows drawn at random: by randomly
+        pivoted Cholesky, or uniformly.
+    random_state : int, RandomState instance or None, default=None
+        Draws the landmarks.
+    n_jobs : int, default=None
+        Workers, of any :mod:`joblib` backend, that pass over the rows. None is 1 outside of a
+        `joblib.parallel_config`; -1 is all processors.
+    checkpoint : str or path, default=None
+        File to which is written, about once a minute, what is known of the rows so far. After an
+        interruption the same ``fit`` goes on from there; at the end the file is removed.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.preprocessing import scale
+    >>> from sklearn_kd import LinearizedKDStudent
+    >>> from sklearn_kd.solvers import Nystrom
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> solver = Nystrom(n_landmarks=100, random_state=0)
+    >>> student = LinearizedKDStudent(LogisticRegression(), solver=solver).fit(scale(X), y)
+    >>> student.X_fit_.shape
+    (100, 30)
+    """
+
+    name: ClassVar[str] = "nystrom"
+    remedy: ClassVar[str] = (
+        "Use a smaller n_landmarks, fewer candidates at once, or raise memory_limit."
+    )
+    takes_streams: ClassVar[bool] = True
+    keeps_all_rows: ClassVar[bool] = False
+
+    _parameter_constraints: ClassVar[dict] = {
+        "n_landmarks": [Interval(Integral, 1, None, closed="left")],
+        "landmarks": [StrOptions({"rpcholesky", "uniform"})],
+        "random_state": ["random_state"],
+        "n_jobs": [Integral, None],
+        "checkpoint": [str, os.PathLike, None],
+    }
+
+    def __init__(
+        self,
+        n_landmarks: int = 1000,
+        landmarks: str = "rpcholesky",
+        random_state: int | np.random.RandomState | None = None,
+        n_jobs: int | None = None,
+        checkpoint: str | os.PathLike | None = None,
+    ) -> None:
+        self.n_landmarks = n_landmarks
+        self.landmarks = landmarks
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.checkpoint = checkpoint
+
+    def planned_bytes(self, size: Size, memory_limit: float | str) -> int:
+        """Return the peak bytes of the choice of landmarks, the pass and its solution."""
+        n_landmarks = min(self.n_landmarks, size.n_rows)
+        n_candidates = candidate_rows(size.n_rows, n_landmarks)
+        return nystrom_bytes(
+            size.n_rows, size.n_features, n_landmarks, size.n_targets, n_candidates
+        )
+
+    def solve(self, system: System, memory_limit: float | str, progress: FitTask) -> Solution:
+        """Return the student in the span of the landmarks, by one pass over the rows."""
+        X = system.X if isinstance(system.X, RowStream) else as_row_stream(system.X)
+        weights = None if (system.weights == 1).all() else system.weights
+        rows = StreamedRows(X, lambda rows: system.targets[rows], weights)
+        done = self.pass_over(system.kernel, rows, system.size, memory_limit, self.seed(), progress)
+        return restricted_solution(solve_pass(done, system.ridge), system.size.dtype)
+
+    def seed(self) -> int:
+        """Return a number that draws landmarks: the same ones as often as it is used."""
+        return int(check_random_state(self.random_state).randint(2**31))
+
+    def pass_over(
+        self,
+        kernel: KernelFunction,
+        rows: StreamedRows,
+        size: Size,
+        memory_limit: float | str,
+        seed: int,
+        progress: FitTask,
+        *,
+        beside: int = 0,
+        number: int = 0,
+    ) -> NystromPass:
+        """Choose the landmarks and sum over all rows: students of every ridge follow from it.
+
+        Parameters
+        ----------
+        seed : int
+            Draws the landmarks.
+        beside : int, default=0
+            Bytes of the budget that the caller takes.
+        number : int, default=0
+            Number of the pass, among several that have a checkpoint each.
+        """
+        with progress.stage("pass-over-rows", N_REPORTS) as task:
+            return nystrom_pass(
+                kernel,
+                rows,
+                n_landmarks=self.n_landmarks,
+                landmarks=self.landmarks,
+                random_state=np.random.RandomState(seed),
+                dtype=size.dtype,
+                device=size.device,
+                memory_limit=memory_limit,
+                beside=beside,
+                n_jobs=self.n_jobs,
+                checkpoint=checkpoint_at(self.checkpoint, number),
+                on_progress=task.report,
+            )
+
+
+def checkpoint_at(path: str | os.PathLike | None, number: int = 0) -> Checkpoint | None:
+    """Return the checkpoint of the first pass at ``path``, and of later ones beside it."""
+    if path is None:
+        return None
+    return Checkpoint(Path(path) if number == 0 else Path(f"{os.fspath(path)}.{number}"))
+
+
+def restricted_solution(
+    student: NystromStudent, dtype: torch.dtype, column: int | None = None
+) -> Solution:
+    """Return the solution that a pass came to; that of one ``column`` of those of a grid."""
+    report = Bunch(**student.report)
+    coefficients = student.coefficients
+    if column is not None:
+        coefficients = coefficients[:, column]
+        for gap in ("fit_gap", "held_out_gap"):
+            report[gap] = None if report[gap] is None else report[gap][column]
+    # ‖Δ_ŵ‖² = bᵀ Θ_ZZ b = ‖Lᵀ b‖²
+    in_basis = student.solution.basis.lower.T @ coefficients.reshape(len(coefficients), -1)
+    names = ("n_landmarks", "captured_trace", "fit_gap", "held_out_gap", "resumed_at_row")
+    reported: dict[str, Any] = {name: report[name] for name in (*names, "planned_bytes")}
+    return Solution(
+        coefficients.to(dtype),
+        student.landmarks,
+        torch.linalg.vector_norm(in_basis).item(),
+        report.jitter,
+        report.rcond,
+        report=reported,
+    )

@@ -1,0 +1,101 @@
+"""What a solver is given, and what it returns: (Θ_n + λ W⁻¹) a = Δz (Eq. 4).
+
+Symbols (paper -> code -> shape), with n distinct rows and K columns:
+
+====  ===========  ==================================
+Θ_n   ``kernel``   (n, n), evaluated on ``X``
+W     ``weights``  (n,) total weight of a row's copies
+λ     ``ridge``    scalar
+Δz    ``targets``  (n,) or (n, K), z_eff − z₀
+a     dual_coef    (n,) or (n, K)
+====  ===========  ==================================
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from sklearn_kd._progress import FitTask
+from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.rows._streams import RowStream
+
+# A pass over the rows, or an iteration, tells callbacks how far it is at most so many times.
+N_REPORTS = 100
+
+
+class Size(NamedTuple):
+    """Shape of a system: rows n, features d, columns K, and where and how it is computed."""
+
+    n_rows: int
+    n_features: int
+    n_targets: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class System(NamedTuple):
+    """(Θ_n + λ W⁻¹) a = Δz on distinct rows."""
+
+    kernel: KernelFunction
+    X: Tensor | RowStream  # (n, d); a stream only for solvers that take one
+    weights: Tensor  # (n,) in the working dtype on the working device
+    targets: Tensor  # (n,) or (n, K), Δz
+    ridge: float
+
+    @property
+    def size(self) -> Size:
+        """Return the shape of the system."""
+        (n_rows, n_features), n_targets = self.X.shape, self.targets[0].numel()
+        return Size(n_rows, n_features, n_targets, self.weights.dtype, self.weights.device)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The student that a solver found: f(x) = z₀(x) + Θ(x, X_fit) dual_coef.
+
+    ``frame`` is the tangent frame, where the solver has built it; ``report`` is what the solver
+    adds to ``fit_report_``.
+    """
+
+    dual_coef: Tensor  # (m,) or (m, K)
+    X_fit: Tensor  # (m, d)
+    weight_change_norm: float
+    jitter: float
+    rcond: float
+    n_iter: int = 1
+    frame: TangentFrame | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class Solver(BaseEstimator, ABC):
+    """Base of the solvers: each owns its options, its plan of bytes, its remedy and its solve.
+
+    A solver is not changed by solving, so one may serve many students.
+    """
+
+    name: ClassVar[str]  # as in ``solver="name"``
+    remedy: ClassVar[str]  # what to do where its plan does not fit the memory
+    takes_streams: ClassVar[bool] = False  # whether rows that are not in memory will do
+    keeps_all_rows: ClassVar[bool] = True  # whether the expansion is one of all training rows
+
+    def check_options(self) -> None:
+        """Raise `InvalidParameterError` unless the options are valid."""
+        self._validate_params()
+
+    @abstractmethod
+    def planned_bytes(self, size: Size, memory_limit: float | str) -> int:
+        """Return the peak bytes of a solve, from shapes alone.
+
+        ``memory_limit`` matters to solvers that keep as much in memory as fits.
+        """
+
+    @abstractmethod
+    def solve(self, system: System, memory_limit: float | str, progress: FitTask) -> Solution:
+        """Return the student."""

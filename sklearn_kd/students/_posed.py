@@ -1,0 +1,157 @@
+"""A student's problem: checked rows, the logits to reach, and the equations that follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from sklearn_kd._kernel_machine import kernel_to_use
+from sklearn_kd._logits import n_logits
+from sklearn_kd._progress import FitTask
+from sklearn_kd.distillation._targets import merged_effective_logits
+from sklearn_kd.kernels._array_kernel import as_kernel_function
+from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.rows._checking import check_rows, check_streamed_rows
+from sklearn_kd.rows._streams import RowStream, is_streamed
+from sklearn_kd.rows._training_rows import (
+    DistinctRows,
+    TrainingRows,
+    distinct_of_stream,
+    distinct_rows,
+)
+from sklearn_kd.solvers._choice import choose_solver, named_solver
+from sklearn_kd.solvers._system import Size, Solver, System
+from sklearn_kd.students._initial_network import initial_logits
+from sklearn_kd.teachers._logits_of import Logits
+from sklearn_kd.teachers._ntk_teacher import NTKTeacher
+from sklearn_kd.teachers._teaching import teach, warn_if_saturated
+
+
+class Rows(NamedTuple):
+    """The rows of a fit, those that are distinct, and where the features of these are."""
+
+    checked: TrainingRows
+    distinct: DistinctRows
+    X: Tensor | RowStream  # (n, d) of the distinct rows
+
+
+@dataclass(frozen=True)
+class PosedStudent:
+    """What a solver and `LinearizedKDStudent._adopt` are given.
+
+    Symbols (paper -> code -> shape), with n distinct rows and K classes (no K axis for two): z_t
+    is ``teacher_logits.values`` (n_samples,) or (n_samples, K), z_eff ``effective_logits`` and z₀
+    ``initial_logits``, (n,) or (n, K).
+    """
+
+    rows: Rows
+    solver: Solver
+    kernel: Any  # as the student keeps it
+    function: KernelFunction  # the same on tensors
+    init: str
+    ridge: float
+    recipe: dict[str, Any]  # soft_ratio, temperature, temperature_scaling
+    teacher: Any
+    teacher_logits: Logits
+    effective_logits: Tensor
+    initial_logits: Tensor
+
+    @property
+    def system(self) -> System:
+        """(Θ_n + λ W⁻¹) a = Δz with Δz = z_eff − z₀ (Eq. 4)."""
+        targets = self.effective_logits - self.initial_logits
+        weights = self.rows.distinct.weights
+        return System(self.function, self.rows.X, weights, targets, self.ridge)
+
+
+def read_rows(estimator: Any, X: Any, y: Any, sample_weight: Any, solver: Solver) -> Rows:
+    """Return the rows of a fit, checked, with exact copies merged.
+
+    Raises
+    ------
+    ValueError
+        If they are not what ``estimator`` can be fitted to, or not in memory where ``solver``
+        needs them there.
+    """
+    if solver.takes_streams and is_streamed(X):
+        checked = check_streamed_rows(estimator, X, y, sample_weight)
+        return Rows(checked, *distinct_of_stream(checked))
+    if isinstance(X, str | Path):
+        raise ValueError(
+            f"X={str(X)!r} is a folder of rows, which solver={solver.name!r} cannot read; use "
+            "solver='nystrom', or pass the rows."
+        )
+    checked = check_rows(estimator, X, y, sample_weight)
+    distinct = distinct_rows(checked)
+    return Rows(checked, distinct, distinct.X)
+
+
+def pose(
+    student: Any, X: Any, y: Any, sample_weight: Any, teacher_logits: Any, progress: FitTask
+) -> PosedStudent:
+    """Return the problem of a `LinearizedKDStudent`, once it is known to fit the memory.
+
+    Raises
+    ------
+    MemoryBudgetError
+        Before anything slow or large, if the solver's plan exceeds ``memory_limit``.
+    ValueError
+        If the rows, the labels, the teacher or the initial network are not as they must be.
+    """
+    rows = read_rows(student, X, y, sample_weight, named_solver(student.solver))
+    n_classes, weights = len(rows.checked.classes), rows.distinct.weights
+    n_rows, n_features = rows.X.shape
+    size = Size(n_rows, n_features, n_logits(n_classes), weights.dtype, weights.device)
+    what = f"LinearizedKDStudent.fit on n={n_rows} distinct rows"
+    solver = choose_solver(student.solver, size, student.memory_limit, what=what)
+
+    # 1. The logits z₀ of the network before training.
+    kernel = kernel_to_use(student.kernel)
+    function = as_kernel_function(kernel)
+    z_0 = initial_logits(student.init, kernel, function, rows.X, n_classes, weights)
+
+    # 2. The teacher's logits z_t on the training rows.
+    teacher, z_t = teach(
+        student.teacher,
+        X,
+        rows.checked,
+        teacher_logits,
+        cv=student.cv,
+        default=lambda: default_teacher(student, kernel),
+        progress=progress,
+    )
+    warn_if_saturated(student.teacher, z_t)
+
+    # 3. The logits at which the distillation loss is stationary, z_eff (Eq. 3).
+    recipe = {
+        "soft_ratio": student.soft_ratio,
+        "temperature": student.temperature,
+        "temperature_scaling": student.temperature_scaling,
+    }
+    z_eff = merged_effective_logits(z_t.values, rows.distinct, recipe)
+    return PosedStudent(
+        rows=rows,
+        solver=solver,
+        kernel=kernel,
+        function=function,
+        init=student.init,
+        ridge=student.ridge,
+        recipe=recipe,
+        teacher=teacher,
+        teacher_logits=z_t,
+        effective_logits=z_eff,
+        initial_logits=z_0,
+    )
+
+
+def default_teacher(student: Any, kernel: Any) -> NTKTeacher:
+    """Return the teacher of a student that names none: a wide network with the same kernel."""
+    return NTKTeacher(
+        kernel_to_use(kernel),
+        device=student.device,
+        dtype=student.dtype,
+        memory_limit=student.memory_limit,
+    )
