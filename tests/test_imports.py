@@ -34,7 +34,7 @@ ALLOWED = {
     "metrics": LINALG | {"_sklearn", "distillation"},
     "_kernel_machine": LINALG | {"_sklearn", "_classifier"},
     "teachers": MACHINE | {"distillation", "training"},
-    "solvers": LINALG | {"_progress"},
+    "solvers": LINALG | {"_sklearn", "_progress"},
     "students": MACHINE | {"distillation", "metrics", "solvers", "teachers"},
     "search": MACHINE | {"distillation", "solvers", "teachers", "students"},
     "inspection": LINALG | {"distillation", "metrics"},

@@ -50,7 +50,7 @@ def run(seed, sizes, n_pool, n_test):
     by_soft_ratio = []
     for soft_ratio in SOFT_RATIOS:
         z_eff = effective_logits(z_t, y, soft_ratio=soft_ratio, temperature=TEMPERATURE)
-        oracle = weight_change_angles(student.frame_, z_eff[:n_pool], sizes=sizes)
+        oracle = weight_change_angles(student.tangent_frame(), z_eff[:n_pool], sizes=sizes)
         angles = feature_angles(z_eff[n_pool:], NTK().diag(X_new), oracle.centred_oracle_norm)
         distribution = accumulative_angle_distribution(angles, BETAS)
         bound = transfer_risk_bound(angles, oracle.centred)

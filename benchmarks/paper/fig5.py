@@ -59,7 +59,7 @@ def run(seed, n_rows, n_test):
         effect.append(
             [
                 hard_label_effect(
-                    student.frame_,
+                    student.tangent_frame(),
                     z_t,
                     y,
                     temperature=TEMPERATURES[0],

@@ -57,7 +57,7 @@ for ax, (name, y_student) in zip(
         X_test, y=y_test, sizes=[len(student.X_fit_)], param_grid={"soft_ratio": SOFT_RATIOS}
     ).error[:, 0, 0]
     effect = hard_label_effect(
-        student.frame_, student.teacher_logits_, y_student, temperature=2.0, random_state=0
+        student.tangent_frame(), student.teacher_logits_, y_student, temperature=2.0, random_state=0
     )
 
     low, high = effect.interval
@@ -102,7 +102,7 @@ for seed in range(10):
     student = LinearizedKDStudent(FrozenEstimator(teacher), temperature=5.0)
     student.fit(X_student, y_student)
     effect = hard_label_effect(
-        student.frame_,
+        student.tangent_frame(),
         student.teacher_logits_,
         y_student,
         temperature=5.0,

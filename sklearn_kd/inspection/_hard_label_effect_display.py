@@ -294,7 +294,7 @@ class HardLabelEffectDisplay:
         check_is_fitted(student)
         z_t, labels = map(student._to_working, merged_training_labels(student))
         effect = hard_label_effect(
-            student.frame_,
+            student.tangent_frame(),
             z_t,
             labels,
             temperature=student.temperature,

@@ -20,7 +20,7 @@ def logits_on_frame(frame: TangentFrame, logits: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"{name} must have shape ({frame.n_rows},), or ({frame.n_rows}, K) for K classes: one "
             f"entry for each distinct row of the frame, in its order; got {tuple(logits.shape)}. "
-            "A student's frame_ has the rows of its X_fit_."
+            "A student's tangent_frame() has the rows of its X_fit_."
         )
     require(torch.isfinite(logits), name, logits, "must be finite", "remove or clip such rows.")
     return centred(logits.to(frame.X))

@@ -50,6 +50,13 @@ class Nystrom(Solver):
         File to which is written, about once a minute, what is known of the rows so far. After an
         interruption the same ``fit`` goes on from there; at the end the file is removed.
 
+    Notes
+    -----
+    The student's ``fit_report_`` holds ``n_landmarks``, ``captured_trace`` (share of the trace of Θ
+    that the landmarks explain; 1 is exact), ``fit_gap`` and ``held_out_gap`` (root mean squares
+    over up to 1000 training rows of z_eff − f, f the student, or the one trained on all rows but
+    that one), ``resumed_at_row`` and ``planned_bytes``.
+
     Examples
     --------
     >>> from sklearn.datasets import load_breast_cancer

@@ -91,6 +91,15 @@ class PCG(Solver):
         ``torchrun``, share the products. Each of them makes the same fit, with all rows, and ends
         with the same student.
 
+    Notes
+    -----
+    The student's ``fit_report_`` holds ``residual`` (the largest of any class), ``energy_error``
+    (estimate of ‖f − f_exact‖, the largest of any class: every logit is within ``energy_error`` ·
+    √Θ(x, x) of the exact one), ``prediction_error`` (that bound on the training rows), ``stopped``
+    (why), ``n_products`` (products with the kernel matrix), ``n_solved`` (columns solved for),
+    ``products`` (what they were computed from), ``preconditioner_rank`` and
+    ``planned_bytes``.
+
     Examples
     --------
     >>> from sklearn.datasets import load_breast_cancer

@@ -44,6 +44,15 @@ class Refinement(Solver):
     max_iter : int, default=500
         Largest number of iterations.
 
+    Notes
+    -----
+    The student's ``fit_report_`` holds ``residual`` (the largest of any class), ``energy_error``
+    (estimate of ‖f − f_exact‖, the largest of any class: every logit is within ``energy_error`` ·
+    √Θ(x, x) of the exact one), ``prediction_error`` (that bound on the training rows), ``stopped``
+    (why), ``n_products`` (products with the kernel matrix), ``n_solved`` (columns solved for),
+    ``products`` (what they were computed from), and ``factor_jitter`` and
+    ``factor_rcond`` of the factor in float32.
+
     Examples
     --------
     >>> from sklearn.datasets import load_breast_cancer
@@ -129,7 +138,7 @@ def refined_student(
         factor = SingleFactor(kernel, X, row_ridges)
     except NotPSDError as error:
         raise NotPSDError(
-            f"{error} The factor is one in float32; solver='cholesky' computes it in float64, and "
+            f"{error} This was a factor in float32, and solver='cholesky' makes one in float64; "
             "solver='pcg' needs none."
         ) from error
     result = block_pcg(

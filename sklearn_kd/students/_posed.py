@@ -80,8 +80,9 @@ def read_rows(estimator: Any, X: Any, y: Any, sample_weight: Any, solver: Solver
         checked = check_streamed_rows(estimator, X, y, sample_weight)
         return Rows(checked, *distinct_of_stream(checked))
     if isinstance(X, str | Path):
+        name = estimator.solver if isinstance(estimator.solver, str) else solver.name
         raise ValueError(
-            f"X={str(X)!r} is a folder of rows, which solver={solver.name!r} cannot read; use "
+            f"X={str(X)!r} is a folder of rows, which solver={name!r} cannot read; use "
             "solver='nystrom', or pass the rows."
         )
     checked = check_rows(estimator, X, y, sample_weight)

@@ -128,16 +128,8 @@ class LinearizedKDStudent(TangentKernelClassifier):
         ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
         ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped),
         ``soft_ratio``, ``temperature``, ``temperature_scaling``, ``init``, ``ridge``, ``jitter``,
-        ``rcond``, ``solver``, ``device`` and ``dtype``. Of "nystrom" also
-        ``n_landmarks``, ``captured_trace`` (share of the trace of Θ that the landmarks explain; 1
-        is exact), ``fit_gap`` and ``held_out_gap`` (root mean squares over up to 1000 training rows
-        of z_eff − f, f the student, or the one trained on all rows but that one),
-        ``resumed_at_row`` and ``planned_bytes``. Of "pcg" and "refinement" ``residual`` (the
-        largest of any class), ``energy_error`` (estimate of ‖f − f_exact‖, the largest of any
-        class: every logit is within ``energy_error`` · √Θ(x, x) of the exact one),
-        ``prediction_error`` (that bound on the training rows), ``stopped`` (why), ``n_products``,
-        ``n_solved``, ``products`` (with what), and ``preconditioner_rank`` and ``planned_bytes``,
-        or ``factor_jitter`` and ``factor_rcond``, of the factor in float32.
+        ``rcond``, ``solver``, ``device`` and ``dtype``, and what the solver adds: see the notes
+        of each in `sklearn_kd.solvers`.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -452,8 +444,3 @@ class LinearizedKDStudent(TangentKernelClassifier):
             errors[block] = to_reach[block] - (u @ q).to(z_eff)
             directions[block] = frame.new_directions(v).to(z_eff)
         return q.square().sum().to(z_eff), errors, directions, frame.n_rows
-
-    def __getstate__(self) -> dict:
-        """Return the state without the n² factor, which is built anew when it is needed."""
-        state = super().__getstate__()
-        return state | {"_frame": None} if "_frame" in state else state

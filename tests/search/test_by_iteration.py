@@ -57,7 +57,7 @@ def test_the_scores_are_those_of_the_exact_search(y, z_t, ridges):
     found = search(ridges=ridges).fit(X, y, teacher_logits=z_t)
     exact = search("auto", ridges=ridges).fit(X, y, teacher_logits=z_t)
     assert_same_search(found, exact)
-    assert found.best_estimator_.solver_ == "pcg"
+    assert found.best_estimator_.fit_report_.solver == "pcg"
     assert found.best_estimator_.fit_report_.residual <= 1e-10
 
 

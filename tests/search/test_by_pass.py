@@ -175,3 +175,23 @@ def test_what_it_refuses():
         search(scoring={"log_loss": neg_data_inefficiency_scorer}).fit(X, Y, teacher_logits=Z_T)
     with pytest.raises(MemoryBudgetError, match=r"CV\.fit on n=80 distinct rows with solver='ny"):
         search(memory_limit=1e6).fit(X, Y, teacher_logits=Z_T)
+
+
+def test_the_fitted_student_is_the_one_that_was_scored(monkeypatch):
+    # random_state=None: one draw of landmarks for each kernel, whichever kernel is the best
+    drawn = {}
+    pass_over = Nystrom.pass_over
+
+    def recording(self, kernel, *arguments, **options):
+        done = pass_over(self, kernel, *arguments, **options)
+        drawn.setdefault(options["number"], []).append(done.basis.landmarks.numpy())
+        return done
+
+    monkeypatch.setattr(Nystrom, "pass_over", recording)
+    fit = search(kernel=[KERNEL, NTK(depth=9)], ridges=[0.01])
+    fit.solver.random_state = None
+    fit.fit(X, Y, teacher_logits=Z_T)
+    assert fit.best_params_["kernel"] is KERNEL
+    first, again = drawn[0]
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(fit.best_estimator_.X_fit_, first)

@@ -352,7 +352,6 @@ def test_the_refit_takes_over_what_the_search_has(cv, kernels, monkeypatch):
     student = clone(search.best_estimator_).fit(X, y)
     np.testing.assert_array_equal(search.best_estimator_.dual_coef_, student.dual_coef_)
     assert search.best_estimator_.tangent_frame().kernel == student.tangent_frame().kernel
-    assert search.best_estimator_._frame_at_hand is None
 
 
 def test_leave_one_out_by_a_score_that_needs_every_class():
@@ -417,3 +416,11 @@ def test_a_weighted_score_of_ones_own(data):
 def test_one_distinct_row_cannot_be_left_out():
     with pytest.raises(ValueError, match=r"cv=None .* only one of positive weight"):
         LinearizedKDStudentCV().fit(np.ones((4, 2)), [0, 1, 0, 1], teacher_logits=np.ones(4))
+
+
+def test_folds_that_test_a_row_twice_are_refused():
+    X, y = load_breast_cancer(return_X_y=True)
+    X, y = scale(X)[:60], y[:60]
+    folds = [(np.arange(40), np.r_[np.arange(40, 60), 45])]
+    with pytest.raises(ValueError, match=r"tests a row twice in fold 0"):
+        LinearizedKDStudentCV(cv=folds).fit(X, y, teacher_logits=X[:, 0])

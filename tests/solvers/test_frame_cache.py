@@ -231,7 +231,7 @@ def test_changed_rows_are_not_mistaken_for_kept_ones(data, n_blocks, monkeypatch
 
 def test_predictions_beyond_the_bound_are_not_kept(data, n_blocks):
     student = _kept_student(data)
-    student.cache_size = 8.0 * 500 * len(data[0])
+    student.solver_.cache_size = 8.0 * 500 * len(data[0])
     rows = np.random.default_rng(0).standard_normal((500, data[0].shape[1]))
     for _ in range(3):
         student.decision_function(rows)

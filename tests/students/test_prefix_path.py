@@ -1,5 +1,7 @@
 """LinearizedKDStudent.prefix_path against explicit refits on every prefix."""
 
+import re
+
 import numpy as np
 import pytest
 from sklearn.frozen import FrozenEstimator
@@ -8,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.distillation import effective_logits
+from sklearn_kd.exceptions import MemoryBudgetError
 from sklearn_kd.kernels import NTK
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-8}
@@ -205,3 +208,28 @@ def test_a_student_that_never_moves(problem):
     with pytest.raises(ValueError, match="data inefficiency is undefined"):
         student.prefix_path()
     assert (student.prefix_path(init="random", random_state=0).weight_change_norm > 0).all()
+
+
+def test_what_stands_side_by_side_is_planned_together():
+    # The prior's (n + m)² matrix beside the n² factor of each order.
+    rng = np.random.default_rng(0)
+    X, new = rng.normal(size=(700, 5)), rng.normal(size=(500, 5))
+    student = LinearizedKDStudent().fit(X, X[:, 0] > 0, teacher_logits=X[:, 0])
+    orders, joint = 8 * 700**2, 8 * 1200**2
+    options = {"teacher_logits": new[:, 0], "sizes": [10, 700], "random_state": 0}
+
+    def needed(**more):
+        student.set_params(memory_limit=1.0)
+        with pytest.raises(MemoryBudgetError, match=r"prefix_path of n=700 .* needs") as info:
+            student.prefix_path(new, **options, **more)
+        number, unit = re.search(r"needs ([\d.]+) (\w+)", str(info.value)).groups()
+        return float(number) * {"KiB": 2**10, "MiB": 2**20}[unit]
+
+    own, permuted = needed(), needed(n_permutations=2)
+    drawn = needed(init="random")
+    both = needed(n_permutations=2, init="random")
+    assert permuted - own > 0.95 * orders
+    assert drawn - own > 0.95 * joint
+    assert both - own > 0.95 * (orders + joint)
+    student._frame = None  # as after unpickling: the factor has to be built again
+    assert needed() - own > 0.95 * orders

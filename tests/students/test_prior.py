@@ -1,11 +1,9 @@
 """Draws of the initial network."""
 
 import numpy as np
-import pytest
 import torch
 
 from sklearn_kd._logits import centred
-from sklearn_kd.exceptions import MemoryBudgetError
 from sklearn_kd.kernels import NTK
 from sklearn_kd.students._prior import GaussianPrior
 
@@ -27,11 +25,6 @@ def test_equal_rows_have_equal_values():
     assert prior.n_distinct == 2
     assert z.shape == (3,)
     assert z[0] == z[2] != z[1]
-
-
-def test_memory_is_planned():
-    with pytest.raises(MemoryBudgetError, match="initial network on n=50"):
-        GaussianPrior(NTK(kind="nngp").to_torch(), torch.randn(50, 2).double(), memory_limit=1e3)
 
 
 def test_gauge():
