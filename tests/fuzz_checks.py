@@ -374,7 +374,7 @@ def check_teacher(draw):
         ridge=draw(fuzz.ALPHAS),
         dtype=draw(fuzz.DTYPES),
     )
-    X, y, _, sample_weight = problem.training_set
+    X, y, sample_weight = problem.X, problem.y, problem.sample_weight
     with fuzz.nothing_half_fitted(teacher):
         teacher.fit(X, y, sample_weight)
     logits = check_classifier(teacher, problem.X_new)

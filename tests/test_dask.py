@@ -23,6 +23,7 @@ SCRIPT = """
     import sklearn_kd.solvers._pass
     from sklearn_kd import LinearizedKDStudent
     from sklearn_kd.kernels import NTK
+    from sklearn_kd.solvers import Nystrom
 
     FOLDER = Path(sys.argv[1])
 

@@ -194,10 +194,10 @@ def test_tf32_is_off_in_fit_and_predict_whatever_the_user_set():
         from sklearn_kd import LinearizedKDStudent
         rng = np.random.default_rng(0)
         X = rng.normal(size=(200, 50)).astype(np.float32)
-        arguments = X, (X[:, 0] > 0).astype(int), X[:, 0] * 3
+        arguments = {"y": (X[:, 0] > 0).astype(int), "teacher_logits": X[:, 0] * 3}
 
         def fitted():
-            student = LinearizedKDStudent(dtype="float32", device="cpu").fit(*arguments)
+            student = LinearizedKDStudent(dtype="float32", device="cpu").fit(X, **arguments)
             return student.dual_coef_, student.decision_function(X), student.tangent_frame().loo(
                 torch.as_tensor(student.effective_logits_)
             ).numpy()
