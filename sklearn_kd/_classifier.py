@@ -28,6 +28,19 @@ class LogitClassifier(ClassifierMixin, BaseEstimator):
     def _logits(self, X: Any) -> Tensor:
         """Return the logits of checked rows, (n,) for two classes or (n, K) with sum zero."""
 
+    def _finite_logits(self, X: Any) -> Tensor:
+        """Return the logits of checked rows; raise rather than return NaN or infinity."""
+        logits = self._logits(X)
+        finite = logits.reshape(len(logits), -1).isfinite().all(dim=1)
+        if not finite.all():
+            row = int((~finite).nonzero()[0, 0])
+            raise ValueError(
+                f"{type(self).__name__}: the logits of {int((~finite).sum())} of {len(logits)} "
+                f"rows of X are not finite, first of row {row}: values leave the range of the "
+                "dtype. Scale the features, such as by StandardScaler, or use dtype='float64'."
+            )
+        return logits
+
     def decision_function(self, X: Any) -> Any:
         """Return the logits.
 
@@ -44,7 +57,7 @@ class LogitClassifier(ClassifierMixin, BaseEstimator):
             to zero in each row. Natural logarithms.
         """
         X = self._check_new_rows(X, "decision_function")
-        return like(self._logits(X), X)
+        return like(self._finite_logits(X), X)
 
     def predict_proba(self, X: Any) -> Any:
         """Return the class probabilities at temperature 1.
@@ -60,7 +73,7 @@ class LogitClassifier(ClassifierMixin, BaseEstimator):
             The sigmoid (two classes) or softmax of the logits.
         """
         X = self._check_new_rows(X, "predict_proba")
-        return like(class_probabilities(self._logits(X)), X)
+        return like(class_probabilities(self._finite_logits(X)), X)
 
     def predict(self, X: Any) -> Any:
         """Return the most probable class of each row.
@@ -76,5 +89,5 @@ class LogitClassifier(ClassifierMixin, BaseEstimator):
             Class labels.
         """
         X = self._check_new_rows(X, "predict")
-        labels = self.classes_[to_numpy(class_indices(self._logits(X)))]
+        labels = self.classes_[to_numpy(class_indices(self._finite_logits(X)))]
         return labels if labels.dtype.kind in "OUS" else like(torch.as_tensor(labels), X)

@@ -74,6 +74,17 @@ class Solution:
     report: dict[str, Any] = field(default_factory=dict)
 
 
+def require_finite(solution: Solution) -> Solution:
+    """Return the solution; raise `ValueError` where it holds NaN or infinity."""
+    if solution.dual_coef.isfinite().all():
+        return solution
+    raise ValueError(
+        "The student's coefficients are not finite: entries of the kernel matrix, or their "
+        "products with the targets, leave the range of the dtype. Scale the features, such as by "
+        "StandardScaler, or use dtype='float64'."
+    )
+
+
 class Solver(BaseEstimator, ABC):
     """Base of the solvers: each owns its options, its plan of bytes, its remedy and its solve.
 

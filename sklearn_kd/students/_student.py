@@ -35,7 +35,7 @@ from sklearn_kd.rows._training_rows import rows_report
 from sklearn_kd.solvers._choice import CONSTRAINT, require_no_options_of_a_name
 from sklearn_kd.solvers._cholesky import Cholesky
 from sklearn_kd.solvers._frame_cache import frames
-from sklearn_kd.solvers._system import Solution, Solver
+from sklearn_kd.solvers._system import Solution, Solver, require_finite
 from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.students._posed import PosedStudent, pose
 from sklearn_kd.students._prefix_path import prefix_path
@@ -277,6 +277,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
 
     def _adopt(self, posed: PosedStudent, solution: Solution) -> None:
         """Become the student that was posed and solved, with all attributes at once."""
+        require_finite(solution)
         rows, distinct, _ = posed.rows
         array = rows.array
         report = Bunch(
