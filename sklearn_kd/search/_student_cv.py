@@ -16,6 +16,7 @@ from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd._kernel_machine import TangentKernelClassifier
 from sklearn_kd._progress import FitTask, fit_task
 from sklearn_kd._sklearn import CallbackSupportMixin, HasMethods, StrOptions, fit_context
+from sklearn_kd.rows._checking import check_new_rows
 from sklearn_kd.search._by_factor import SearchByFactor
 from sklearn_kd.search._by_iteration import SearchByIteration
 from sklearn_kd.search._by_pass import SearchByPass, rows_of_landmarks
@@ -386,7 +387,7 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         check_is_fitted(self)
         if not hasattr(self, "best_estimator_"):
             raise AttributeError(f"{method} needs the best student; set refit=True and fit again.")
-        return self.best_estimator_._check_new_rows(X, method)
+        return check_new_rows(self, X, method)
 
     def _logits(self, X: Any) -> Tensor:
         return self.best_estimator_._logits(X)

@@ -308,6 +308,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
             fit_report_=report,
             _distinct=distinct.to_host(),
             _frame=solution.frame,
+            _prepared=(posed.kernel, posed.function),
         )
 
     def effective_decision_function(self, X: Any, y: Any, teacher_logits: Any = None) -> Any:

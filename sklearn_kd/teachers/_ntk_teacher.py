@@ -30,6 +30,7 @@ from sklearn_kd._sklearn import Interval, StrOptions, fit_context
 from sklearn_kd._warnings import warn
 from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.kernels._precision import full_precision
+from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.rows._checking import check_rows
@@ -188,17 +189,19 @@ class NTKTeacher(TangentKernelClassifier):
             distinct = distinct_rows(rows)
             self._require_memory(distinct, len(rows.classes))
             kernel = kernel_to_use(self.kernel)
+            function = as_kernel_function(kernel)
 
             if stopping_times is not None:
-                trained = self._train(kernel, distinct, stopping_times, progress)
+                trained = self._train(function, distinct, stopping_times, progress)
             elif self.loss == "log_loss":
-                trained = self._minimize(kernel, distinct, progress)
+                trained = self._minimize(function, distinct, progress)
             else:
-                trained = self._solve(kernel, distinct, progress)
+                trained = self._solve(function, distinct, progress)
 
             self.__dict__.update(
                 classes_=rows.classes,
                 kernel_=kernel,
+                _prepared=(kernel, function),
                 staged_dual_coef_=like(trained.stages, rows.array),
                 dual_coef_=like(trained.stages[-1], rows.array),
                 X_fit_=like(distinct.X, rows.array),
@@ -239,11 +242,15 @@ class NTKTeacher(TangentKernelClassifier):
         )
 
     def _train(
-        self, kernel: Any, rows: DistinctRows, stopping_times: list[float], progress: FitTask
+        self,
+        kernel: KernelFunction,
+        rows: DistinctRows,
+        stopping_times: list[float],
+        progress: FitTask,
     ) -> Trained:
         """Gradient flow of the mean loss from f = 0, with a(t) at every stopping time."""
         with progress.stage("kernel"):
-            kernel_matrix = as_kernel_function(kernel).gram(rows.X)
+            kernel_matrix = kernel.gram(rows.X)
         with progress.stage("gradient-flow", PERCENT) as flow, full_precision():
             stages, info = gradient_flow(
                 kernel_matrix,
@@ -256,10 +263,10 @@ class NTKTeacher(TangentKernelClassifier):
         report = {"n_kernel_products": info.n_products, "converged": True}
         return Trained(stages, weight_change_norm(kernel_matrix, stages[-1]), report)
 
-    def _minimize(self, kernel: Any, rows: DistinctRows, progress: FitTask) -> Trained:
+    def _minimize(self, kernel: KernelFunction, rows: DistinctRows, progress: FitTask) -> Trained:
         """Minimum of Σ w ℓ + ½ ridge aᵀ Θ a for the log loss."""
         with progress.stage("kernel"):
-            kernel_matrix = as_kernel_function(kernel).gram(rows.X)
+            kernel_matrix = kernel.gram(rows.X)
         with progress.stage("minimum"), full_precision():
             coefficients, info = ridge_minimum(
                 kernel_matrix, rows.hard_labels, rows.weights, ridge=self.ridge
@@ -274,11 +281,11 @@ class NTKTeacher(TangentKernelClassifier):
         norm = weight_change_norm(kernel_matrix, coefficients)
         return Trained(coefficients[None], norm, report)
 
-    def _solve(self, kernel: Any, rows: DistinctRows, progress: FitTask) -> Trained:
+    def _solve(self, kernel: KernelFunction, rows: DistinctRows, progress: FitTask) -> Trained:
         """Minimum of the squared loss: a = (Θ + ridge W⁻¹)⁻¹ targets."""
         with progress.stage("kernel-and-factor"):
             frame = TangentFrame(
-                as_kernel_function(kernel),
+                kernel,
                 rows.X,
                 ridge=self.ridge,
                 weights=rows.weights,

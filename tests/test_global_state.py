@@ -1,0 +1,135 @@
+"""Results do not depend on the state of the process, and leave it as it was."""
+
+import contextlib
+import threading
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression
+
+from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher, TorchTeacher
+from sklearn_kd.kernels import NTK, EmpiricalNTK
+from sklearn_kd.solvers import PCG, Cholesky, Nystrom, Refinement
+
+X, Y = make_classification(n_samples=70, n_features=5, random_state=0)
+X_NEW = X[::7] + 0.1
+
+
+def module():
+    generator = torch.Generator().manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    for p in net.parameters():
+        p.data = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+    return net.double()
+
+
+NET = module()
+
+
+def predictions(estimator):
+    return estimator.fit(X, Y).predict_proba(X_NEW)
+
+
+def path():
+    student = LinearizedKDStudent(LogisticRegression()).fit(X, Y)
+    found = student.prefix_path(
+        X_NEW, sizes=[5, 70], n_permutations=2, init="random", random_state=0
+    )
+    return np.concatenate([np.ravel(value) for value in found.values()])
+
+
+WORK = {
+    "teacher": lambda: predictions(NTKTeacher()),
+    "flow": lambda: predictions(NTKTeacher(stopping_time=10.0)),
+    "torch teacher": lambda: TorchTeacher(NET, [0, 1]).predict_proba(X_NEW),
+    "cholesky": lambda: predictions(LinearizedKDStudent(solver=Cholesky())),
+    "refinement": lambda: predictions(LinearizedKDStudent(solver=Refinement())),
+    "pcg": lambda: predictions(LinearizedKDStudent(solver=PCG(random_state=0))),
+    "nystrom": lambda: predictions(LinearizedKDStudent(solver=Nystrom(20, random_state=0))),
+    "uniform": lambda: predictions(
+        LinearizedKDStudent(solver=Nystrom(20, landmarks="uniform", random_state=0))
+    ),
+    "erf": lambda: predictions(LinearizedKDStudent(kernel=NTK(activation="erf"), ridge=0.1)),
+    "network": lambda: predictions(
+        LinearizedKDStudent(
+            TorchTeacher(NET, [0, 1]), kernel=EmpiricalNTK(NET), init="network", ridge=0.1
+        )
+    ),
+    "search": lambda: predictions(LinearizedKDStudentCV()),
+    "search by pass": lambda: predictions(
+        LinearizedKDStudentCV(solver=Nystrom(20, random_state=0))
+    ),
+    "prefix path": path,
+    "gradient": lambda: NTK()(X, eval_gradient=True)[1],
+}
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+STATES = {
+    "default dtype": lambda: default_dtype(torch.float64),
+    "half": lambda: default_dtype(torch.float16),
+    "default device": lambda: torch.device("meta"),
+    "no grad": torch.no_grad,
+    "inference": torch.inference_mode,
+    "numpy's errors": lambda: np.errstate(all="raise"),
+    "deterministic": lambda: deterministic(),
+}
+
+
+@contextlib.contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {name: work() for name, work in WORK.items()}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("name", WORK)
+def test_results_are_those_of_a_fresh_process(name, state, expected):
+    with STATES[state]():
+        found = WORK[name]()
+    np.testing.assert_array_equal(found, expected[name])
+
+
+def state_of_numpy():
+    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002 - likewise
+    return keys.tolist(), position
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_the_state_is_left_as_it_was(name):
+    np.random.seed(7)  # noqa: NPY002 - the state that must not matter
+    torch.manual_seed(7)
+    before, draws = state_of_numpy(), torch.get_rng_state()
+    threads, running = torch.get_num_threads(), threading.active_count()
+    WORK[name]()
+    assert state_of_numpy() == before
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+    assert threading.active_count() <= running + 1
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_seeds_of_the_process_do_not_matter(name, expected):
+    np.random.seed(1)  # noqa: NPY002 - likewise
+    torch.manual_seed(1)
+    np.testing.assert_array_equal(WORK[name](), expected[name])
