@@ -44,7 +44,6 @@ from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
 from sklearn_kd._memory import available_bytes, format_bytes
 from sklearn_kd.distillation import effective_logits
 from sklearn_kd.kernels import NTK
-from sklearn_kd.kernels._tiles import matmat
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.rows._copies import merge_rows
@@ -127,7 +126,7 @@ class Problem:
 
 
 def predictor(kernel, X, coefficients):
-    return lambda X_test: matmat(kernel, X_test, X, coefficients)
+    return lambda X_test: kernel.matmat(X_test, X, coefficients)
 
 
 def solve_exact(problem, arguments):
@@ -287,7 +286,7 @@ def time_products(n_rows, n_features=10):
     """Return the seconds of one n × n kernel matrix times 32 columns, float64."""
     X = torch.as_tensor(synthetic(n_rows, n_features)[0])
     V = torch.ones(n_rows, len(GRID), dtype=torch.float64)
-    seconds = {"NTK depth 3": clock(matmat, NTK().to_torch(), X, X, V)}
+    seconds = {"NTK depth 3": clock(NTK().to_torch().matmat, X, X, V)}
     if importlib.util.find_spec("gpytorch"):
         import gpytorch
 

@@ -16,7 +16,6 @@ from sklearn_kd._sklearn import CallbackSupportMixin, Interval, StrOptions
 from sklearn_kd.kernels import NTK
 from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.kernels._protocol import KernelFunction
-from sklearn_kd.kernels._tiles import matmat
 from sklearn_kd.rows._checking import check_new_rows, to_working
 from sklearn_kd.rows._streams import RowStream
 
@@ -73,7 +72,7 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
         return logits.reshape(-1, *coefficients.shape[1:])
 
     def _kernel_product(self, X: Tensor, fitted: Tensor, columns: Tensor) -> Tensor:
-        return matmat(self._kernel_function(), X, fitted, columns)
+        return self._kernel_function().matmat(X, fitted, columns)
 
     def __getstate__(self) -> dict:
         """Return the state without the n² factor, tensors on the CPU so that it loads anywhere."""

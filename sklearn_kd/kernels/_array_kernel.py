@@ -12,13 +12,12 @@ from torch import Tensor
 
 from sklearn_kd._array import to_numpy, to_tensor
 from sklearn_kd.kernels._protocol import KernelFunction
-from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 
 _ROW_BLOCK = 512
 
 
 @dataclass(frozen=True)
-class ArrayKernel:
+class ArrayKernel(KernelFunction):
     """A kernel given as a callable on numpy arrays, such as a scikit-learn GP kernel.
 
     Parameters
@@ -70,24 +69,21 @@ def as_kernel_function(kernel: Any) -> KernelFunction:
 
     Parameters
     ----------
-    kernel : None, object with a method ``to_torch``, or callable
-        ``None`` is the default NTK. A callable, scikit-learn's Gaussian-process kernels among
-        them, takes two arrays of rows and returns the matrix K(X, Y).
+    kernel : object with a method ``to_torch``, or callable
+        A callable, scikit-learn's Gaussian-process kernels among them, takes two arrays of rows
+        and returns the matrix K(X, Y).
 
     Raises
     ------
     TypeError
         If ``kernel`` is none of these.
     """
-    if kernel is None:
-        return InfiniteKernel()
     if not isinstance(kernel, type):
         if hasattr(kernel, "to_torch"):
             return kernel.to_torch()
         if callable(kernel):
             return ArrayKernel(kernel)
     raise TypeError(
-        f"kernel={kernel!r} is not a kernel: pass None (the default NTK), an instance of "
-        "sklearn_kd.kernels.NTK or of a scikit-learn Gaussian-process kernel, or a callable "
-        "K(X, Y) on two arrays of rows."
+        f"kernel={kernel!r} is not a kernel: pass one such as sklearn_kd.kernels.NTK(), a "
+        "Gaussian-process kernel of scikit-learn, or a callable K(X, Y) on two arrays of rows."
     )

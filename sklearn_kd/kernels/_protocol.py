@@ -1,20 +1,56 @@
-"""What the library asks of a kernel: a block, a Gram matrix, a diagonal."""
+"""What the library asks of a kernel: a block, a Gram matrix, a diagonal; and what some offer."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
+from sklearn_kd.kernels._tiles import product, stream
 
-class KernelFunction(Protocol):
-    """A positive semi-definite kernel function on rows of tensors."""
 
+class KernelFunction(ABC):
+    """A positive semi-definite kernel function on rows of tensors.
+
+    Attributes
+    ----------
+    has_own_product : bool
+        Whether `matmat` may take less than the entries of the kernel matrix do. False, the
+        default, says that it evaluates all of them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
+
+    >>> X, V = torch.eye(3), torch.ones(3, 1)
+    >>> product = InfiniteKernel().matmat(X, X, V)
+    >>> torch.allclose(product, InfiniteKernel().gram(X) @ V)
+    True
+    """
+
+    has_own_product: ClassVar[bool] = False
+
+    @abstractmethod
     def block(self, X: Tensor, Y: Tensor) -> Tensor:
         """Return K(X, Y), shape (n, m)."""
 
+    @abstractmethod
     def gram(self, X: Tensor, *, out: Tensor | None = None, symmetrize: bool = True) -> Tensor:
         """Return K(X, X), shape (n, n), in ``out`` if given."""
 
+    @abstractmethod
     def diag(self, X: Tensor) -> Tensor:
         """Return K(x, x) for each row, shape (n,)."""
+
+    def matmat(self, X: Tensor, Y: Tensor, V: Tensor) -> Tensor:
+        """Return K(X, Y) V of shape (n, k) for V of shape (m, k), holding few kernel entries.
+
+        At most 64 MiB of K(X, Y) exist at a time, whatever n and m.
+        """
+        return product(stream(self.block, X, Y), len(X), V)
+
+    def outputs(self, X: Tensor) -> Tensor | None:
+        """Return z₀(X) of the network behind the kernel, (n,) or (n, K); None if there is none."""
+        return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,16 +11,9 @@ from torch import Tensor
 from sklearn_kd._memory import CPU
 from sklearn_kd.kernels._precision import full_precision
 
-# Arrays of a tile's size that a core works in, numbers kept of a row beside its features, and
-# work copies of the right-hand sides.
+# Arrays of a tile's size that a core works in, and numbers kept of a row beside its features.
 _TILE_BUFFERS = 7
-
 _PER_ROW = 16
-
-
-if TYPE_CHECKING:
-    from sklearn_kd.kernels._protocol import KernelFunction
-
 
 # Rows, columns and the entries there of a kernel matrix.
 Block = tuple[slice, slice, Tensor]
@@ -54,35 +46,19 @@ def in_parallel(fill: Callable[..., None], tiles: Sequence[tuple[int, ...]], out
         torch.set_num_threads(threads)
 
 
-def matmat(kernel: KernelFunction, X: Tensor, Y: Tensor, V: Tensor) -> Tensor:
-    """Return K(X, Y) V of shape (n, k) for V of shape (m, k), holding few kernel entries.
+def stream(
+    kernel_block: Callable[[Tensor, Tensor], Tensor], X: Tensor, Y: Tensor
+) -> Iterator[Block]:
+    """Yield (rows, columns, entries) of K(X, Y), 64 MiB of entries at a time.
 
-    At most 64 MiB of K(X, Y) exist at a time, whatever n and m; none where the kernel has a product
-    of its own.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
-
-    >>> X, V = torch.eye(3), torch.ones(3, 1)
-    >>> product = matmat(InfiniteKernel(), X, X, V)
-    >>> torch.allclose(product, InfiniteKernel().gram(X) @ V)
-    True
+    ``kernel_block(X, Y)`` returns K(X, Y), such as the method ``block`` of a kernel function.
     """
-    if hasattr(kernel, "matmat"):
-        return kernel.matmat(X, Y, V)
-    return product(stream(kernel, X, Y), len(X), V)
-
-
-def stream(kernel: KernelFunction, X: Tensor, Y: Tensor) -> Iterator[Block]:
-    """Yield (rows, columns, entries) of K(X, Y), 64 MiB of entries at a time."""
     entries = _STREAM_BYTES // X.element_size()
     columns = max(1, min(len(Y), entries // 64))
     rows = max(1, entries // columns)
     for i in range(0, len(X), rows):
         for j in range(0, len(Y), columns):
-            block = kernel.block(X[i : i + rows], Y[j : j + columns])
+            block = kernel_block(X[i : i + rows], Y[j : j + columns])
             yield slice(i, i + rows), slice(j, j + columns), block
 
 

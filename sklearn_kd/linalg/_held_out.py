@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sklearn_kd.kernels._precision import full_precision
+from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._frame import TangentFrame
 
 # Of the kernel matrix, what is copied at a time to gather a fold's part of it.
@@ -39,7 +40,7 @@ class HeldOut(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MatrixKernel:
+class MatrixKernel(KernelFunction):
     """A kernel given as its matrix: "rows" are row numbers, (n, 1), in the matrix's dtype."""
 
     matrix: Tensor

@@ -216,7 +216,7 @@ class TiledOperator(KernelOperator):
         self._parts = self._own_parts()
         sizes = [tile_entries(part) * X.element_size() for part in self._parts]
         n_kept = sum(1 for total in itertools.accumulate(sizes) if total <= kept_bytes)
-        if hasattr(kernel, "matmat") and n_kept < len(sizes):
+        if kernel.has_own_product and n_kept < len(sizes):
             n_kept = 0
         self._kept = [tile_of(kernel, X, *part) for part in self._parts[:n_kept]]
         self.kept_share = sum(sizes[:n_kept]) / max(sum(sizes), 1)
@@ -250,7 +250,7 @@ class TiledOperator(KernelOperator):
 
     def matmat(self, V: Tensor) -> Tensor:
         """Return the product with ``V`` of shape (n, k), shape (n, k)."""
-        if hasattr(self.kernel, "matmat") and not self._kept:
+        if self.kernel.has_own_product and not self._kept:
             return self.kernel.matmat(self.X, self.X, V)
         return self.sum_of_tiles(V).value().to(V.dtype)
 

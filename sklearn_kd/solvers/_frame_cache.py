@@ -95,7 +95,7 @@ class FrameCache:
         entries = len(X) * (frame.n_rows + X.shape[1])
         if entries * X.element_size() > limit or not self._is_asked_again(key):
             return None
-        blocks = list(stream(frame.kernel, X, frame.X))
+        blocks = list(stream(frame.kernel.block, X, frame.X))
         self._keep(key, CrossBlocks(weakref.ref(frame), X.clone(), blocks), limit)
         return blocks
 

@@ -40,10 +40,11 @@ def initial_logits(
         blocks = X.blocks(dtype=like.dtype, device=like.device)
         parts = [initial_logits(init, kernel, function, block, n_classes) for _, block in blocks]
         return torch.cat(parts)
-    if not hasattr(function, "outputs"):
+    outputs = function.outputs(X)
+    if outputs is None:
         raise ValueError(
             "init='network' starts from the outputs of the network behind the kernel and needs "
             f"kernel=EmpiricalNTK(module), not kernel={kernel!r}; use init='zero'."
         )
     name = f"The output of the network behind kernel={type(kernel).__name__}"
-    return canonical_logits(function.outputs(X), len(X), n_classes, name=name).to(X)
+    return canonical_logits(outputs, len(X), n_classes, name=name).to(X)

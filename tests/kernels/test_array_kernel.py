@@ -16,15 +16,15 @@ def rows(n, d=3, seed=0):
 
 
 def test_what_becomes_a_kernel_function():
-    assert as_kernel_function(None) == InfiniteKernel() == NTK().to_torch()
+    assert as_kernel_function(NTK()) == InfiniteKernel() == NTK().to_torch()
     assert as_kernel_function(NTK(depth=5)) == InfiniteKernel(depth=5)
     assert isinstance(as_kernel_function(RBF() * NTK()), ArrayKernel)
     assert isinstance(as_kernel_function(polynomial_kernel), ArrayKernel)
 
 
-@pytest.mark.parametrize("kernel", ["rbf", 3.0, NTK, RBF])
+@pytest.mark.parametrize("kernel", ["rbf", 3.0, NTK, RBF, None])
 def test_what_does_not(kernel):
-    with pytest.raises(TypeError, match=r"kernel=.*sklearn_kd\.kernels\.NTK.*callable"):
+    with pytest.raises(TypeError, match=r"kernel=.*sklearn_kd\.kernels\.NTK\(\).*callable"):
         as_kernel_function(kernel)
 
 
@@ -64,3 +64,11 @@ def test_array_kernel_keeps_dtype():
 def test_array_kernel_of_the_wrong_shape():
     with pytest.raises(ValueError, match=r"shape \(3, 3\) for 3 and 2 rows"):
         ArrayKernel(lambda X, Y: X @ X.T).block(rows(3), rows(2))
+
+
+def test_what_a_kernel_offers_unless_it_says_otherwise():
+    X, Y, V = rows(7), rows(4, seed=1), rows(4, 2, seed=2)
+    kernel = ArrayKernel(RBF(0.7))
+    assert not kernel.has_own_product
+    assert kernel.outputs(X) is None
+    np.testing.assert_allclose(kernel.matmat(X, Y, V), RBF(0.7)(X.numpy(), Y.numpy()) @ V.numpy())

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sklearn_kd._logits import logits
 from sklearn_kd.kernels._precision import full_precision
-from sklearn_kd.kernels._tiles import in_parallel, product, stream
+from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.kernels._tiles import in_parallel
 from sklearn_kd.kernels.empirical._features import Feature
 from sklearn_kd.kernels.empirical._jacobian import adjoint
 from sklearn_kd.kernels.empirical._network import Network, copied, require_evaluable
@@ -41,7 +42,7 @@ class Bundle(NamedTuple):
     first: bool  # of those that the same rows go through
 
 
-class EmpiricalKernel:
+class EmpiricalKernel(KernelFunction):
     """Tangent kernel of a torch module at its current weights, and its outputs there.
 
     The module is copied: training it afterwards changes nothing here.
@@ -71,6 +72,8 @@ class EmpiricalKernel:
     tensor([[2., 3.],
             [3., 6.]])
     """
+
+    has_own_product = True
 
     def __init__(
         self,
@@ -200,9 +203,9 @@ class EmpiricalKernel:
         if not len(X) or not len(Y):
             return V.new_zeros(len(X) * (self.n_outputs(X) if self.full else 1), V.shape[1])
         tangents = self._prepare(Y)
-        # `stream` knows one row of Θ per input only
+        # the product by entries knows one row of Θ per input only
         if not self.full and not self._is_product_cheaper(tangents, len(X), len(Y), V.shape[1]):
-            return product(stream(self, X, Y), len(X), V)
+            return super().matmat(X, Y, V)
         R = self._rows_per_input(tangents)
         result = V.new_zeros(len(X), R, V.shape[1])
         cotangents = self._cotangents(tangents)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.kernels.infinite._activations import ACTIVATIONS, PiecewiseLinear
 from sklearn_kd.kernels.infinite._angular import AngularRecursion
 from sklearn_kd.kernels.infinite._covariance import CovarianceRecursion
@@ -15,7 +16,7 @@ from sklearn_kd.kernels.infinite._tiles import Recursion, fill_block, fill_gradi
 
 
 @dataclass(frozen=True)
-class InfiniteKernel:
+class InfiniteKernel(KernelFunction):
     r"""Tangent kernel of an infinitely wide fully connected network, or its NNGP kernel.
 
     The network is that of Eq. 1 of Ji and Zhu (2020), in the NTK parametrisation: inputs are

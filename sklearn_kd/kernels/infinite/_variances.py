@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def input_variances(X: Tensor, weight_std: float, bias_std: float) -> Tensor:
+def input_variances(X: Tensor, weight_std: float | Tensor, bias_std: float | Tensor) -> Tensor:
     """Return q₁₁ = σ_w² |x|² / d + σ_b², shape (n,), for ``X`` of shape (n, d)."""
     norms = torch.linalg.vector_norm(X, dim=1)
     return (norms * (weight_std / math.sqrt(X.shape[1]))).square() + bias_std**2

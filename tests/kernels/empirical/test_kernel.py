@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch_modules import ZOO, Recurrent, as_inputs, mlp, rows_for
 
-from sklearn_kd.kernels._tiles import matmat
 from sklearn_kd.kernels.empirical import _kernel
 from sklearn_kd.kernels.empirical._kernel import EmpiricalKernel
 
@@ -140,8 +139,8 @@ def test_products(name, by_weights, monkeypatch):
     kernel, expected = kernel_of(name), expected_of(name, X)
     monkeypatch.setattr(EmpiricalKernel, "_is_product_cheaper", lambda *args: by_weights)
     V = torch.linspace(-1, 1, 2 * N, dtype=X.dtype).reshape(N, 2)
-    assert_close(matmat(kernel, X, X, V), expected @ V)
-    assert_close(matmat(kernel, X[:3], X[2:], V[2:, :1]), expected[:3, 2:] @ V[2:, :1])
+    assert_close(kernel.matmat(X, X, V), expected @ V)
+    assert_close(kernel.matmat(X[:3], X[2:], V[2:, :1]), expected[:3, 2:] @ V[2:, :1])
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -158,7 +157,7 @@ def test_a_product_with_one_column_forms_no_entries(monkeypatch):
     kernel = kernel_of("mlp, one output")
     V = torch.ones(500, 1, dtype=X.dtype)
     K = kernel.gram(X)
-    np.testing.assert_allclose(matmat(kernel, X, X, V), K @ V, rtol=1e-10)
+    np.testing.assert_allclose(kernel.matmat(X, X, V), K @ V, rtol=1e-10)
 
 
 def test_pull_back_is_the_weight_change_of_the_product():
@@ -241,7 +240,7 @@ def test_precision_and_gradient_mode():
         assert mixed.dtype == torch.float64
         np.testing.assert_allclose(mixed, expected, rtol=2e-4, atol=1e-4 * expected.abs().max())
     assert inside.diag(X).dtype == inside.outputs(X).dtype == torch.float64
-    assert matmat(inside, X, X, torch.ones_like(X[:, :1])).dtype == torch.float64
+    assert inside.matmat(X, X, torch.ones_like(X[:, :1])).dtype == torch.float64
     v = torch.ones_like(X[:, :1])
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -259,7 +258,7 @@ def test_no_rows():
     assert kernel.block(X, X[:0]).shape == (3, 0)
     assert kernel.gram(X[:0]).shape == (0, 0)
     assert kernel.diag(X[:0]).shape == kernel.outputs(X[:0]).shape == (0,)
-    assert matmat(kernel, X[:0], X, torch.ones_like(X[:, :1])).shape == (0, 1)
+    assert kernel.matmat(X[:0], X, torch.ones_like(X[:, :1])).shape == (0, 1)
     full = kernel_of("mlp, four outputs", full=True)
     assert full.matmat(X, X[:0], X[:0, :2]).shape == (12, 2)
     assert full.matmat(X[:0], X, torch.ones(12, 2)).shape == (0, 2)

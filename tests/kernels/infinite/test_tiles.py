@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from sklearn_kd.kernels import _tiles
-from sklearn_kd.kernels._tiles import matmat
 from sklearn_kd.kernels.infinite._angular import AngularRecursion
 from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 
@@ -71,7 +70,7 @@ def test_streamed_product(monkeypatch, budget, n_columns):
     monkeypatch.setattr(_tiles, "_STREAM_BYTES", budget)
     X, Y, V = rows(23), rows(31, seed=1), rows(31, n_columns, seed=2)
     kernel = InfiniteKernel(2)
-    torch.testing.assert_close(matmat(kernel, X, Y, V), kernel.block(X, Y) @ V)
+    torch.testing.assert_close(kernel.matmat(X, Y, V), kernel.block(X, Y) @ V)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -111,7 +110,7 @@ def test_empty_blocks():
     assert kernel.block(rows(0), rows(3)).shape == (0, 3)
     assert kernel.gram(rows(0)).shape == (0, 0)
     assert kernel.diag(rows(0)).shape == (0,)
-    assert matmat(kernel, rows(0), rows(3), rows(3, 2)).shape == (0, 2)
+    assert kernel.matmat(rows(0), rows(3), rows(3, 2)).shape == (0, 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
