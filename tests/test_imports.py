@@ -29,7 +29,7 @@ ALLOWED = {
     "rows": {"_array", "_sklearn"},
     "kernels": BASE,
     "linalg": BASE | {"rows", "kernels"},
-    "training": {"exceptions", "_warnings"},
+    "training": {"exceptions", "_logits", "_warnings"},
     "distillation": LINALG,
     "metrics": LINALG | {"_sklearn", "distillation"},
     "_kernel_machine": LINALG | {"_sklearn", "_classifier"},
