@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sklearn_kd._logits import hard_labels
+
 TEMPERATURE_SCALINGS = ("none", "squared")
 
 
@@ -106,7 +108,7 @@ def simplex_rows(y: Tensor, teacher_logits: Tensor) -> Tensor:
         f"must hold class indices 0, ..., {n_classes - 1}",
         "encode the classes by their position on the last axis of teacher_logits.",
     )
-    return torch.nn.functional.one_hot(y.long(), n_classes).to(teacher_logits)
+    return hard_labels(y.long(), n_classes).to(teacher_logits)
 
 
 def check_broadcast(shape: torch.Size | None, **tensors: Tensor) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from sklearn_kd._array import on_arrays
+from sklearn_kd._logits import centred
 from sklearn_kd.distillation._arguments import (
     check_binary_labels,
     check_broadcast,
@@ -234,7 +235,7 @@ def merge_soft_labels(
     mean = shift + torch.log(mean)
     merged = temperature * (mean[:, 1:] - mean[:, :1] if binary else mean)
     if not binary:
-        merged = merged - merged.mean(dim=1, keepdim=True)
+        merged = centred(merged)
     group = index[:, None].expand_as(z)
     lowest = torch.full((n_rows, z.shape[1]), math.inf).to(z).scatter_reduce(0, group, z, "amin")
     highest = torch.full_like(lowest, -math.inf).scatter_reduce(0, group, z, "amax")

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from sklearn_kd._array import on_arrays
+from sklearn_kd._logits import centred
 from sklearn_kd.distillation._arguments import (
     check_binary_labels,
     check_broadcast,
@@ -116,7 +117,7 @@ def _multiclass_correction(z_t: Tensor, y: Tensor, big_t: Tensor) -> Tensor:
     # (diag p - p p') δ = T^2 (y - softmax(z_t)), p = softmax(z_t/T), Σ δ = 0.
     log_p, log_s = torch.log_softmax(z_t / big_t, dim=-1), torch.log_softmax(z_t, dim=-1)
     correction = big_t**2 * (torch.exp(torch.log(y) - log_p) - torch.exp(log_s - log_p))
-    return correction - correction.mean(dim=-1, keepdim=True)
+    return centred(correction)
 
 
 @on_arrays
