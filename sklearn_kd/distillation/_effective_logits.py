@@ -7,7 +7,7 @@ paper       here                  shape
 ==========  ====================  =====================================================
 z_t         teacher_logits        any (binary); (..., K) (multi-class)
 y_g         y                     broadcasts with z_t (binary); (...) or (..., K)
-rho, T      soft_ratio,           broadcast with z_t (binary); scalar or (...)
+ρ, T        soft_ratio,           broadcast with z_t (binary); scalar or (...)
             temperature           (multi-class)
 z_eff       the value returned    the common shape (binary); (..., K) (multi-class)
 ==========  ====================  =====================================================
@@ -27,12 +27,13 @@ from sklearn_kd.distillation._arguments import (
     check_binary_labels,
     check_broadcast,
     check_finite,
+    check_resolved_temperature,
     check_soft_ratio,
     check_temperature,
     check_temperature_scaling,
     double,
     is_class_last,
-    loss_weights,
+    log_weight_ratio,
     simplex_rows,
 )
 from sklearn_kd.distillation._binary_root import binary_roots
@@ -136,18 +137,22 @@ def effective_logits(
     """
     check_temperature_scaling(temperature_scaling)
     teacher_logits = torch.as_tensor(teacher_logits, dtype=torch.float64)
-    rho, big_t = (double(v, teacher_logits) for v in (soft_ratio, temperature))
+    soft_ratio, temperature = (double(v, teacher_logits) for v in (soft_ratio, temperature))
     y = double(y, teacher_logits)
-    check_soft_ratio(rho)
-    check_temperature(big_t)
+    check_soft_ratio(soft_ratio)
+    check_temperature(temperature)
     check_finite(teacher_logits, "teacher_logits")
     if is_class_last(teacher_logits):
         y = simplex_rows(y, teacher_logits)
-        check_broadcast(teacher_logits.shape[:-1], soft_ratio=rho, temperature=big_t)
-        return multiclass_effective_logits(teacher_logits, y, rho, big_t, temperature_scaling)
+        check_broadcast(teacher_logits.shape[:-1], soft_ratio=soft_ratio, temperature=temperature)
+        return multiclass_effective_logits(
+            teacher_logits, y, soft_ratio, temperature, temperature_scaling
+        )
     check_binary_labels(y)
-    check_broadcast(None, teacher_logits=teacher_logits, y=y, soft_ratio=rho, temperature=big_t)
-    return binary_effective_logits(teacher_logits, y, rho, big_t, temperature_scaling)
+    check_broadcast(
+        None, teacher_logits=teacher_logits, y=y, soft_ratio=soft_ratio, temperature=temperature
+    )
+    return binary_effective_logits(teacher_logits, y, soft_ratio, temperature, temperature_scaling)
 
 
 def binary_effective_logits(
@@ -187,20 +192,23 @@ def multiclass_effective_logits(
     """
     shape = teacher_logits.shape
     inputs = (double(v, teacher_logits) for v in (soft_ratio, temperature))
-    rho, big_t = (v.expand(shape[:-1]).reshape(-1) for v in inputs)
+    soft_ratio, temperature = (v.expand(shape[:-1]).reshape(-1) for v in inputs)
     z_t, y = (double(v, teacher_logits).reshape(-1, shape[-1]) for v in (teacher_logits, y))
     if shape[-1] == 2:
-        z = binary_effective_logits(z_t[:, 1] - z_t[:, 0], y[:, 1], rho, big_t, temperature_scaling)
+        z = binary_effective_logits(
+            z_t[:, 1] - z_t[:, 0], y[:, 1], soft_ratio, temperature, temperature_scaling
+        )
         z = torch.stack((-z / 2, z / 2), dim=1)
     else:
+        check_resolved_temperature(temperature)
         z = torch.empty_like(z_t)
-        solved = torch.where(rho == 1, 0.5, rho)  # any value: those rows are not used
+        solved = torch.where(soft_ratio == 1, 0.5, soft_ratio)  # any value: those rows are not used
+        log_odds = log_weight_ratio(solved, temperature, temperature_scaling)
         n_rows = max(1, _BLOCK // shape[-1])
         for start in range(0, len(z), n_rows):
             rows = slice(start, start + n_rows)
-            weights = loss_weights(solved[rows, None], big_t[rows, None], temperature_scaling)
-            z[rows] = softmax_roots(z_t[rows], y[rows], *weights, big_t[rows, None])
-    z = torch.where(rho[:, None] == 1, z_t, z)
+            z[rows] = softmax_roots(z_t[rows], y[rows], log_odds[rows], temperature[rows])
+    z = torch.where(soft_ratio[:, None] == 1, z_t, z)
     return z.reshape(shape).to(teacher_logits.dtype)
 
 

@@ -232,8 +232,8 @@ def test_two_classes_reduce_to_the_binary_formula():
     z = effective_logits(z_t, rows, soft_ratio=rho, temperature=T)
     np.testing.assert_array_equal(z, np.stack((-binary / 2, binary / 2), axis=1))
     # The general K-class solver agrees, though it is not used for K = 2.
-    columns = (torch.tensor(a)[:, None] for a in (rho, 1 - rho, T))
-    general = softmax_roots(torch.tensor(z_t), torch.tensor(rows), *columns).numpy()
+    columns = map(torch.tensor, (z_t, rows, np.log(rho / (1 - rho) / T), T))
+    general = softmax_roots(*columns).numpy()
     np.testing.assert_allclose(general, z, rtol=1e-12, atol=1e-12)
 
 
