@@ -8,7 +8,9 @@ from torch import Tensor
 from sklearn_kd._logits import hard_labels
 
 TEMPERATURE_SCALINGS = ("none", "squared")
-LEAST_TEMPERATURE = 1e-5  # rounding moves effective logits of K classes by 4e-17 / T of their size
+# Rounding moves effective logits of K classes by 4e-17 / T of their size, and those of fractional
+# labels by 1e-21 / T.
+LEAST_OF_CLASSES, LEAST_OF_FRACTIONS = 1e-5, 1e-10
 
 
 def double(value: Tensor | float, device_of: Tensor) -> Tensor:
@@ -70,16 +72,16 @@ def check_temperature(temperature: Tensor) -> None:
     )
 
 
-def check_resolved_temperature(temperature: Tensor) -> None:
-    """Raise unless the effective logits of three or more classes are resolved in float64.
+def check_resolved_temperature(temperature: Tensor, least: float, case: str) -> None:
+    """Raise unless every temperature is high enough for float64 to resolve effective logits.
 
     Where a hard label holds against a soft one they are differences of size T.
     """
     require(
-        temperature >= LEAST_TEMPERATURE,
+        temperature >= least,
         "temperature",
         temperature,
-        f"must be at least {LEAST_TEMPERATURE:g} for three or more classes",
+        f"must be at least {least:g} {case}",
         "soft labels at so low a temperature are hard ones; give those as y.",
     )
 

@@ -14,13 +14,18 @@ from torch.nn.functional import logsigmoid
 
 from sklearn_kd.distillation._arguments import log_weight_ratio, loss_weights
 from sklearn_kd.distillation._bracketed_newton import (
+    STEP_TOLERANCE,
     TINY,
     Place,
     bracketed_newton,
     log1mexp,
+    log_shrink,
     place_to_v,
+    shrink_slope,
     softplus,
 )
+
+STEPS_NEAR_ZERO = 8
 
 
 def binary_roots(columns: list[Tensor], scaling: str) -> Tensor:
@@ -61,25 +66,44 @@ def _root_above(x: Tensor, limit: Tensor | None, temperature: Tensor, log_odds: 
     d = _first_guess(x, limit, temperature, -constant)
     v = place_to_v(d, None if limit is None else limit - x - d)
     z = bracketed_newton(_log_equation, v, x, limit, temperature, constant).z
-    # Digits are lost where x + d or limit - rest cancels: one more step, on z itself.
+    # Digits are lost where x + d or limit - rest cancels.
     far = x.abs() if limit is None else x.abs().maximum(limit.abs())
     lost = (z.abs() < 0.5 * far).nonzero().squeeze(1)
-    z_lost, d = z[lost], (z[lost] - x[lost]).clamp(min=TINY)
-    rest = None if limit is None else (limit[lost] - z_lost).clamp(min=TINY)
-    value, slope = _log_equation(Place(z_lost, d, rest), temperature[lost], constant[lost])
-    return z.index_copy(0, lost, z_lost - value / slope)
+    limit = None if limit is None else limit[lost]
+    return z.index_copy(
+        0, lost, _near_zero(z[lost], x[lost], limit, temperature[lost], constant[lost])
+    )
+
+
+def _near_zero(
+    z: Tensor, x: Tensor, limit: Tensor | None, temperature: Tensor, constant: Tensor
+) -> Tensor:
+    """Return roots far below x or the limit in size, by Newton's method on z itself.
+
+    At low temperatures the equation bends on the scale of T, below the rounding of x.
+    """
+    for _ in range(STEPS_NEAR_ZERO):
+        d = (z - x).clamp(min=TINY)
+        rest = None if limit is None else (limit - z).clamp(min=TINY)
+        value, slope = _log_equation(Place(z, d, rest), temperature, constant)
+        new = (z - value / slope).maximum(z - d / 2)
+        new = new if rest is None else new.minimum(z + rest / 2)
+        is_settled = (new - z).abs() <= STEP_TOLERANCE * new.abs()
+        z = new
+        if is_settled.all():
+            break
+    return z
 
 
 def _log_equation(at: Place, temperature: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
-    """Left minus right of the logarithm of Eq. 3, and its slope in z."""
-    z, d, rest = at
-    log_soft, log_hard = logsigmoid(z / temperature), logsigmoid(-z)
-    shrink = torch.expm1(-d / temperature)  # 1 / expm1(d/T) = -1 - 1 / expm1(-d/T)
-    value = constant + log_soft + torch.log(-shrink) - log_hard
-    slope = (-torch.expm1(log_soft) - 1 - 1 / shrink) / temperature - torch.expm1(log_hard)
-    if rest is not None:
-        value = value - log1mexp(rest)
-        slope = slope + 1 / torch.expm1(rest)
+    """Return left minus right of the logarithm of Eq. 3, and its slope in z."""
+    log_soft, log_hard = logsigmoid(at.z / temperature), logsigmoid(-at.z)
+    value = constant + log_soft + log_shrink(at.d, temperature) - log_hard
+    slope = -torch.expm1(log_soft) / temperature + shrink_slope(at.d, temperature)
+    slope = slope - torch.expm1(log_hard)
+    if at.rest is not None:
+        value = value - log1mexp(at.rest)
+        slope = slope + 1 / torch.expm1(at.rest)
     return value, slope
 
 

@@ -24,7 +24,9 @@ from torch.nn.functional import logsigmoid
 STEP_TOLERANCE = 1e-9
 ROUNDING = 16 * torch.finfo(torch.float64).eps
 TINY = torch.finfo(torch.float64).tiny
+SMALL_VALUE = 1e-6  # where Newton's method converges, however large v is
 MAX_STEPS = 200
+SMALL = 1e-8  # where two terms of a series are exact to rounding
 
 
 class Place(NamedTuple):
@@ -66,18 +68,20 @@ def bracketed_newton(
         move = -value / slope
         new = v + move * dv_dz
         size = (new - v).abs() / v.abs().clamp(min=1)
-        done = size <= STEP_TOLERANCE
-        # |x| is so large that the rounding of the value keeps v from settling.
-        done |= (size <= 1e-3) & (move.abs() <= ROUNDING * (x.abs() + at.d))
+        # |x| may be so large that the rounding of the value keeps it, or v, from settling.
+        is_rounding = move.abs() <= ROUNDING * (x.abs() + at.d)
+        done = (size <= STEP_TOLERANCE) & ((value.abs() <= SMALL_VALUE) | is_rounding)
+        done |= (size <= 1e-3) & is_rounding
         # The root is an end of its bracket, to more than 300 digits.
         done |= (at.d == TINY) & (value > 0)
         if at.rest is not None:
             done |= (at.rest == TINY) & (value < 0)
         # A step that leaves the bracket, or follows one that did not halve the value: halve the
-        # bracket. While one of its ends is open only the first can happen, by rounding.
+        # bracket, on a scale on which 1e300 is not far. While one of its ends is open only the
+        # first can happen, by rounding.
         is_open = torch.isinf(high - low)
         good = (new > low) & (new < high) & (is_open | (value.abs() <= 0.5 * last))
-        middle = torch.where(is_open, v + move.sign(), (low + high) / 2)
+        middle = torch.where(is_open, v + move.sign(), torch.sinh((low.asinh() + high.asinh()) / 2))
         v, last = torch.where(done | good, new, middle), value.abs()
         roots[todo] = v
         left = (~done).nonzero().squeeze(1)
@@ -119,3 +123,17 @@ def softplus(x: Tensor) -> Tensor:
 def log1mexp(x: Tensor) -> Tensor:
     """Return log(1 - exp(-x)) for positive x."""
     return torch.log(-torch.expm1(-x))
+
+
+def log_shrink(d: Tensor, temperature: Tensor) -> Tensor:
+    """Return log(1 - exp(-d/T)) for positive d, whose quotient by T may underflow."""
+    scaled = d / temperature
+    tiny = torch.log(d) - torch.log(temperature)
+    return torch.where(scaled < SMALL, tiny - scaled / 2, log1mexp(scaled))
+
+
+def shrink_slope(d: Tensor, temperature: Tensor) -> Tensor:
+    """Return the derivative of `log_shrink` in d, 1 / (T (exp(d/T) - 1))."""
+    scaled = d / temperature
+    exact = 1 / (temperature * torch.expm1(scaled))
+    return torch.where(scaled < SMALL, (1 - scaled / 2) / d, exact)

@@ -19,11 +19,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from sklearn_kd._array import on_arrays
-from sklearn_kd._logits import centred
 from sklearn_kd.distillation._arguments import (
+    LEAST_OF_CLASSES,
+    LEAST_OF_FRACTIONS,
     check_binary_labels,
     check_broadcast,
     check_finite,
@@ -170,6 +170,10 @@ def binary_effective_logits(
         *(double(v, teacher_logits) for v in (teacher_logits, y, soft_ratio, temperature))
     )
     columns = [t.reshape(-1) for t in inputs]
+    fractional = (columns[1] > 0) & (columns[1] < 1)
+    check_resolved_temperature(
+        torch.where(fractional, columns[3], math.inf), LEAST_OF_FRACTIONS, "for fractional labels"
+    )
     out = torch.empty_like(columns[0])
     for start in range(0, out.numel(), _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -200,7 +204,7 @@ def multiclass_effective_logits(
         )
         z = torch.stack((-z / 2, z / 2), dim=1)
     else:
-        check_resolved_temperature(temperature)
+        check_resolved_temperature(temperature, LEAST_OF_CLASSES, "for three or more classes")
         z = torch.empty_like(z_t)
         solved = torch.where(soft_ratio == 1, 0.5, soft_ratio)  # any value: those rows are not used
         log_odds = log_weight_ratio(solved, temperature, temperature_scaling)
@@ -210,43 +214,3 @@ def multiclass_effective_logits(
             z[rows] = softmax_roots(z_t[rows], y[rows], log_odds[rows], temperature[rows])
     z = torch.where(soft_ratio[:, None] == 1, z_t, z)
     return z.reshape(shape).to(teacher_logits.dtype)
-
-
-def merge_soft_labels(
-    teacher_logits: Tensor, weights: Tensor, index: Tensor, n_rows: int, temperature: float
-) -> Tensor:
-    """Teacher logits whose soft labels are the weighted means of groups of soft labels.
-
-    Eq. 3 is linear in the labels, so duplicate rows act as one row whose soft label is the mean
-    of σ(z_t/T): row j of the result is T logit(Σ w_i σ(z_i/T) / Σ w_i) over the i with
-    ``index[i] == j``; for K classes T log Σ w_i softmax(z_i/T), summing to zero. Formed from
-    log σ(±z/T), so saturated labels survive. Members that agree return their logits bit for
-    bit.
-
-    ``teacher_logits`` (n,) or (n, K), ``weights`` (n,) nonnegative, ``index`` (n,) integers in
-    [0, n_rows). A merged row needs a positive total weight.
-    """
-    binary = teacher_logits.ndim == 1
-    z = double(teacher_logits[:, None] if binary else teacher_logits, teacher_logits)
-    soft = z / temperature
-    log_label = (
-        torch.cat((logsigmoid(-soft), logsigmoid(soft)), dim=1)
-        if binary
-        else torch.log_softmax(soft, dim=1)
-    )
-    log_label = log_label + torch.log(double(weights, z))[:, None]
-    group = index[:, None].expand_as(log_label)
-    top = torch.full((n_rows, log_label.shape[1]), -math.inf).to(z)
-    top = top.scatter_reduce(0, group, log_label, "amax")
-    shift = top.nan_to_num(neginf=0.0)
-    mean = torch.zeros_like(top).index_add(0, index, torch.exp(log_label - shift[index]))
-    mean = shift + torch.log(mean)
-    merged = temperature * (mean[:, 1:] - mean[:, :1] if binary else mean)
-    if not binary:
-        merged = centred(merged)
-    group = index[:, None].expand_as(z)
-    lowest = torch.full((n_rows, z.shape[1]), math.inf).to(z).scatter_reduce(0, group, z, "amin")
-    highest = torch.full_like(lowest, -math.inf).scatter_reduce(0, group, z, "amax")
-    agree = (lowest == highest).all(dim=1, keepdim=True)
-    merged = torch.where(agree, lowest, merged).to(teacher_logits.dtype)
-    return merged[:, 0] if binary else merged

@@ -33,7 +33,9 @@ from sklearn_kd.distillation._bracketed_newton import (
     Place,
     bracketed_newton,
     log1mexp,
+    log_shrink,
     place_to_v,
+    shrink_slope,
     softplus,
 )
 
@@ -163,9 +165,8 @@ def _guess_below(c: Tensor, kappa: Tensor, temperature: Tensor, gap: Tensor | No
 
 def _equation_below(at: Place, kappa: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """Return the equation of a class below c, upside down (at.z is -z), and its slope."""
-    scaled = at.d / temperature
-    value = kappa + log1mexp(scaled) + at.z
-    slope = 1 / (temperature * torch.expm1(scaled)) + 1
+    value = kappa + log_shrink(at.d, temperature) + at.z
+    slope = shrink_slope(at.d, temperature) + 1
     if at.rest is not None:
         value = value - log1mexp(at.rest)
         slope = slope + 1 / torch.expm1(at.rest)
@@ -174,7 +175,8 @@ def _equation_below(at: Place, kappa: Tensor, temperature: Tensor) -> tuple[Tens
 
 def _equation_above(at: Place, log_ratio: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """Return the equation of a class above c, and its slope."""
-    scaled = at.d / temperature
-    value = log_ratio + scaled + log1mexp(scaled) - log1mexp(at.rest)
-    slope = -1 / (temperature * torch.expm1(-scaled)) + 1 / torch.expm1(at.rest)
+    _, d, rest = at
+    assert rest is not None, "log y is a limit"
+    value = log_ratio + d / temperature + log_shrink(d, temperature) - log1mexp(rest)
+    slope = 1 / temperature + shrink_slope(d, temperature) + 1 / torch.expm1(rest)
     return value, slope

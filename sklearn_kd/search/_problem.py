@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sklearn_kd.distillation._targets import merged_effective_logits, root_of_eq_3
+from sklearn_kd.distillation._effective_logits_of_rows import merged_effective_logits, root_of_eq_3
 from sklearn_kd.rows._checking import check_rows, check_streamed_rows, to_working
 from sklearn_kd.rows._copies import MergedRows
 from sklearn_kd.rows._streams import RowStream, as_row_stream, is_streamed

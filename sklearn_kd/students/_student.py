@@ -30,7 +30,7 @@ from sklearn_kd._kernel_machine import TangentKernelClassifier, kernel_to_use
 from sklearn_kd._logits import n_logits
 from sklearn_kd._progress import FitTask, fit_task
 from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context
-from sklearn_kd.distillation._targets import RECIPE, merged_effective_logits
+from sklearn_kd.distillation._effective_logits_of_rows import RECIPE, merged_effective_logits
 from sklearn_kd.kernels._tiles import product
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.rows._checking import check_rows, check_streamed_rows

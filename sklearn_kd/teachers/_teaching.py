@@ -18,7 +18,7 @@ from sklearn_kd._logits import canonical_logits
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import move_to
 from sklearn_kd._warnings import warn
-from sklearn_kd.distillation._targets import root_of_eq_3
+from sklearn_kd.distillation._effective_logits_of_rows import root_of_eq_3
 from sklearn_kd.exceptions import SaturatedTeacherWarning
 from sklearn_kd.rows._training_rows import TrainingRows
 from sklearn_kd.teachers._logits_of import Logits, cross_fitted_logits, fit_teacher, logits_of
