@@ -1,7 +1,7 @@
-"""A teacher's logits, whatever classifier the teacher is.
+"""The one meaning of "logit", and what follows from it: gauge, probabilities, classes, labels.
 
-One meaning of "logit" throughout: (n,) log-odds of ``classes_[1]`` for two classes, (n, K) in
-the sum-zero gauge (Σ_k z_k = 0 in each row) for K ≥ 3.
+Two classes have one logit a row, (n,), the log-odds of ``classes_[1]``; K ≥ 3 classes have K,
+(n, K), in the sum-zero gauge: Σ_k z_k = 0 in each row.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from sklearn_kd._array import to_tensor
 
 
-def canonical_logits(logits: Any, n_rows: int, n_classes: int, *, name: str) -> Tensor:
-    """Return ``logits`` as a float64 tensor (n,) for two classes, (n, K) sum-zero otherwise.
+def canonical_logits(given: Any, n_rows: int, n_classes: int, *, name: str) -> Tensor:
+    """Return logits as a float64 tensor: (n,) for two classes, (n, K) with sum zero otherwise.
 
     Two columns for two classes are taken as one logit per class: z = z₁ − z₀.
 
@@ -24,7 +25,7 @@ def canonical_logits(logits: Any, n_rows: int, n_classes: int, *, name: str) -> 
     ValueError
         If the shape does not match, or a value is NaN or infinite; names ``name`` and the row.
     """
-    values = to_tensor(logits)
+    values = to_tensor(given)
     expected = [(n_rows, n_classes)] + ([(n_rows,)] if n_classes == 2 else [])
     if tuple(values.shape) not in expected:
         raise ValueError(
@@ -35,14 +36,11 @@ def canonical_logits(logits: Any, n_rows: int, n_classes: int, *, name: str) -> 
     if not finite.all():
         row = int((~finite).nonzero()[0, 0])
         raise ValueError(
-            f"{name} must be finite, but row {row} holds {values[row].tolist()}; clip infinite "
-            "logits to a large finite value such as ±700."
+            f"{name} must be finite, but row {row} holds {values[row].tolist()}; a probability of "
+            "0 claims more than a teacher knows: calibrate it, or clip its probabilities to at "
+            "least 0.001 before taking logarithms."
         )
-    if values.ndim == 1:
-        return values
-    if n_classes == 2:
-        return values[:, 1] - values[:, 0]
-    return values - values.mean(dim=1, keepdim=True)
+    return values if values.ndim == 1 else logits(values)
 
 
 def class_probabilities(logits: Tensor) -> Tensor:
@@ -63,17 +61,51 @@ def n_logits(n_classes: int) -> int:
 
 
 def centred(logits: Tensor) -> Tensor:
-    """Return logits in the gauge of the library: (n, K) with rows that sum to zero, (n,) as is.
+    """Return logits in the sum-zero gauge: (..., K) with Σ_k z_k = 0, (n,) as they are.
 
     The softmax does not see the mean over the classes, so training does not move it either.
+
+    Examples
+    --------
+    >>> import torch
+
+    >>> centred(torch.tensor([[1.0, 2.0, 6.0]])).tolist()
+    [[-2.0, -1.0, 3.0]]
     """
-    return logits if logits.ndim == 1 else logits - torch.mean(logits, dim=1, keepdim=True)
+    return logits if logits.ndim == 1 else logits - logits.mean(dim=-1, keepdim=True)
 
 
 def logits(outputs: Tensor) -> Tensor:
-    """Return outputs (n, K) as logits: f, f₁ − f₀ of shape (n,), or (n, K) with sum zero."""
+    """Return a network's outputs (n, K) as logits.
+
+    One output is the logit itself, two are z = f₁ − f₀; both of shape (n,). More are centred.
+    """
     if outputs.shape[1] == 1:
         return outputs[:, 0]
     if outputs.shape[1] == 2:
         return outputs[:, 1] - outputs[:, 0]
-    return outputs - outputs.mean(dim=1, keepdim=True)
+    return centred(outputs)
+
+
+def hard_labels(indices: Tensor, n_columns: int) -> Tensor:
+    """Return class indices as labels of the shape of logits.
+
+    Parameters
+    ----------
+    indices : Tensor of int of shape (...)
+    n_columns : int
+        Logits in each row, :func:`n_logits`. One: the index itself is the label.
+
+    Returns
+    -------
+    Tensor of shape (...) or (..., n_columns)
+        Indices for one logit a row, one-hot rows for more.
+
+    Examples
+    --------
+    >>> import torch
+
+    >>> hard_labels(torch.tensor([2, 0]), 3).tolist()
+    [[0, 0, 1], [1, 0, 0]]
+    """
+    return indices if n_columns == 1 else one_hot(indices, n_columns)

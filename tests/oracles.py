@@ -266,10 +266,13 @@ def effective_logit(z_t, y, soft_ratio, temperature):
         return z
 
 
-def multiclass_effective_logits(z_t, y, soft_ratio, temperature, start):
+def multiclass_effective_logits(z_t, y, soft_ratio, temperature, start, *, squared=False):
     """Root of the K-class form of Eq. 3 with Σ z = 0, polished to 50 digits from ``start``."""
-    with mpmath.workdps(150):
+    # A teacher's smallest share and the difference of shares at a high temperature take digits.
+    gap = float(max(z_t) - min(z_t)) / min(temperature, 1)
+    with mpmath.workdps(int(150 + gap / 2 + 4 * abs(mpmath.log10(temperature)))):
         rho, T = mpmath.mpf(soft_ratio), mpmath.mpf(temperature)
+        weight = rho * T if squared else rho / T
 
         def softmax(z):
             e = [mpmath.exp(v) for v in z]
@@ -278,18 +281,38 @@ def multiclass_effective_logits(z_t, y, soft_ratio, temperature, start):
         p = softmax([mpmath.mpf(v) / T for v in z_t])
         y = [mpmath.mpf(v) for v in y]
         y = [v / mpmath.fsum(y) for v in y]
-
-        def gradient(*z):
-            z = [*z, -mpmath.fsum(z)]
+        z = [mpmath.mpf(v) for v in start]
+        for _ in range(100):
+            # Newton's method, each class in units of its own curvature, with Σ z = 0 as last row.
             soft, hard = softmax([v / T for v in z]), softmax(z)
-            every = [rho / T * (s - a) + (1 - rho) * (h - b)
+            scale = [weight / T * s + (1 - rho) * h for s, h in zip(soft, hard, strict=True)]
+            every = [weight * (s - a) + (1 - rho) * (h - b)
                      for s, a, h, b in zip(soft, p, hard, y, strict=True)]  # fmt: skip
-            # Relative to the terms of each class, so that rare classes count.
-            return [g / (rho / T * a + (1 - rho) * b)
-                    for g, a, b in zip(every[:-1], p, y, strict=False)]  # fmt: skip
+            matrix, right = mpmath.eye(len(z)), mpmath.matrix(len(z), 1)
+            for i, j in np.ndindex(len(z), len(z)):
+                products = weight / T * soft[i] * soft[j] + (1 - rho) * hard[i] * hard[j]
+                matrix[i, j] = 1 if i == len(z) - 1 else (matrix[i, j] - products / scale[i])
+            for i in range(len(z)):
+                right[i] = -every[i] / scale[i] if i < len(z) - 1 else -mpmath.fsum(z)
+            step = mpmath.lu_solve(matrix, right)
+            length = max(map(abs, step))
+            z = [a + b / max(1, length) for a, b in zip(z, step, strict=True)]
+            if length < 1e-50:
+                return z
+        raise ArithmeticError(f"no root from {start}")
 
-        z = list(mpmath.findroot(gradient, [mpmath.mpf(v) for v in start[:-1]], tol=1e-80))
-        return [*z, -mpmath.fsum(z)]
+
+def mean_soft_label_logits(z_t, weights, temperature):
+    """T log of the weighted mean of softmax(z_t/T), centred, with as many digits as T takes."""
+    T = mpmath.mpf(temperature)
+    with mpmath.workdps(60 + int(2 * abs(mpmath.log10(T)))):
+        mean = [mpmath.mpf(0)] * len(z_t[0])
+        for row, weight in zip(z_t, weights, strict=True):
+            e = [mpmath.exp(mpmath.mpf(float(v)) / T) for v in row]
+            mean = [m + mpmath.mpf(weight) * v / mpmath.fsum(e)
+                    for m, v in zip(mean, e, strict=True)]  # fmt: skip
+        logs = [T * mpmath.log(m) for m in mean]
+        return [v - mpmath.fsum(logs) / len(logs) for v in logs]
 
 
 def squared_soft_ratio(soft_ratio, temperature):

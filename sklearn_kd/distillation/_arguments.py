@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sklearn_kd._logits import hard_labels
+
 TEMPERATURE_SCALINGS = ("none", "squared")
+# Rounding moves effective logits of K classes by 4e-17 / T of their size, and those of fractional
+# labels by 1e-21 / T.
+LEAST_OF_CLASSES, LEAST_OF_FRACTIONS = 1e-5, 1e-10
 
 
 def double(value: Tensor | float, device_of: Tensor) -> Tensor:
@@ -13,9 +18,21 @@ def double(value: Tensor | float, device_of: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64, device=device_of.device)
 
 
-def loss_weights(rho: Tensor, big_t: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
-    """Weights of the soft and of the hard term of Eq. 2."""
-    return (rho if scaling == "none" else rho * big_t**2), 1 - rho
+def loss_weights(soft_ratio: Tensor, temperature: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
+    """Return weights of the soft and of the hard term of Eq. 3, up to a common factor.
+
+    Eq. 3 has ρ/T and 1 - ρ; Hinton's factor T² makes the former ρ T.
+    """
+    if scaling == "none":
+        return soft_ratio, (1 - soft_ratio) * temperature
+    return soft_ratio * temperature, 1 - soft_ratio
+
+
+def log_weight_ratio(soft_ratio: Tensor, temperature: Tensor, scaling: str) -> Tensor:
+    """Return the logarithm of the ratio of the `loss_weights`, which itself may overflow."""
+    log_t = torch.log(temperature)
+    log_odds = torch.log(soft_ratio) - torch.log1p(-soft_ratio)
+    return log_odds - log_t if scaling == "none" else log_odds + log_t
 
 
 def is_class_last(teacher_logits: Tensor) -> bool:
@@ -52,6 +69,20 @@ def check_temperature(temperature: Tensor) -> None:
         temperature,
         "must be positive and finite",
         "1.0 leaves the teacher's logits as they are.",
+    )
+
+
+def check_resolved_temperature(temperature: Tensor, least: float, case: str) -> None:
+    """Raise unless every temperature is high enough for float64 to resolve effective logits.
+
+    Where a hard label holds against a soft one they are differences of size T.
+    """
+    require(
+        temperature >= least,
+        "temperature",
+        temperature,
+        f"must be at least {least:g} {case}",
+        "soft labels at so low a temperature are hard ones; give those as y.",
     )
 
 
@@ -106,7 +137,7 @@ def simplex_rows(y: Tensor, teacher_logits: Tensor) -> Tensor:
         f"must hold class indices 0, ..., {n_classes - 1}",
         "encode the classes by their position on the last axis of teacher_logits.",
     )
-    return torch.nn.functional.one_hot(y.long(), n_classes).to(teacher_logits)
+    return hard_labels(y.long(), n_classes).to(teacher_logits)
 
 
 def check_broadcast(shape: torch.Size | None, **tensors: Tensor) -> None:

@@ -92,12 +92,12 @@ def diagnose_teacher(
     right = _chosen_class(z_t) == labels
     probability = _probability(z_t, labels)
     overruled, left_alone = [], []
-    for rho, big_t in grid:
+    for soft_ratio, temperature in grid:
         z_eff = effective_logits(
             z_t,
             labels,
-            soft_ratio=rho,
-            temperature=big_t,
+            soft_ratio=soft_ratio,
+            temperature=temperature,
             temperature_scaling=temperature_scaling,
         )
         moved = (_probability(z_eff, labels) - probability).abs()

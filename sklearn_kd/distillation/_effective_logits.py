@@ -7,7 +7,7 @@ paper       here                  shape
 ==========  ====================  =====================================================
 z_t         teacher_logits        any (binary); (..., K) (multi-class)
 y_g         y                     broadcasts with z_t (binary); (...) or (..., K)
-rho, T      soft_ratio,           broadcast with z_t (binary); scalar or (...)
+ρ, T        soft_ratio,           broadcast with z_t (binary); scalar or (...)
             temperature           (multi-class)
 z_eff       the value returned    the common shape (binary); (..., K) (multi-class)
 ==========  ====================  =====================================================
@@ -19,19 +19,21 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from sklearn_kd._array import on_arrays
 from sklearn_kd.distillation._arguments import (
+    LEAST_OF_CLASSES,
+    LEAST_OF_FRACTIONS,
     check_binary_labels,
     check_broadcast,
     check_finite,
+    check_resolved_temperature,
     check_soft_ratio,
     check_temperature,
     check_temperature_scaling,
     double,
     is_class_last,
-    loss_weights,
+    log_weight_ratio,
     simplex_rows,
 )
 from sklearn_kd.distillation._binary_root import binary_roots
@@ -135,18 +137,22 @@ def effective_logits(
     """
     check_temperature_scaling(temperature_scaling)
     teacher_logits = torch.as_tensor(teacher_logits, dtype=torch.float64)
-    rho, big_t = (double(v, teacher_logits) for v in (soft_ratio, temperature))
+    soft_ratio, temperature = (double(v, teacher_logits) for v in (soft_ratio, temperature))
     y = double(y, teacher_logits)
-    check_soft_ratio(rho)
-    check_temperature(big_t)
+    check_soft_ratio(soft_ratio)
+    check_temperature(temperature)
     check_finite(teacher_logits, "teacher_logits")
     if is_class_last(teacher_logits):
         y = simplex_rows(y, teacher_logits)
-        check_broadcast(teacher_logits.shape[:-1], soft_ratio=rho, temperature=big_t)
-        return multiclass_effective_logits(teacher_logits, y, rho, big_t, temperature_scaling)
+        check_broadcast(teacher_logits.shape[:-1], soft_ratio=soft_ratio, temperature=temperature)
+        return multiclass_effective_logits(
+            teacher_logits, y, soft_ratio, temperature, temperature_scaling
+        )
     check_binary_labels(y)
-    check_broadcast(None, teacher_logits=teacher_logits, y=y, soft_ratio=rho, temperature=big_t)
-    return binary_effective_logits(teacher_logits, y, rho, big_t, temperature_scaling)
+    check_broadcast(
+        None, teacher_logits=teacher_logits, y=y, soft_ratio=soft_ratio, temperature=temperature
+    )
+    return binary_effective_logits(teacher_logits, y, soft_ratio, temperature, temperature_scaling)
 
 
 def binary_effective_logits(
@@ -164,6 +170,10 @@ def binary_effective_logits(
         *(double(v, teacher_logits) for v in (teacher_logits, y, soft_ratio, temperature))
     )
     columns = [t.reshape(-1) for t in inputs]
+    fractional = (columns[1] > 0) & (columns[1] < 1)
+    check_resolved_temperature(
+        torch.where(fractional, columns[3], math.inf), LEAST_OF_FRACTIONS, "for fractional labels"
+    )
     out = torch.empty_like(columns[0])
     for start in range(0, out.numel(), _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -186,58 +196,21 @@ def multiclass_effective_logits(
     """
     shape = teacher_logits.shape
     inputs = (double(v, teacher_logits) for v in (soft_ratio, temperature))
-    rho, big_t = (v.expand(shape[:-1]).reshape(-1) for v in inputs)
+    soft_ratio, temperature = (v.expand(shape[:-1]).reshape(-1) for v in inputs)
     z_t, y = (double(v, teacher_logits).reshape(-1, shape[-1]) for v in (teacher_logits, y))
     if shape[-1] == 2:
-        z = binary_effective_logits(z_t[:, 1] - z_t[:, 0], y[:, 1], rho, big_t, temperature_scaling)
+        z = binary_effective_logits(
+            z_t[:, 1] - z_t[:, 0], y[:, 1], soft_ratio, temperature, temperature_scaling
+        )
         z = torch.stack((-z / 2, z / 2), dim=1)
     else:
+        check_resolved_temperature(temperature, LEAST_OF_CLASSES, "for three or more classes")
         z = torch.empty_like(z_t)
-        solved = torch.where(rho == 1, 0.5, rho)  # any value: those rows are not used
+        solved = torch.where(soft_ratio == 1, 0.5, soft_ratio)  # any value: those rows are not used
+        log_odds = log_weight_ratio(solved, temperature, temperature_scaling)
         n_rows = max(1, _BLOCK // shape[-1])
         for start in range(0, len(z), n_rows):
             rows = slice(start, start + n_rows)
-            weights = loss_weights(solved[rows, None], big_t[rows, None], temperature_scaling)
-            z[rows] = softmax_roots(z_t[rows], y[rows], *weights, big_t[rows, None])
-    z = torch.where(rho[:, None] == 1, z_t, z)
+            z[rows] = softmax_roots(z_t[rows], y[rows], log_odds[rows], temperature[rows])
+    z = torch.where(soft_ratio[:, None] == 1, z_t, z)
     return z.reshape(shape).to(teacher_logits.dtype)
-
-
-def merge_soft_labels(
-    teacher_logits: Tensor, weights: Tensor, index: Tensor, n_rows: int, temperature: float
-) -> Tensor:
-    """Teacher logits whose soft labels are the weighted means of groups of soft labels.
-
-    Eq. 3 is linear in the labels, so duplicate rows act as one row whose soft label is the mean
-    of σ(z_t/T): row j of the result is T logit(Σ w_i σ(z_i/T) / Σ w_i) over the i with
-    ``index[i] == j``; for K classes T log Σ w_i softmax(z_i/T), summing to zero. Formed from
-    log σ(±z/T), so saturated labels survive. Members that agree return their logits bit for
-    bit.
-
-    ``teacher_logits`` (n,) or (n, K), ``weights`` (n,) nonnegative, ``index`` (n,) integers in
-    [0, n_rows). A merged row needs a positive total weight.
-    """
-    binary = teacher_logits.ndim == 1
-    z = double(teacher_logits[:, None] if binary else teacher_logits, teacher_logits)
-    soft = z / temperature
-    log_label = (
-        torch.cat((logsigmoid(-soft), logsigmoid(soft)), dim=1)
-        if binary
-        else torch.log_softmax(soft, dim=1)
-    )
-    log_label = log_label + torch.log(double(weights, z))[:, None]
-    group = index[:, None].expand_as(log_label)
-    top = torch.full((n_rows, log_label.shape[1]), -math.inf).to(z)
-    top = top.scatter_reduce(0, group, log_label, "amax")
-    shift = top.nan_to_num(neginf=0.0)
-    mean = torch.zeros_like(top).index_add(0, index, torch.exp(log_label - shift[index]))
-    mean = shift + torch.log(mean)
-    merged = temperature * (mean[:, 1:] - mean[:, :1] if binary else mean)
-    if not binary:
-        merged = merged - merged.mean(dim=1, keepdim=True)
-    group = index[:, None].expand_as(z)
-    lowest = torch.full((n_rows, z.shape[1]), math.inf).to(z).scatter_reduce(0, group, z, "amin")
-    highest = torch.full_like(lowest, -math.inf).scatter_reduce(0, group, z, "amax")
-    agree = (lowest == highest).all(dim=1, keepdim=True)
-    merged = torch.where(agree, lowest, merged).to(teacher_logits.dtype)
-    return merged[:, 0] if binary else merged

@@ -5,7 +5,7 @@ Ji and Zhu, NeurIPS 2020, the paragraphs around Eq. 3, and consequences of Eq. 3
 ==================  ==============  ==================================================
 paper               here            shape
 ==================  ==============  ==================================================
-rho, T              soft_ratio,     broadcast together
+ρ, T                soft_ratio,     broadcast together
                     temperature
 δz_h                correction      that of the teacher's logits
                     logit
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from sklearn_kd._array import on_arrays
+from sklearn_kd._logits import centred
 from sklearn_kd.distillation._arguments import (
     check_binary_labels,
     check_broadcast,
@@ -79,17 +80,17 @@ def correction_logits(teacher_logits: Tensor, y: Tensor, *, temperature: Tensor)
     array([17.9195,  2.4251])
     """
     teacher_logits = torch.as_tensor(teacher_logits, dtype=torch.float64)
-    big_t, y = (double(v, teacher_logits) for v in (temperature, y))
-    check_temperature(big_t)
+    temperature, y = (double(v, teacher_logits) for v in (temperature, y))
+    check_temperature(temperature)
     check_finite(teacher_logits, "teacher_logits")
     if is_class_last(teacher_logits):
         y = simplex_rows(y, teacher_logits)
-        check_broadcast(teacher_logits.shape[:-1], temperature=big_t)
-        correction = _multiclass_correction(teacher_logits, y, big_t.unsqueeze(-1))
+        check_broadcast(teacher_logits.shape[:-1], temperature=temperature)
+        correction = _multiclass_correction(teacher_logits, y, temperature.unsqueeze(-1))
     else:
         check_binary_labels(y)
-        check_broadcast(None, teacher_logits=teacher_logits, y=y, temperature=big_t)
-        correction = _binary_correction(teacher_logits, y, big_t)
+        check_broadcast(None, teacher_logits=teacher_logits, y=y, temperature=temperature)
+        correction = _binary_correction(teacher_logits, y, temperature)
     require(
         torch.isfinite(correction),
         "correction_logits",
@@ -100,7 +101,7 @@ def correction_logits(teacher_logits: Tensor, y: Tensor, *, temperature: Tensor)
     return correction
 
 
-def _binary_correction(z_t: Tensor, y: Tensor, big_t: Tensor) -> Tensor:
+def _binary_correction(z_t: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
     # δz_h = T^2 (y - σ(z_t)) / [σ(z_t/T) σ(-z_t/T)], the difference without cancellation in
     # the tails and the quotient in logarithms, since either factor may underflow alone.
     difference = y * torch.sigmoid(-z_t) - (1 - y) * torch.sigmoid(z_t)
@@ -108,15 +109,15 @@ def _binary_correction(z_t: Tensor, y: Tensor, big_t: Tensor) -> Tensor:
     log_size = torch.where(y == 1, logsigmoid(-z_t), log_size)
     log_size = torch.where(y == 0, logsigmoid(z_t), log_size)
     sign = torch.where(y == 1, 1.0, torch.where(y == 0, -1.0, difference.sign()))
-    log_size = log_size - logsigmoid(z_t / big_t) - logsigmoid(-z_t / big_t)
-    return sign * big_t**2 * torch.exp(log_size)
+    log_size = log_size - logsigmoid(z_t / temperature) - logsigmoid(-z_t / temperature)
+    return sign * torch.exp(log_size + 2 * torch.log(temperature))
 
 
-def _multiclass_correction(z_t: Tensor, y: Tensor, big_t: Tensor) -> Tensor:
+def _multiclass_correction(z_t: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
     # (diag p - p p') δ = T^2 (y - softmax(z_t)), p = softmax(z_t/T), Σ δ = 0.
-    log_p, log_s = torch.log_softmax(z_t / big_t, dim=-1), torch.log_softmax(z_t, dim=-1)
-    correction = big_t**2 * (torch.exp(torch.log(y) - log_p) - torch.exp(log_s - log_p))
-    return correction - correction.mean(dim=-1, keepdim=True)
+    log_p, log_s = torch.log_softmax(z_t / temperature, dim=-1), torch.log_softmax(z_t, dim=-1)
+    log_scale = 2 * torch.log(temperature) - log_p
+    return centred(torch.exp(torch.log(y) + log_scale) - torch.exp(log_s + log_scale))
 
 
 @on_arrays
@@ -156,15 +157,17 @@ def correction_margin(
     array([   inf, 2.1972, 0.4226, 0.    ])
     """
     check_temperature_scaling(temperature_scaling)
-    rho, big_t = (torch.as_tensor(v, dtype=torch.float64) for v in (soft_ratio, temperature))
-    check_soft_ratio(rho)
-    check_temperature(big_t)
-    check_broadcast(None, soft_ratio=rho, temperature=big_t)
-    rho, big_t = torch.broadcast_tensors(rho, big_t.to(rho))
-    _, hard = loss_weights(rho, big_t, temperature_scaling)
-    # 2 artanh(r) = log1p(2 r / (1 - r)) with r = T hard / soft; 1 - r = excess / soft.
-    excess = soft_excess(rho, big_t, temperature_scaling)
-    margin = big_t * torch.log1p(2 * big_t * hard / excess)
+    soft_ratio, temperature = (
+        torch.as_tensor(v, dtype=torch.float64) for v in (soft_ratio, temperature)
+    )
+    check_soft_ratio(soft_ratio)
+    check_temperature(temperature)
+    check_broadcast(None, soft_ratio=soft_ratio, temperature=temperature)
+    soft_ratio, temperature = torch.broadcast_tensors(soft_ratio, temperature.to(soft_ratio))
+    _, hard = loss_weights(soft_ratio, temperature, temperature_scaling)
+    # 2 artanh(r) = log1p(2 r / (1 - r)) with r = hard / soft; 1 - r = excess / soft.
+    excess = soft_excess(soft_ratio, temperature, temperature_scaling)
+    margin = temperature * torch.log1p(2 * hard / excess)
     return torch.where(excess > 0, margin, torch.inf)
 
 
@@ -246,7 +249,7 @@ def equivalent_soft_ratio(
             f"n_classes must be the number of classes, at least 2, with reduction='mean'; "
             f"got {n_classes}."
         )
-    a, big_t = (torch.as_tensor(v, dtype=torch.float64) for v in (weight, temperature))
+    a, temperature = (torch.as_tensor(v, dtype=torch.float64) for v in (weight, temperature))
     require(
         (a > 0) & (a <= 1),
         "weight",
@@ -254,9 +257,9 @@ def equivalent_soft_ratio(
         "must be in (0, 1]",
         "for weights that do not sum to 1 divide the soft one by their sum.",
     )
-    check_temperature(big_t)
-    check_broadcast(None, weight=a, temperature=big_t)
-    soft, hard = loss_weights(a, big_t.to(a), temperature_scaling)
-    if reduction == "mean" and n_classes is not None:
-        soft = soft / n_classes
-    return soft / (soft + hard)
+    check_temperature(temperature)
+    check_broadcast(None, weight=a, temperature=temperature)
+    # a T^k : 1 - a, over T where k = 2: squares of T may overflow.
+    unit = torch.ones_like(temperature) if temperature_scaling == "none" else temperature
+    soft = a * unit / (1 if n_classes is None or reduction == "batchmean" else n_classes)
+    return soft / (soft + (1 - a) / unit)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sklearn_kd._array import to_tensor
-from sklearn_kd.distillation._targets import merged_teacher_logits
+from sklearn_kd.distillation._effective_logits_of_rows import merged_teacher_logits
 
 
 def merged_training_labels(student: Any) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from sklearn_kd._array import to_numpy
+from sklearn_kd._logits import hard_labels, n_logits
 from sklearn_kd.rows._copies import MergedRows, copies_in, merge_rows
 from sklearn_kd.rows._streams import RowStream
 
@@ -70,13 +70,13 @@ def distinct_rows(rows: TrainingRows, copies: MergedRows | None = None) -> Disti
     else:
         X, merged = rows.X[:0], copies.among(kept)
     labels = torch.as_tensor(rows.labels, device=X.device)[kept]
-    hard_labels = labels if len(rows.classes) == 2 else one_hot(labels, len(rows.classes))
+    hard = hard_labels(labels, n_logits(len(rows.classes)))
     return DistinctRows(
         kept=kept,
         kept_weights=kept_weights,
         merged=merged,
         X=X,
-        hard_labels=merged.mean(hard_labels.to(X.dtype), kept_weights),
+        hard_labels=merged.mean(hard.to(X.dtype), kept_weights),
         weights=merged.total(kept_weights),
     )
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sklearn_kd._memory import budget_bytes, require
 from sklearn_kd._progress import FitTask
-from sklearn_kd.kernels._tiles import matmat
 from sklearn_kd.linalg._held_out import HeldOut
 from sklearn_kd.search._fold_search import FoldSearch
 from sklearn_kd.search._grid import Candidate
@@ -66,7 +65,7 @@ class SearchByIteration(FoldSearch):
         )
         coefficients = student.coefficients.to(train.X)
         rows = problem.distinct.X[problem.distinct.merged.group[fold.test]]
-        logits = matmat(function, rows, train.X, coefficients.reshape(len(train.X), -1))
+        logits = function.matmat(rows, train.X, coefficients.reshape(len(train.X), -1))
         held_out = HeldOut(
             logits.reshape(-1, *coefficients.shape[1:]),
             no_directions("pcg"),

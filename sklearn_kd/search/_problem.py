@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
+from sklearn_kd._logits import hard_labels, n_logits
 from sklearn_kd._sklearn import safe_indexing
-from sklearn_kd.distillation._targets import merged_effective_logits, root_of_eq_3
+from sklearn_kd.distillation._effective_logits_of_rows import merged_effective_logits, root_of_eq_3
 from sklearn_kd.rows._copies import MergedRows
 from sklearn_kd.rows._training_rows import DistinctRows
 from sklearn_kd.search._grid import Candidate, Grid
@@ -127,8 +127,7 @@ class Problem:
         """Labels of the rows of positive weight: (n,) of class 1, or (n, K) indicators."""
         labels = torch.as_tensor(self.setting.rows.checked.labels, device=self.distinct.X.device)
         labels = labels[self.distinct.kept]
-        n_classes = len(self.setting.rows.checked.classes)
-        return (labels if n_classes == 2 else one_hot(labels, n_classes)).to(self.distinct.X)
+        return hard_labels(labels, n_logits(self.setting.n_classes)).to(self.distinct.X)
 
     def rows_of(self, positions: Tensor) -> Any:
         """Return rows by position among those of positive weight, as scorers are given them.

@@ -11,7 +11,7 @@ from torch import Tensor
 from sklearn_kd._kernel_machine import kernel_to_use
 from sklearn_kd._logits import n_logits
 from sklearn_kd._progress import FitTask
-from sklearn_kd.distillation._targets import merged_effective_logits
+from sklearn_kd.distillation._effective_logits_of_rows import merged_effective_logits
 from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.rows._checking import check_rows, check_streamed_rows

@@ -17,7 +17,7 @@ from sklearn_kd._array import like, to_tensor
 from sklearn_kd._logits import centred
 from sklearn_kd._memory import MEMORY_REMEDY, WORKSPACE_BYTES, require
 from sklearn_kd._sklearn import Interval, StrOptions, validate_parameter_constraints
-from sklearn_kd.distillation._targets import merged_effective_logits
+from sklearn_kd.distillation._effective_logits_of_rows import merged_effective_logits
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg._frame import _COLUMN_COPIES, frame_bytes
 from sklearn_kd.metrics._inefficiency import data_inefficiency, data_inefficiency_std

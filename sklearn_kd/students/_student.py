@@ -21,13 +21,13 @@ from sklearn.base import ClassifierMixin, clone
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from sklearn_kd._array import like, to_tensor
 from sklearn_kd._kernel_machine import TangentKernelClassifier
+from sklearn_kd._logits import hard_labels, n_logits
 from sklearn_kd._progress import fit_task
 from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context
-from sklearn_kd.distillation._targets import RECIPE, root_of_eq_3
+from sklearn_kd.distillation._effective_logits_of_rows import RECIPE, root_of_eq_3
 from sklearn_kd.kernels._tiles import product
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.rows._checking import class_indices_of
@@ -330,7 +330,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
         """
         z_t = self.teacher_decision_function(X, teacher_logits)
         labels = class_indices_of(y, self.classes_)
-        hard = labels if len(self.classes_) == 2 else one_hot(labels, len(self.classes_))
+        hard = hard_labels(labels, n_logits(len(self.classes_)))
         return like(root_of_eq_3(to_tensor(z_t), hard, **self._recipe()), z_t)
 
     def teacher_decision_function(self, X: Any, teacher_logits: Any = None) -> Any:

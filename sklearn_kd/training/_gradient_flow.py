@@ -26,16 +26,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from sklearn_kd._logits import centred
 from sklearn_kd._warnings import warn
-from sklearn_kd.exceptions import IllConditionedWarning, NotPSDError
+from sklearn_kd.exceptions import IllConditionedWarning
 from sklearn_kd.training._function_space import CurvatureRoot, KernelProduct, residual
+from sklearn_kd.training._krylov_space import MAX_KRYLOV_DIMENSION, KrylovSpace
 
 __all__ = ["FlowInfo", "gradient_flow", "squared_error_targets"]
 
-MAX_KRYLOV_DIMENSION = 100
 # Between two stopping times. 400 rows with labels at random take 3000 to time 1e10; 20 rows, whose
 # products cost next to nothing, 8000 to the longest time that there is.
 MAX_PRODUCTS = 10_000
@@ -79,106 +79,24 @@ def squared_error_targets(
     return 2 * labels - 1 if labels.ndim == 1 else labels - 1 / labels.shape[1]
 
 
-def _phi(order: int, x: np.ndarray) -> np.ndarray:
-    """Return phi_order(-x) for x >= 0."""
-    # phi_0(z) = e^z, phi_{k+1}(z) = (phi_k(z) - 1/k!) / z;  phi_k(z) = sum_i z^i / (i + k)!
-    z = -np.asarray(x, dtype=np.float64)
-    near = np.where(z > -1, z, 0.0)  # the recursion cancels near 0, the series is short there
-    series = sum(near**i * (1 / math.factorial(i + order)) for i in range(18))
-    far = np.where(z > -1, -1.0, z)
-    recursion = np.exp(far)
-    for k in range(order):
-        recursion = (recursion - 1 / math.factorial(k)) / far
-    return np.where(z > -1, series, recursion)
+class _Flow(NamedTuple):
+    """The equation da/dt = ω r(K a) in units of the kernel: K / unit and t * unit give unit * a."""
 
-
-class _KrylovSpace:
-    r"""phi functions of the Jacobian J = -W K acting on one vector v, by Lanczos.
-
-    A state is a stacked pair (a, K a), so logits never cost a product of their own.
-    """
-
-    # J is not symmetric, B = Mᵀ K M is:
-    #     phi_k(-h W K) v = v / k! - h M phi_{k+1}(-h B) Mᵀ K v,
-    # since phi_k(z) = 1/k! + z phi_{k+1}(z).
-    # Lanczos: B V = V T + ..., first column of V = Mᵀ K v / β, so
-    #     phi_{k+1}(-h B) Mᵀ K v = β V phi_{k+1}(-h T) e_1,
-    # and the stored columns of K M V give K times it.
-    def __init__(self, product: KernelProduct, root: CurvatureRoot, vector: Tensor) -> None:
-        self.product, self.root = product, root
-        self.state = torch.stack([vector, product(vector)])
-        start = root.apply_transpose(self.state[1])
-        self.norm = start.norm().item()
-        capacity = min(MAX_KRYLOV_DIMENSION, vector.numel())
-        self.basis = vector.new_empty(capacity, vector.numel())
-        self.images = torch.empty_like(self.basis)
-        self.diagonal: list[float] = []
-        self.off_diagonal: list[float] = []
-        self.exhausted = self.norm == 0
-        self.next = start / (self.norm or 1.0)
+    product: KernelProduct  # with K / unit
+    targets: Tensor  # (n,) or (n, C)
+    weights: Tensor  # (n,)
+    loss: str
+    unit: float
 
     @property
-    def is_full(self) -> bool:
-        return len(self.diagonal) == len(self.basis)
+    def row_weights(self) -> Tensor:
+        return self.weights if self.targets.ndim == 1 else self.weights[:, None]
 
-    def extend(self) -> None:
-        """Add one dimension: one product with K."""
-        m = len(self.diagonal) + 1
-        self.basis[m - 1] = self.next.flatten()
-        image = self.product(self.root.apply(self.next))
-        self.images[m - 1] = image.flatten()
-        following = self.root.apply_transpose(image).flatten()
-        basis = self.basis[:m]
-        overlap = basis @ following
-        following = following - overlap @ basis
-        correction = basis @ following  # orthogonal to working precision only after a second pass
-        following = following - correction @ basis
-        self.diagonal.append((overlap[-1] + correction[-1]).item())
-        self.off_diagonal.append(following.norm().item())
-        if not math.isfinite(self.diagonal[-1]):
-            raise FloatingPointError("gradient flow: a product with kernel_matrix is not finite.")
-        eps = torch.finfo(following.dtype).eps
-        self.ritz, self.rotation = eigh_tridiagonal(self.diagonal, self.off_diagonal[:-1])
-        # Kernels of low rank have zero eigenvalues, which rounding of K makes negative; a vector
-        # may have no part along the others.
-        if self.ritz[0] < -math.sqrt(eps) * max(self.ritz[-1], self.root.largest_squared):
-            raise NotPSDError(
-                "kernel_matrix is not positive semi-definite: the curvature Mᵀ K M has eigenvalues "
-                f"{self.ritz[0]:.3g} and {self.ritz[-1]:.3g} relative to the diagonal of K. Use a "
-                "positive semi-definite kernel."
-            )
-        self.exhausted = self.off_diagonal[-1] <= 10 * eps * self.ritz[-1]
-        self.next = (following / (self.off_diagonal[-1] or 1.0)).view_as(self.next)
-
-    def coefficients(self, order: int, step: float) -> np.ndarray:
-        """Return h β phi_{order+1}(-h T) e_1."""
-        phi = _phi(order + 1, step * self.ritz.clip(min=0))
-        return step * self.norm * (self.rotation @ (phi * self.rotation[0]))
-
-    def last_term(self, order: int, step: float) -> float:
-        """Return how much the newest dimension moves the logits of ``h phi_order(h J) v``."""
-        image = self.images[len(self.diagonal) - 1]
-        return step * abs(self.coefficients(order, step)[-1].item()) * image.abs().max().item()
-
-    def resolve(self, order: int, step: float, accuracy: float) -> bool:
-        """Extend until ``h phi_order(h J) v`` is as accurate as asked; tell whether it is."""
-        while not self.exhausted:
-            if self.diagonal and self.last_term(order, step) <= accuracy:
-                return True
-            if self.is_full:
-                return False
-            self.extend()
-        return True
-
-    def phi(self, order: int, step: float) -> Tensor:
-        """Return phi_order(h J) v and K times it, stacked."""
-        state = self.state / math.factorial(order)
-        if not self.diagonal:
-            return state
-        m = len(self.diagonal)
-        c = torch.as_tensor(self.coefficients(order, step)).to(state)
-        moved = (c @ self.basis[:m]).view_as(state[0])
-        return state - torch.stack([self.root.apply(moved), (c @ self.images[:m]).view_as(moved)])
+    def linearised(self, state: Tensor) -> KrylovSpace:
+        """Return the space of the Jacobian at a state that starts from the force there."""
+        force = self.row_weights * residual(state[1], self.targets, self.loss)
+        root = CurvatureRoot(state[1], self.weights, self.loss)
+        return KrylovSpace(self.product, root, force)
 
 
 def gradient_flow(
@@ -270,117 +188,154 @@ def gradient_flow(
     >>> (coefs @ K).flatten().tolist()
     [0.0, 0.86466...]
     """
-    times = [float(t) for t in stopping_times]
-    if not all(math.isfinite(t) and t >= 0 for t in times) or sorted(set(times)) != times:
-        raise ValueError(
-            f"stopping_times={times} must be finite, non-negative and strictly increasing."
-        )
     if tol < 100 * torch.finfo(kernel_matrix.dtype).eps:
         raise ValueError(
             f"tol={tol} is too small for {kernel_matrix.dtype}; raise it or use float64."
         )
-
-    targets = labels if loss == "log_loss" else squared_error_targets(labels)
-    # In units of the kernel: K / unit and t * unit give unit * a.
     unit = kernel_matrix.diagonal().abs().max().item() or 1.0
     if not math.isfinite(unit):
         raise ValueError("kernel_matrix has non-finite entries.")
-    product = KernelProduct(kernel_matrix, unit)
-    row_weights = weights if labels.ndim == 1 else weights[:, None]
-    state = torch.zeros_like(labels).repeat(2, *[1] * labels.ndim)  # a and K a
-    coefs = []
-    n_steps = n_rejected = 0
-    t, step = 0.0, math.inf
-    # Beyond this time a squared error does not move; the log loss is refused before.
-    eternity = math.sqrt(torch.finfo(labels.dtype).max)
-    for stopping_time in (min(time * unit, eternity) for time in times):
-        n_products = product.count
-        while t < stopping_time:
-            force = row_weights * residual(state[1], targets, loss)
-            root = CurvatureRoot(state[1], weights, loss)
-            flow = _KrylovSpace(product, root, force)
-            if n_steps == 0:
-                speed = flow.state[1].abs().max().item()
-                if not math.isfinite(speed):
-                    raise ValueError("kernel_matrix has non-finite entries.")
-                if loss == "log_loss":
-                    _require_range(times[-1], speed * unit, labels.dtype)
-                step = 0.1 / speed if speed else math.inf  # no logit has moved far by then
-                first, last = min(step, stopping_time), min(times[-1] * unit, eternity)
-            while True:
-                remaining = stopping_time - t
-                # Two equal steps rather than a full one and a sliver.
-                trial = remaining if remaining <= step else min(step, remaining / 2)
-                while not flow.resolve(1, trial, 0.03 * tol):
-                    trial *= 0.7
-                    _require_progress(trial, t, unit, tol)
-                proposal, error = _exprb53(flow, state, targets, row_weights, loss, trial, tol)
-                factor = min(5.0, max(0.1, 0.8 * max(error, 1e-9) ** -0.25))
-                if error <= 1:
-                    break
-                n_rejected += 1
-                step = trial * factor
-                _require_progress(step, t, unit, tol)
-            state = proposal
-            if labels.ndim == 2:  # the sum-zero gauge, which rounding leaves
-                state = state - state.mean(dim=2, keepdim=True)
-            n_steps += 1
-            if not _rounding(state) < MAX_ROUNDING:
-                raise FloatingPointError(
-                    f"gradient flow: at time {t / unit:.3g} rounding in products with the kernel "
-                    "matrix decides the logits, since the kernel does not tell rows with "
-                    f"different labels apart; stopping_time={stopping_time / unit:.3g} is too "
-                    "long for it. Stop earlier, remove near-duplicate rows, or use float64."
-                )
-            if product.count - n_products > MAX_PRODUCTS:
+    targets = labels if loss == "log_loss" else squared_error_targets(labels)
+    flow = _Flow(KernelProduct(kernel_matrix, unit), targets, weights, loss, unit)
+    integration = _Integration(flow, _increasing(stopping_times), tol)
+    coefs = [integration.run_to(end, report) for end in integration.ends]
+    integration.warn_if_rounding_shows()
+    info = FlowInfo(flow.product.count, integration.n_steps, integration.n_rejected)
+    return torch.stack(coefs), info
+
+
+def _increasing(stopping_times: list[float] | np.ndarray) -> list[float]:
+    """Return the stopping times as numbers; checked."""
+    times = [float(t) for t in stopping_times]
+    if not all(math.isfinite(t) and t >= 0 for t in times) or sorted(set(times)) != times:
+        raise ValueError(
+            f"stopping_times={times} must be finite, non-negative and strictly increasing; sort "
+            "them, each once."
+        )
+    return times
+
+
+class _Integration:
+    """A flow on its way: the state (a, K a) at time t, and the length of the next step."""
+
+    def __init__(self, flow: _Flow, times: list[float], tol: float) -> None:
+        self.flow, self.tol = flow, tol
+        zero = torch.zeros_like(flow.targets)
+        # Beyond this time a squared error does not move; the log loss is refused before.
+        eternity = math.sqrt(torch.finfo(zero.dtype).max)
+        self.last_time = times[-1]
+        self.ends = [min(time * flow.unit, eternity) for time in times]
+        self.state = torch.stack([zero, zero])
+        self.t, self.step = 0.0, math.inf
+        self.speed = self.first = 0.0  # of the logits, and the step that it allows, at the start
+        self.n_steps = self.n_rejected = 0
+
+    def run_to(self, stopping_time: float, report: Callable[[float], None] | None) -> Tensor:
+        """Integrate up to a stopping time; return the coefficients a there."""
+        flow, n_products = self.flow, self.flow.product.count
+        while self.t < stopping_time:
+            space = flow.linearised(self.state)
+            if self.n_steps == 0:
+                self._choose_first_step(space, stopping_time)
+            self._advance(space, stopping_time)
+            self._require_accuracy(stopping_time)
+            if flow.product.count - n_products > MAX_PRODUCTS:
                 raise FloatingPointError(
                     f"gradient flow: {MAX_PRODUCTS} products with the kernel matrix lead to time "
-                    f"{t / unit:.3g}, not to stopping_time={stopping_time / unit:.3g}; logits "
-                    f"start out at {speed * unit:.3g} per unit of time. Use a smaller "
-                    "stopping_time, or scale the inputs so that kernel values are of order one."
+                    f"{self.t / flow.unit:.3g}, not to stopping_time="
+                    f"{stopping_time / flow.unit:.3g}; logits start out at "
+                    f"{self.speed * flow.unit:.3g} per unit of time. Use a smaller stopping_time, "
+                    "or scale the inputs so that kernel values are of order one."
                 )
-            t = stopping_time if trial == remaining else t + trial
-            step = max(step, trial * factor) if factor > 1 else trial * factor
             if report is not None:
-                start, end = math.log(first), math.log(last + first)
-                report((math.log(t + first) - start) / (end - start))
-        state[1] = product(state[0])  # drops the rounding that the steps have gathered
-        coefs.append(state[0] / unit)
-        if not coefs[-1].isfinite().all():
+                start, end = math.log(self.first), math.log(self.ends[-1] + self.first)
+                report((math.log(self.t + self.first) - start) / (end - start))
+        self.state[1] = flow.product(self.state[0])  # drops the rounding the steps have gathered
+        coefs = self.state[0] / flow.unit
+        if not coefs.isfinite().all():
             raise FloatingPointError(
-                f"gradient flow: coefficients leave the range of {labels.dtype} against kernel "
-                f"values of at most {unit:.3g}; scale the inputs so that these are of order one."
+                f"gradient flow: coefficients leave the range of {coefs.dtype} against kernel "
+                f"values of at most {flow.unit:.3g}; scale the inputs so that these are of order "
+                "one."
             )
-    if _rounding(state) > 10 * tol:
-        warn(
-            f"Rounding moves the logits by about {_rounding(state):.2g} of their size: the kernel "
-            "matrix is numerically singular, and the coefficients of rows with different labels "
-            "that it does not tell apart have grown large. Use a smaller stopping_time, or remove "
-            "near-duplicate rows.",
-            IllConditionedWarning,
-        )
-    return torch.stack(coefs), FlowInfo(product.count, n_steps, n_rejected)
+        return coefs
 
+    def _choose_first_step(self, space: KrylovSpace, stopping_time: float) -> None:
+        """Choose a step in which no logit moves far: by 0.1."""
+        self.speed = space.state[1].abs().max().item()
+        if not math.isfinite(self.speed):
+            raise ValueError("kernel_matrix has non-finite entries.")
+        if self.flow.loss == "log_loss":
+            self._require_range()
+        self.step = 0.1 / self.speed if self.speed else math.inf
+        self.first = min(self.step, stopping_time)
 
-def _require_range(stopping_time: float, speed: float, dtype: torch.dtype) -> None:
-    # With x = speed * t, residuals fall as 1/x, M as x^(-1/2), and the norm of Mᵀ K r has squares
-    # of size x^-3.
-    longest = torch.finfo(dtype).tiny ** (-1 / 3)
-    if stopping_time * speed > longest:
-        raise ValueError(
-            f"stopping_time={stopping_time:.3g} is beyond {dtype} for the log loss: logits start "
-            f"out at {speed:.3g} per unit of time, and residuals, which fall as 1 / time, leave "
-            f"its range. Use a stopping_time of at most {longest / speed:.3g}, or scale the inputs "
-            "so that kernel values are of order one."
-        )
+    def _advance(self, space: KrylovSpace, stopping_time: float) -> None:
+        """Take one step, at most up to a stopping time, that is as accurate as asked."""
+        while True:
+            remaining = stopping_time - self.t
+            # Two equal steps rather than a full one and a sliver.
+            trial = remaining if remaining <= self.step else min(self.step, remaining / 2)
+            while not space.resolve(1, trial, 0.03 * self.tol):
+                trial *= 0.7
+                self._require_progress(trial)
+            proposal, error = _exprb53(self.flow, space, self.state, trial, self.tol)
+            factor = min(5.0, max(0.1, 0.8 * max(error, 1e-9) ** -0.25))
+            if error <= 1:
+                break
+            self.n_rejected += 1
+            self.step = trial * factor
+            self._require_progress(self.step)
+        # Rounding leaves the sum-zero gauge.
+        self.state = torch.stack([centred(part) for part in proposal])
+        self.t = stopping_time if trial == remaining else self.t + trial
+        self.step = max(self.step, trial * factor) if factor > 1 else trial * factor
+        self.n_steps += 1
 
+    def _require_range(self) -> None:
+        # With x = speed * t, residuals fall as 1/x, M as x^(-1/2), and the norm of Mᵀ K r has
+        # squares of size x^-3.
+        dtype, unit = self.state.dtype, self.flow.unit
+        longest = torch.finfo(dtype).tiny ** (-1 / 3)
+        if self.last_time * self.speed * unit > longest:
+            raise ValueError(
+                f"stopping_time={self.last_time:.3g} is beyond {dtype} for the log loss: "
+                f"logits start out at {self.speed * unit:.3g} per unit of time, and residuals, "
+                "which fall as 1 / time, leave its range. Use a stopping_time of at most "
+                f"{longest / (self.speed * unit):.3g}, or scale the inputs so that kernel values "
+                "are of order one."
+            )
 
-def _require_progress(step: float, t: float, unit: float, tol: float) -> None:
-    if not step > LEAST_RELATIVE_STEP * t:
-        raise FloatingPointError(
-            f"gradient flow: the step size collapsed to {step / unit:.3g} at time {t / unit:.3g}, "
-            f"where rounding decides; use a smaller stopping_time, raise tol={tol} or use float64."
-        )
+    def _require_progress(self, step: float) -> None:
+        if not step > LEAST_RELATIVE_STEP * self.t:
+            unit = self.flow.unit
+            raise FloatingPointError(
+                f"gradient flow: the step size collapsed to {step / unit:.3g} at time "
+                f"{self.t / unit:.3g}, where rounding decides; use a smaller stopping_time, raise "
+                f"tol={self.tol} or use float64."
+            )
+
+    def _require_accuracy(self, stopping_time: float) -> None:
+        if not _rounding(self.state) < MAX_ROUNDING:
+            unit = self.flow.unit
+            raise FloatingPointError(
+                f"gradient flow: at time {self.t / unit:.3g} rounding in products with the kernel "
+                "matrix decides the logits, since the kernel does not tell rows with different "
+                f"labels apart; stopping_time={stopping_time / unit:.3g} is too long for it. Use a "
+                "smaller stopping_time, remove near-duplicate rows, or use float64."
+            )
+
+    def warn_if_rounding_shows(self) -> None:
+        """Warn if rounding moves logits by more than the steps' errors do."""
+        rounding = _rounding(self.state)
+        if rounding > 10 * self.tol:
+            warn(
+                f"Rounding moves the logits by about {rounding:.2g} of their size: the kernel "
+                "matrix is numerically singular, and the coefficients of rows with different "
+                "labels that it does not tell apart have grown large. Use a smaller "
+                "stopping_time, or remove near-duplicate rows.",
+                IllConditionedWarning,
+            )
 
 
 def _rounding(state: Tensor) -> float:
@@ -392,11 +347,9 @@ def _rounding(state: Tensor) -> float:
 
 
 def _exprb53(
-    flow: _KrylovSpace,
+    flow: _Flow,
+    space: KrylovSpace,  # of the Jacobian at the state, acting on the force there
     state: Tensor,  # (2, n) or (2, n, C)
-    targets: Tensor,
-    row_weights: Tensor,
-    loss: str,
     h: float,
     tol: float,
 ) -> tuple[Tensor, float]:
@@ -411,22 +364,23 @@ def _exprb53(
     # vanishes for a quadratic F, so it needs few products.
     def remainder(stage: Tensor) -> Tensor:
         moved = stage[1] - state[1]
-        change = residual(stage[1], targets, loss) - residual(state[1], targets, loss)
-        return row_weights * change + flow.root.curvature(moved)
+        change = residual(stage[1], flow.targets, flow.loss) - here
+        return flow.row_weights * change + space.root.curvature(moved)
 
+    here = residual(state[1], flow.targets, flow.loss)
     accuracy = 0.03 * tol
-    D_2 = remainder(state + h / 2 * flow.phi(1, h / 2))
-    second = _KrylovSpace(flow.product, flow.root, D_2)
+    D_2 = remainder(state + h / 2 * space.phi(1, h / 2))
+    second = KrylovSpace(flow.product, space.root, D_2)
     if not second.resolve(3, h, accuracy):
         return state, 16.0
     c = 9 / 10
     bend = 27 / 25 * second.phi(3, h / 2) + 729 / 125 * second.phi(3, c * h)
-    E = remainder(state + c * h * flow.phi(1, c * h) + h * bend) - (2 * c) ** 2 * D_2
-    third = _KrylovSpace(flow.product, flow.root, E)
+    E = remainder(state + c * h * space.phi(1, c * h) + h * bend) - (2 * c) ** 2 * D_2
+    third = KrylovSpace(flow.product, space.root, E)
     if not third.resolve(3, h, accuracy):
         return state, 16.0
     correction = h * (500 / 27 * third.phi(4, h) - 250 / 81 * third.phi(3, h))
-    proposal = state + h * (flow.phi(1, h) + 8 * second.phi(3, h)) + correction
+    proposal = state + h * (space.phi(1, h) + 8 * second.phi(3, h)) + correction
     scale = tol * (1 + torch.maximum(state[1].abs(), proposal[1].abs()))
     error = (correction[1].abs() / scale).max().item()
     return proposal, error if math.isfinite(error) else math.inf

@@ -14,10 +14,10 @@ from scipy.special import expit, logit, softmax
 from sklearn_kd.distillation import effective_logits
 from sklearn_kd.distillation._effective_logits import (
     binary_effective_logits,
-    merge_soft_labels,
     multiclass_effective_logits,
 )
-from sklearn_kd.distillation._softmax_root import softmax_roots
+from sklearn_kd.distillation._softmax_root import _joint_roots, softmax_roots
+from sklearn_kd.distillation._softmax_root_nested import nested_softmax_roots
 
 properties = settings(deadline=None, derandomize=True, max_examples=200)
 logits = st.floats(-700, 700)
@@ -183,6 +183,38 @@ def test_figure_1(curve):
     np.testing.assert_allclose(z, z_eff, rtol=0, atol=0.035)
 
 
+@pytest.mark.parametrize("scaling", ["none", "squared"])
+@pytest.mark.parametrize("log_T", [-300, -155, -100, -30, -10, 3, 6, 30, 100, 155, 300])
+def test_binary_at_any_temperature(log_T, scaling):
+    T = 10.0**log_T
+    rng, n = np.random.default_rng(16), 24 if T > 1e-200 else 6  # exp(z/T) takes many digits
+    z_t, rho = rng.uniform(-5, 5, n), expit(rng.uniform(-8, 8, n))
+    z_t[::4] *= 100
+    y = rng.integers(0, 2, n).astype(float)
+    if T >= 1e-10:
+        y[n // 2 :] = rng.random(n // 2)
+    options = {"soft_ratio": rho, "temperature": T, "temperature_scaling": scaling}
+    z = effective_logits(z_t, y, **options)
+    for row in zip(z, z_t, y, rho, strict=True):
+        assert is_binary_root(*row, T, scaling)
+
+
+def is_binary_root(z, z_t, y, rho, T, scaling):
+    """Whether the gradient of Eq. 2 changes its sign within 1e-10 of z, relative to z."""
+    with mpmath.workdps(400):
+        z, z_t, y, rho, T = (mpmath.mpf(float(v)) for v in (z, z_t, y, rho, T))
+        weight = rho * T if scaling == "squared" else rho / T
+
+        def gradient(value):
+            p = 1 / (1 + mpmath.exp(-value))
+            others = 1 / (1 + mpmath.exp(value))
+            soft = oracles.sigmoid_difference(z_t / T, value / T)
+            return weight * soft + (1 - rho) * ((1 - y) * p - y * others)
+
+        ends = [z * (1 + sign * mpmath.mpf("1e-10")) for sign in (-1, 1)]
+        return gradient(min(ends)) < 0 < gradient(max(ends))
+
+
 # K classes
 
 
@@ -222,6 +254,42 @@ def test_multiclass_agrees_with_multiprecision_arithmetic():
         assert error < 1e-13 * max(1, abs(z[i]).max())
 
 
+@pytest.mark.parametrize("scaling", ["none", "squared"])
+@pytest.mark.parametrize("T", [0.01, 0.05, 2.0, 100.0, 101.0, 1e3, 1e6, 1e8, 1e30, 1e155, 1e300])
+def test_multiclass_at_any_temperature(T, scaling):
+    rng = np.random.default_rng(17)
+    z_t, rho = rng.uniform(-5, 5, (8, 4)), expit(rng.uniform(-8, 8, 8))
+    z_t[1::4] /= 10
+    z_t[2::4] *= 100 if T > 1 else 1
+    y = np.vstack((np.eye(4)[rng.integers(0, 4, 4)], rng.dirichlet(np.full(4, 0.3), 4)))
+    z = effective_logits(z_t, y, soft_ratio=rho, temperature=T, temperature_scaling=scaling)
+    for row, *problem in zip(z, z_t, y, rho, strict=True):
+        exact = oracles.multiclass_effective_logits(
+            *problem, T, start=row, squared=scaling == "squared"
+        )
+        error = max(abs(mpmath.mpf(a) - b) for a, b in zip(row, exact, strict=True))
+        assert error <= 1e-12 * max(map(abs, exact))
+
+
+def test_joint_and_nested_iterations_agree():
+    rng = np.random.default_rng(18)
+    z_t, rho = rng.normal(size=(500, 10)) * 20, expit(rng.uniform(-10, 10, 500))
+    T = np.exp(rng.uniform(np.log(0.05), np.log(100), 500))
+    y = np.vstack((np.eye(10)[rng.integers(0, 10, 250)], rng.dirichlet(np.full(10, 0.1), 250)))
+    columns = list(map(torch.tensor, (z_t, y, np.log(rho / (1 - rho) / T)[:, None], T[:, None])))
+    joint, nested = (solve(*columns).numpy() for solve in (_joint_roots, nested_softmax_roots))
+    error = abs(joint - nested).max(axis=1) / abs(nested).max(axis=1)
+    assert error.max() < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("teacher_logits", "y", "least"), [([[1.0, 0.0, 2.0]], [0], "1e-05"), ([1.0], [0.5], "1e-10")]
+)
+def test_temperatures_too_low_to_resolve_the_answer_are_refused(teacher_logits, y, least):
+    with pytest.raises(ValueError, match=f"temperature must be at least {least} .* got 1e-300"):
+        effective_logits(teacher_logits, y, soft_ratio=0.5, temperature=1e-300)
+
+
 def test_two_classes_reduce_to_the_binary_formula():
     rng = np.random.default_rng(7)
     z_t = rng.uniform(-50, 50, (300, 2))
@@ -232,8 +300,8 @@ def test_two_classes_reduce_to_the_binary_formula():
     z = effective_logits(z_t, rows, soft_ratio=rho, temperature=T)
     np.testing.assert_array_equal(z, np.stack((-binary / 2, binary / 2), axis=1))
     # The general K-class solver agrees, though it is not used for K = 2.
-    columns = (torch.tensor(a)[:, None] for a in (rho, 1 - rho, T))
-    general = softmax_roots(torch.tensor(z_t), torch.tensor(rows), *columns).numpy()
+    columns = map(torch.tensor, (z_t, rows, np.log(rho / (1 - rho) / T), T))
+    general = softmax_roots(*columns).numpy()
     np.testing.assert_allclose(general, z, rtol=1e-12, atol=1e-12)
 
 
@@ -356,56 +424,3 @@ def test_bad_input_is_named(change, message):
     } | change
     with pytest.raises(ValueError, match=message):
         effective_logits(**arguments)
-
-
-# Merging duplicate rows
-
-
-@pytest.mark.parametrize("scale", [0.1, 30.0, 3000.0])
-def test_merged_binary_soft_labels_are_weighted_means(scale):
-    rng = np.random.default_rng(12)
-    z_t, weights = rng.normal(size=60) * scale, rng.uniform(0.1, 3, 60)
-    index, T = np.r_[np.arange(20), rng.integers(0, 20, 40)], 1.7
-    merged = merge_soft_labels(*map(torch.tensor, (z_t, weights, index)), 20, T)
-    for j in range(20):
-        members = index == j
-        exact = oracles.mean_soft_label_logit(z_t[members], weights[members], T)
-        assert abs(merged[j].item() - exact) < 1e-13 * max(1, abs(exact))
-
-
-def test_merged_multiclass_soft_labels_are_weighted_means():
-    rng = np.random.default_rng(13)
-    z_t, weights = rng.normal(size=(60, 4)) * 20, rng.uniform(0.1, 3, 60)
-    index, T = np.r_[np.arange(20), rng.integers(0, 20, 40)], 1.7
-    merged = merge_soft_labels(*map(torch.tensor, (z_t, weights, index)), 20, T).numpy()
-    labels = softmax(z_t / T, axis=1)
-    for j in range(20):
-        members = index == j
-        mean = np.average(labels[members], axis=0, weights=weights[members])
-        np.testing.assert_allclose(softmax(merged[j] / T), mean, rtol=1e-12)
-        if members.sum() > 1:
-            assert abs(merged[j].sum()) < 1e-12 * abs(merged[j]).max()
-
-
-@pytest.mark.parametrize("shape", [(5,), (5, 3)])
-def test_members_that_agree_keep_their_logits_bit_for_bit(shape):
-    z_t = torch.tensor(np.random.default_rng(14).normal(size=shape) * 800)
-    alone = merge_soft_labels(z_t, torch.ones(5), torch.arange(5), 5, 0.3)
-    assert torch.equal(alone, z_t)
-    twice = merge_soft_labels(
-        torch.cat((z_t, z_t)), torch.arange(1.0, 11.0), torch.arange(10) % 5, 5, 0.3
-    )
-    assert torch.equal(twice, z_t)
-
-
-def test_merged_row_minimises_the_sum_of_its_members_losses():
-    z_t, y, weights = np.array([-3.0, 0.5, 2.0]), np.array([1, 0, 1]), np.array([1.0, 2.0, 0.5])
-    rho, T = 0.8, 2.5
-    merged = merge_soft_labels(
-        torch.tensor(z_t), torch.tensor(weights), torch.zeros(3, dtype=torch.long), 1, T
-    ).numpy()
-    z = effective_logits(
-        merged, np.average(y, weights=weights), soft_ratio=rho, temperature=T
-    ).item()
-    gradient = rho / T * (expit(z / T) - expit(z_t / T)) + (1 - rho) * (expit(z) - y)
-    assert abs(gradient @ weights) < 1e-14

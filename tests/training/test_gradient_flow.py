@@ -2,7 +2,6 @@
 
 import math
 
-import mpmath
 import numpy as np
 import oracles
 import pytest
@@ -13,7 +12,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_kd.exceptions import IllConditionedWarning, NotPSDError
-from sklearn_kd.training._gradient_flow import _phi, gradient_flow, squared_error_targets
+from sklearn_kd.training._gradient_flow import gradient_flow, squared_error_targets
 
 TIMES = 10.0 ** np.arange(6)
 EVEN_LONGER = [1e-3, 1.0, 1e3, 1e5, 1e7]
@@ -226,23 +225,6 @@ def test_an_indefinite_kernel_matrix():
     K = np.array([[1.0, 2.0], [2.0, 1.0]])
     with pytest.raises(NotPSDError, match="kernel_matrix is not positive semi-definite"):
         flow(K, np.array([1.0, 0.2]), np.full(2, 0.5), [1.0])
-
-
-@settings(deadline=None, derandomize=True, max_examples=100)
-@given(log_x=st.floats(-12, 12), order=st.integers(0, 5))
-def test_phi(log_x, order):
-    x = 10**log_x
-    with mpmath.workdps(100):
-        z = -mpmath.mpf(x)
-        expected = mpmath.exp(z)
-        for k in range(order):
-            expected = (expected - 1 / mpmath.factorial(k)) / z
-    assert _phi(order, np.array([x]))[0] == pytest.approx(float(expected), rel=1e-12, abs=1e-290)
-
-
-@pytest.mark.parametrize("order", range(6))
-def test_phi_at_zero(order):
-    assert _phi(order, np.zeros(1))[0] == pytest.approx(1 / math.factorial(order), rel=1e-15)
 
 
 def test_squared_error_targets():
