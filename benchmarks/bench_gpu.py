@@ -22,6 +22,7 @@ from sklearn_kd._memory import budget_bytes
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._operator import TiledOperator
+from sklearn_kd.solvers import PCG, Cholesky, Nystrom, Refinement
 from sklearn_kd.solvers._pcg import plan_pcg
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -69,20 +70,20 @@ def check_against_cpu(n_rows, n_features):
     compare("frame coordinates", gpu.coordinates(targets.cuda()), cpu.coordinates(targets))
     compare("frame features u", gpu.features(new.cuda())[0], cpu.features(new)[0])
     compare("leave-one-out", gpu.loo(targets.cuda()), cpu.loo(targets))
-    solvers = {
-        "cholesky": {},
-        "refinement": {"tol": 1e-12},
-        "pcg": {"tol": 1e-12},
-        "nystrom": {"n_landmarks": 500},
-    }
-    for solver, options in solvers.items():
+    solvers = (
+        Cholesky(),
+        Refinement(tol=1e-12),
+        PCG(tol=1e-12, random_state=0),
+        Nystrom(n_landmarks=500, random_state=0),
+    )
+    for solver in solvers:
         gpu, cpu = (
-            LinearizedKDStudent(solver=solver, device=device, random_state=0, **options)
+            LinearizedKDStudent(solver=solver, device=device)
             .fit(X, y, teacher_logits=logits)
             .decision_function(X_new)
             for device in ("cuda", "cpu")
         )
-        compare(f"student logits, {solver}", gpu, cpu)
+        compare(f"student logits, {solver.name}", gpu, cpu)
     return differences
 
 
@@ -145,7 +146,7 @@ def measure_pcg(n_rows, n_features, dtype, stored, peak_rate, device="cuda"):
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     student = LinearizedKDStudent(
-        solver="pcg", device=device, dtype=name, random_state=0, max_iter=100
+        solver=PCG(max_iter=100, random_state=0), device=device, dtype=name
     ).fit(X, y, teacher_logits=logits)
     report = student.fit_report_
     return {
@@ -167,9 +168,9 @@ def measure_nystrom(n_rows, n_features, n_landmarks, peak_rate, device="cuda"):
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    student = LinearizedKDStudent(
-        solver="nystrom", n_landmarks=n_landmarks, device=device, random_state=0
-    ).fit(X, y, teacher_logits=logits)
+    student = LinearizedKDStudent(solver=Nystrom(n_landmarks, random_state=0), device=device).fit(
+        X, y, teacher_logits=logits
+    )
     seconds = time.perf_counter() - start
     # a triangular solve and half of a Gram matrix per row, beside the kernel
     flops = n_rows * n_landmarks * (2 * n_landmarks + 2 * n_features)

@@ -17,6 +17,7 @@ from _common import gaussian_problem
 from sklearn.model_selection import GridSearchCV
 
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
+from sklearn_kd.solvers import Cholesky
 
 
 def main():
@@ -26,7 +27,7 @@ def main():
     parser.add_argument("--json", type=Path, default=Path("bench_memory_flat.json"))
     arguments = parser.parse_args()
     X, y, _ = gaussian_problem(20 * arguments.rows, 20)
-    cache_size = 10 * 8 * arguments.rows**2
+    solver = Cholesky(cache_size=10 * 8 * arguments.rows**2)
     teacher = NTKTeacher(stopping_time=10.0)
     grid = {"soft_ratio": [0.3, 0.9, 1.0], "temperature": [1.0, 4.0]}
     process, rng = psutil.Process(), np.random.default_rng(0)
@@ -34,7 +35,7 @@ def main():
     next_print = 0.0
     while (elapsed := time.perf_counter() - start) < 60 * arguments.minutes:
         rows = rng.choice(len(X), arguments.rows, replace=False)
-        student = LinearizedKDStudent(teacher, cv=2, cache_size=cache_size)
+        student = LinearizedKDStudent(teacher, cv=2, solver=solver)
         GridSearchCV(student, grid, cv=3).fit(X[rows], y[rows])
         LinearizedKDStudentCV(teacher, cv=3).fit(X[rows], y[rows])
         searches += 2

@@ -48,6 +48,7 @@ from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.rows._copies import merge_rows
 from sklearn_kd.rows._streams import as_row_stream
+from sklearn_kd.solvers import Nystrom
 from sklearn_kd.solvers._pass import StreamedRows, nystrom_student
 from sklearn_kd.solvers._pcg import pcg_student, plan_pcg
 
@@ -178,13 +179,10 @@ def solve_nystrom(problem, arguments):
 
 def search_nystrom(problem, arguments):
     search = LinearizedKDStudentCV(
-        solver="nystrom",
-        n_landmarks=arguments.components,
-        landmarks=arguments.landmarks,
         soft_ratios=SOFT_RATIOS,
         temperatures=TEMPERATURES,
         ridges=[arguments.ridge],
-        random_state=0,
+        solver=Nystrom(arguments.components, arguments.landmarks, random_state=0),
     )
     search.fit(problem.folder, problem.y.numpy(), teacher_logits=problem.logits.numpy())
     report = search.best_estimator_.fit_report_
@@ -302,9 +300,7 @@ def show_predictions(n_fit, n_predicted, components, n_features=10):
     """Show seconds and added peak memory of predicting each number of rows, float32."""
     X, y = synthetic(n_fit, n_features)
     z_t = 5 * np.sin(2 * X[:, 0]) + 3 * X[:, 1] * X[:, 2]
-    student = LinearizedKDStudent(
-        solver="nystrom", n_landmarks=components, random_state=0, dtype="float32"
-    )
+    student = LinearizedKDStudent(solver=Nystrom(components, random_state=0), dtype="float32")
     student.fit(X, y, teacher_logits=z_t)
     # As many dual coefficients as rows, as the exact solvers have them.
     student.X_fit_, student.dual_coef_ = X.astype(np.float32), z_t.astype(np.float32)
@@ -330,8 +326,18 @@ def main():
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--solver", nargs="+", choices=SOLVERS, default=["nystrom"])
     parser.add_argument("--data", type=Path, help=".npz with X and y; default: synthetic rows")
-    parser.add_argument("--components", type=int, default=2_000)
-    parser.add_argument("--landmarks", choices=["rpcholesky", "uniform"], default="rpcholesky")
+    parser.add_argument(
+        "--components",
+        type=int,
+        default=2_000,
+        help="number of landmarks, and of the features of nystroem-rbf",
+    )
+    parser.add_argument(
+        "--landmarks",
+        choices=["rpcholesky", "uniform"],
+        default="rpcholesky",
+        help="how landmarks are chosen",
+    )
     parser.add_argument("--products", type=int, help="time kernel products of so many rows, too")
     parser.add_argument("--ridge", type=float, default=0.0)
     parser.add_argument("--tol", type=float, default=1e-6, help="of pcg")
