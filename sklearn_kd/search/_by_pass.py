@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklearn_kd._memory import require
@@ -39,7 +38,9 @@ from sklearn_kd.solvers._choice import (
 )
 from sklearn_kd.solvers._pass import (
     NYSTROM_REMEDY,
+    LandmarkChoice,
     NystromPass,
+    PassOptions,
     StreamedRows,
     leave_one_out_blocks,
     nystrom_pass,
@@ -81,6 +82,7 @@ class RestrictedSearch:
     ) -> None:
         _require_memory(search, stream, distinct.weights, grid.n_columns(len(rows.classes)))
         self.search = search
+        self.checkpoint = checkpoint_at(search.checkpoint)
         self.grid = grid
         self.stream = stream
         # The last pass of the kernel at hand, and z₀ of the distinct rows.
@@ -91,15 +93,22 @@ class RestrictedSearch:
         """Add the scores of every candidate: one pass for each kernel, and one for each ridge."""
         self.problem = problem
         everything = torch.arange(len(problem.distinct.kept), device=problem.distinct.kept.device)
-        for number, kernel in enumerate(self.grid.kernels):
-            self.use(kernel, number, progress)
+        for kernel in self.grid.kernels:
+            self.use(kernel, progress)
             for ridge in self.grid.ridges:
                 with progress.stage("candidates"):
                     students = self._held_out_students(ridge, everything)
                     scores.add(students, Fold(None, everything))
                     scores.close_cell()
+        if not self.search.refit:
+            self._remove_checkpoint()
 
-    def use(self, kernel: Any, number: int, progress: FitTask) -> None:
+    def _remove_checkpoint(self) -> None:
+        """Remove the files of all passes: none is needed any more."""
+        if self.checkpoint is not None:
+            self.checkpoint.remove()
+
+    def use(self, kernel: Any, progress: FitTask) -> None:
         """Pass over the rows with one of the kernels, unless it was the last one."""
         if self._kernel is kernel:
             return
@@ -114,16 +123,16 @@ class RestrictedSearch:
             self._done = nystrom_pass(
                 function,
                 self._rows(),
-                n_landmarks=search.n_landmarks,
-                landmarks=search.landmarks,
-                random_state=check_random_state(search.random_state),
+                LandmarkChoice(search.n_landmarks, search.landmarks, search.random_state),
                 dtype=weights.dtype,
                 device=weights.device,
-                memory_limit=search.memory_limit,
-                beside=beside_bytes(size, search.n_landmarks),
-                n_jobs=search.n_jobs,
-                checkpoint=checkpoint_at(search.checkpoint, number),
-                on_progress=task.report,
+                options=PassOptions(
+                    memory_limit=search.memory_limit,
+                    beside=beside_bytes(size, search.n_landmarks),
+                    n_jobs=search.n_jobs,
+                    checkpoint=self.checkpoint,
+                    on_progress=task.report,
+                ),
             )
 
     def _rows(self) -> StreamedRows:
@@ -152,12 +161,12 @@ class RestrictedSearch:
     def at_hand(self, params: dict[str, Any], progress: FitTask) -> Solution:
         """Return the solution of one candidate, trained on all rows: the sums are there already."""
         grid, kernel = self.grid, params.get("kernel", self.search.kernel)
-        number = next(i for i, known in enumerate(grid.kernels) if known is kernel)
-        self.use(kernel, number, progress)
+        self.use(kernel, progress)
         assert self._done is not None
         recipe = {name: params[name] for name in ("soft_ratio", "temperature")}
         index = next(i for i, known in enumerate(grid.recipes) if recipe.items() <= known.items())
         student = solve_pass(self._done, params["ridge"])
+        self._remove_checkpoint()
         return restricted_solution(student, self.problem.distinct.weights.dtype, index)
 
 

@@ -43,7 +43,9 @@ from sklearn_kd.solvers._checkpoint import Checkpoint
 from sklearn_kd.solvers._frame_cache import frames
 from sklearn_kd.solvers._pass import (
     NYSTROM_REMEDY,
+    LandmarkChoice,
     NystromStudent,
+    PassOptions,
     StreamedRows,
     candidate_rows,
     nystrom_student,
@@ -181,29 +183,34 @@ def solve_nystrom(system: System, options: Options, progress: FitTask) -> Soluti
     """Return the student restricted to ``n_landmarks`` landmarks, by one pass over the rows."""
     X = system.X if isinstance(system.X, RowStream) else as_row_stream(system.X)
     weights = None if (system.weights == 1).all() else system.weights
+    checkpoint = checkpoint_at(options.checkpoint)
     with progress.stage("pass-over-rows", N_REPORTS) as task:
         student = nystrom_student(
             system.kernel,
             StreamedRows(X, lambda rows: system.targets[rows], weights),
-            n_landmarks=options.n_landmarks,
+            LandmarkChoice(options.n_landmarks, options.landmarks, options.random_state),
             ridge=system.ridge,
-            landmarks=options.landmarks,
-            random_state=check_random_state(options.random_state),
             dtype=system.weights.dtype,
             device=system.weights.device,
-            memory_limit=options.memory_limit,
-            n_jobs=options.n_jobs,
-            checkpoint=checkpoint_at(options.checkpoint),
-            on_progress=task.report,
+            options=PassOptions(
+                memory_limit=options.memory_limit,
+                n_jobs=options.n_jobs,
+                checkpoint=checkpoint,
+                on_progress=task.report,
+            ),
         )
+    if checkpoint is not None:
+        checkpoint.remove()
     return restricted_solution(student, system.weights.dtype)
 
 
-def checkpoint_at(path: str | os.PathLike | None, number: int = 0) -> Checkpoint | None:
-    """Return the checkpoint of the first pass at ``path``, and of later ones beside it."""
+def checkpoint_at(path: str | os.PathLike | None) -> Checkpoint | None:
+    """Return the checkpoint beside ``path``, once it is known that it can be written."""
     if path is None:
         return None
-    return Checkpoint(Path(path) if number == 0 else Path(f"{os.fspath(path)}.{number}"))
+    checkpoint = Checkpoint(Path(path))
+    checkpoint.require_writable()
+    return checkpoint
 
 
 def restricted_solution(
