@@ -49,7 +49,7 @@ from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.rows._copies import merge_rows
 from sklearn_kd.rows._streams import as_row_stream
 from sklearn_kd.solvers import Nystrom
-from sklearn_kd.solvers._pass import StreamedRows, nystrom_student
+from sklearn_kd.solvers._pass import LandmarkChoice, StreamedRows, nystrom_student
 from sklearn_kd.solvers._pcg import pcg_student, plan_pcg
 
 SOFT_RATIOS = [0.1, 0.3, 0.5, 0.7, 0.9, 0.96, 0.99, 1.0]
@@ -165,9 +165,7 @@ def solve_nystrom(problem, arguments):
     student = nystrom_student(
         kernel,
         rows,
-        n_landmarks=arguments.components,
-        random_state=np.random.RandomState(0),
-        landmarks=arguments.landmarks,
+        LandmarkChoice(arguments.components, arguments.landmarks, random_state=0),
         ridge=arguments.ridge,
     )
     notes = {"plan": student.report.planned_bytes, "rcond": student.report.rcond}

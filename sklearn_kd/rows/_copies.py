@@ -19,6 +19,9 @@ from sklearn_kd.rows._streams import RowStream
 # Odd constants of the finaliser of the splitmix64 generator, and its increment.
 _MIX = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15], dtype=np.uint64)
 
+# Entries that are hashed at a time, so that what the arithmetic leaves between stays in cache.
+_ENTRIES_IN_CACHE = 2**14
+
 
 class MergedRows(NamedTuple):
     """Which rows are copies of which.
@@ -112,7 +115,7 @@ def copies_in(stream: RowStream, dtype: torch.dtype) -> MergedRows:
         If a row holds NaN or infinity.
     """
     hashes = np.empty((len(stream), 2), dtype=np.uint64)
-    for block, X in stream.blocks(dtype=dtype):
+    for block, X in stream.digested_blocks(dtype):
         hashes[block] = row_hashes(to_numpy(X))
     first, group = np.arange(len(hashes)), np.arange(len(hashes))
     if len(np.unique(hashes[:, 0])) < len(hashes):
@@ -130,18 +133,22 @@ def row_hashes(X: np.ndarray) -> np.ndarray:
 
     Each entry's bits are mixed with the number of its column, and the results summed.
     """
-    bits = np.ascontiguousarray(X + 0.0)  # −0.0 becomes 0.0, which it equals
-    bits = bits.view(f"u{bits.itemsize}").astype(np.uint64)
     columns = np.arange(1, X.shape[1] + 1, dtype=np.uint64)
+    salts = [columns * _MIX[2] + np.uint64(half) * _MIX[0] for half in range(2)]
     out = np.empty((len(X), 2), dtype=np.uint64)
-    for half in range(2):
-        salt = columns * _MIX[2] + np.uint64(half) * _MIX[0]
-        mixed = _mixed(_mixed(bits ^ salt) + salt)
-        out[:, half] = mixed.sum(axis=1, dtype=np.uint64)
+    step = max(1, _ENTRIES_IN_CACHE // X.shape[1])
+    for start in range(0, len(X), step):
+        rows = slice(start, start + step)
+        bits = np.ascontiguousarray(X[rows] + 0.0)  # −0.0 becomes 0.0, which it equals
+        bits = bits.view(f"u{bits.itemsize}").astype(np.uint64)
+        for half, salt in enumerate(salts):
+            mixed_bits = mixed(mixed(bits ^ salt) + salt)
+            out[rows, half] = mixed_bits.sum(axis=1, dtype=np.uint64)
     return out
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def mixed(values: np.ndarray) -> np.ndarray:
+    """Return 64-bit numbers that look random, one for each of ``values``."""
     values = (values ^ (values >> np.uint64(30))) * _MIX[0]
     values = (values ^ (values >> np.uint64(27))) * _MIX[1]
     return values ^ (values >> np.uint64(31))

@@ -7,11 +7,15 @@ is picklable, and holds no more than it needs, so that it can be sent to another
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sklearn_kd.rows._files import map_array, read_archive
+
+NO_ROWS = "no array of rows"
 
 
 class Part(ABC):
@@ -52,19 +56,77 @@ class ArrayPart(Part):
         return ArrayPart(self.array[start:stop])
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what changes when a file does: its size and the time it was written, in ns."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class FilePart(Part):
     """Rows of a .npy file, which is memory-mapped, or of the array ``X`` of a .npz file."""
 
     path: Path
     n_rows: int
+    stamp: tuple[int, int | None] = field(init=False, repr=False, compare=False)
 
-    def load(self) -> np.ndarray:
-        """Return the array."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stamp", _stamp(self.path))
+
+    def require_unchanged(self) -> None:
+        """Raise where the file is not what it was.
+
+        Reading a memory map of a file that has been cut short would end the process.
+
+        Raises
+        ------
+        ValueError
+            Which names the file.
+        """
+        try:
+            size, written = _stamp(self.path)
+        except OSError as error:
+            raise ValueError(f"{str(self.path)!r} cannot be read any more ({error}).") from error
+        if size != self.stamp[0] or self.stamp[1] not in (None, written):
+            raise ValueError(
+                f"{str(self.path)!r} has changed since the fit began; the files of X must not "
+                "change during a fit."
+            )
+
+    def load(self) -> Any:
+        """Return the rows."""
+        self.require_unchanged()
         if self.path.suffix == ".npy":
-            return np.load(self.path, mmap_mode="r", allow_pickle=False)
-        with np.load(self.path, allow_pickle=False) as file:
-            return file["X"]
+            return MappedRows(self, map_array(self.path, what=NO_ROWS))
+        return read_archive(self.path, ["X"], what=NO_ROWS)["X"]
+
+    def __getstate__(self) -> dict:
+        """Return the state without the time: another machine may have a copy of the file."""
+        return vars(self) | {"stamp": (self.stamp[0], None)}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+
+
+@dataclass(frozen=True)
+class MappedRows:
+    """Rows of a memory-mapped file, which is looked at before they are read."""
+
+    part: FilePart
+    array: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+        return self.array.shape
+
+    def __getitem__(self, rows: Any) -> MappedRows:
+        self.part.require_unchanged()
+        return MappedRows(self.part, self.array[rows])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self.part.require_unchanged()
+        return np.array(self.array, dtype=dtype, copy=copy)
 
 
 @dataclass(frozen=True)

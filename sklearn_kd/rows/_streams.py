@@ -7,7 +7,7 @@ always in the same order.
 
 from __future__ import annotations
 
-import zipfile
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import to_tensor
-from sklearn_kd.rows._parts import ArrayPart, DaskPart, FilePart, Part
+from sklearn_kd._array import to_numpy, to_tensor
+from sklearn_kd.rows._files import shape_and_dtype
+from sklearn_kd.rows._parts import NO_ROWS, ArrayPart, DaskPart, FilePart, Part
 
 _SUFFIXES = (".npy", ".npz")
 
@@ -41,6 +42,7 @@ class RowStream:
         self._parts = parts
         sizes = [part.n_rows for part in parts]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._digests: dict[torch.dtype, bytes] = {}
 
     @property
     def n_rows(self) -> int:
@@ -73,7 +75,31 @@ class RowStream:
             self._parts[i].only(numbers[cuts[i] : cuts[i + 1]] - self._starts[i])
             for i in np.flatnonzero(np.diff(cuts)).tolist()
         ]
-        return RowStream(parts, self.n_features)
+        stream = RowStream(parts, self.n_features)
+        chosen = np.ascontiguousarray(numbers, dtype=np.int64).tobytes()
+        stream._digests = {
+            dtype: hashlib.sha256(digest + chosen).digest()
+            for dtype, digest in self._digests.items()
+        }
+        return stream
+
+    def digest(self, dtype: torch.dtype) -> bytes:
+        """Return a checksum of all rows, rounded to ``dtype``.
+
+        Reads every row, unless `digested_blocks` has been through them.
+        """
+        if dtype not in self._digests:
+            for _ in self.digested_blocks(dtype):
+                pass
+        return self._digests[dtype]
+
+    def digested_blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Yield `blocks`, and know the checksum of all rows after the last of them."""
+        checksum = hashlib.sha256(str((self.shape, dtype)).encode())
+        for rows, X in self.blocks(dtype=dtype):
+            checksum.update(np.ascontiguousarray(to_numpy(X)).data)
+            yield rows, X
+        self._digests[dtype] = checksum.digest()
 
     def blocks(
         self,
@@ -158,13 +184,14 @@ def as_row_stream(X: Any) -> RowStream:
     X : array-like, numpy.memmap, dask array, or path of a folder
         Rows of shape (n, d). The files of a folder, ``.npy`` or ``.npz`` with an array ``X``,
         hold consecutive rows in the order of their names; ``.npy`` files are memory-mapped.
+        Hidden files, whose names begin with a dot, are left out.
         A dask array is computed one block of rows at a time.
 
     Raises
     ------
     ValueError
         If ``X`` is not a table of numbers, a dask array of unknown shape, or a folder whose files
-        do not fit together.
+        are damaged or do not fit together.
 
     Examples
     --------
@@ -188,13 +215,17 @@ def _folder_stream(folder: Path) -> RowStream:
         raise ValueError(
             f"X={str(folder)!r} is not a folder; pass one that holds .npy or .npz files."
         )
-    files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in _SUFFIXES and not path.name.startswith(".")
+    )
     if not files:
         raise ValueError(f"X={str(folder)!r} holds no .npy or .npz files.")
     shapes = []
     for path in files:
-        shape, dtype = _header(path)
-        _require_table(shape, dtype, f"{path.name} in X={str(folder)!r}")
+        shape, dtype = shape_and_dtype(path, "X", what=NO_ROWS)
+        _require_table(shape, str(dtype), f"{path.name} in X={str(folder)!r}")
         shapes.append(shape)
         if shape[1] != shapes[0][1]:
             raise ValueError(
@@ -203,25 +234,6 @@ def _folder_stream(folder: Path) -> RowStream:
             )
     parts = [FilePart(path, n) for path, (n, _) in zip(files, shapes, strict=True)]
     return RowStream(parts, shapes[0][1])
-
-
-def _header(path: Path) -> tuple[tuple[int, ...], str]:
-    """Return the shape and dtype of an array without reading it."""
-    if path.suffix == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array.shape, str(array.dtype)
-    with zipfile.ZipFile(path) as archive:
-        if "X.npy" not in archive.namelist():
-            raise ValueError(f"{str(path)!r} holds no array named 'X', which must be its rows.")
-        with archive.open("X.npy") as member:
-            version = np.lib.format.read_magic(member)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read(member)
-            return shape, str(dtype)
 
 
 def _dask_stream(X: Any) -> RowStream:

@@ -67,7 +67,9 @@ class SearchByFactor(FoldSearch):
         self._whole.use(self.setting.grid.functions[kernel])
         return held_out_students(problem, self._whole, initial_logits, fold, ridge)
 
-    def solve(self, posed: PosedStudent, candidate: Candidate, progress: FitTask) -> Solution:
+    def solve(
+        self, problem: Problem, posed: PosedStudent, candidate: Candidate, progress: FitTask
+    ) -> Solution:
         """Return the student of one candidate from the factor of all rows."""
         self._whole.use(posed.function)
         return solution_of(self._whole.frame(posed.ridge), posed.system.targets)

@@ -74,6 +74,8 @@ class SearchByIteration(FoldSearch):
         )
         return students_of(problem, held_out, initial_logits, fold.test)
 
-    def solve(self, posed: PosedStudent, candidate: Candidate, progress: FitTask) -> Solution:
+    def solve(
+        self, problem: Problem, posed: PosedStudent, candidate: Candidate, progress: FitTask
+    ) -> Solution:
         """Return the student of one candidate: one more run, on all rows."""
         return self.solver.solve(posed.system, self.setting.memory_limit, progress)

@@ -82,6 +82,7 @@ class SearchByPass(CandidateSearch):
         self.solver, self.stream = setting.solver, setting.rows.X
         # One draw for all passes: the student that is fitted in the end is the one that was scored.
         self._seed = self.solver.seed()
+        self._checkpoint = self.solver.checkpoints()
         self._last: KernelPass | None = None
         size, memory_limit = setting.size, setting.memory_limit
         require(
@@ -104,47 +105,45 @@ class SearchByPass(CandidateSearch):
                     students = self._held_out_students(problem, pass_over, ridge, everything)
                     scores.add(students, Fold(None, everything))
                     scores.close_cell()
+        if not self.setting.refit:
+            self._remove_checkpoint()
 
     def posed(self, problem: Problem, candidate: Candidate) -> PosedStudent:
         """Return the problem of one candidate on all rows."""
         return problem.posed(candidate, self._initial_logits(candidate.kernel))
 
-    def solve(self, posed: PosedStudent, candidate: Candidate, progress: FitTask) -> Solution:
+    def solve(
+        self, problem: Problem, posed: PosedStudent, candidate: Candidate, progress: FitTask
+    ) -> Solution:
         """Return the student of one candidate; after the last kernel's pass without a new one."""
-        student = solve_pass(self._pass_of(candidate, posed, progress), posed.ridge)
-        column = candidate.recipe if self._is_at_hand(candidate) else None
-        return restricted_solution(student, posed.system.size.dtype, column)
-
-    def _is_at_hand(self, candidate: Candidate) -> bool:
-        return self._last is not None and self._last.kernel == candidate.kernel
-
-    def _pass_of(self, candidate: Candidate, posed: PosedStudent, progress: FitTask) -> NystromPass:
-        if self._last is not None and self._is_at_hand(candidate):
-            return self._last.done
-        system = posed.system
-        rows = self._streamed_rows(system.targets)
-        return self._nystrom_pass(candidate.kernel, rows, progress)
+        done = self._pass_over(problem, candidate.kernel, progress).done
+        student = solve_pass(done, posed.ridge)
+        self._remove_checkpoint()
+        return restricted_solution(student, posed.system.size.dtype, candidate.recipe)
 
     def _pass_over(self, problem: Problem, kernel: int, progress: FitTask) -> KernelPass:
-        """Pass over the rows with one of the kernels, for all recipes at once."""
+        """Pass over the rows with one of the kernels, for all recipes at once; or did so last."""
+        if self._last is not None and self._last.kernel == kernel:
+            return self._last
         self._last = None  # frees the sums of another kernel first
-        z_0 = self._initial_logits(kernel)
-        rows = self._streamed_rows(problem.targets, z_0)
-        self._last = KernelPass(kernel, z_0, self._nystrom_pass(kernel, rows, progress))
-        return self._last
-
-    def _nystrom_pass(self, kernel: int, rows: StreamedRows, progress: FitTask) -> NystromPass:
-        setting = self.setting
-        return self.solver.pass_over(
+        z_0, setting = self._initial_logits(kernel), self.setting
+        done = self.solver.pass_over(
             setting.grid.functions[kernel],
-            rows,
+            self._streamed_rows(problem.targets, z_0),
             setting.size,
             setting.memory_limit,
             self._seed,
+            self._checkpoint,
             progress,
             beside=self._beside_bytes(),
-            number=kernel,
         )
+        self._last = KernelPass(kernel, z_0, done)
+        return self._last
+
+    def _remove_checkpoint(self) -> None:
+        """Remove the files of all passes: none is needed any more."""
+        if self._checkpoint is not None:
+            self._checkpoint.remove()
 
     def _initial_logits(self, kernel: int) -> Tensor:
         setting, grid = self.setting, self.setting.grid
@@ -157,12 +156,10 @@ class SearchByPass(CandidateSearch):
             setting.rows.distinct.weights,
         )
 
-    def _streamed_rows(self, targets: Tensor, z_0: Tensor | None = None) -> StreamedRows:
-        """Return the rows with Δz; ``z_0`` (n,) or (n, K) is subtracted from every recipe's."""
+    def _streamed_rows(self, targets: Tensor, z_0: Tensor) -> StreamedRows:
+        """Return the rows with Δz: z₀ (n,) or (n, K) is subtracted from every recipe's z_eff."""
         weights = self.setting.rows.distinct.weights
         counted = None if bool((weights == 1).all()) else weights
-        if z_0 is None:
-            return StreamedRows(self.stream, targets.__getitem__, counted)
         return StreamedRows(self.stream, lambda rows: targets[rows] - z_0[rows][:, None], counted)
 
     def _held_out_students(

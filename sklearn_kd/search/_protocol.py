@@ -38,5 +38,7 @@ class CandidateSearch(ABC):
         """Return the problem of one candidate on all rows."""
 
     @abstractmethod
-    def solve(self, posed: PosedStudent, candidate: Candidate, progress: FitTask) -> Solution:
+    def solve(
+        self, problem: Problem, posed: PosedStudent, candidate: Candidate, progress: FitTask
+    ) -> Solution:
         """Return the student of one candidate on all rows, from what scoring has left."""

@@ -362,7 +362,7 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         candidate = problem.setting.grid.candidates[index]
         posed = students.posed(problem, candidate)
         with progress.stage("refit") as task:
-            solution = students.solve(posed, candidate, task)
+            solution = students.solve(problem, posed, candidate, task)
         params = {"kernel": self.kernel, **problem.setting.grid.params_of(candidate)}
         student = LinearizedKDStudent(
             None if problem.teacher is None else FrozenEstimator(problem.teacher),

@@ -18,8 +18,10 @@ from sklearn_kd.linalg._landmarks import nystrom_bytes
 from sklearn_kd.rows._streams import RowStream, as_row_stream
 from sklearn_kd.solvers._checkpoint import Checkpoint
 from sklearn_kd.solvers._pass import (
+    LandmarkChoice,
     NystromPass,
     NystromStudent,
+    PassOptions,
     StreamedRows,
     candidate_rows,
     nystrom_pass,
@@ -47,8 +49,10 @@ class Nystrom(Solver):
         Workers, of any :mod:`joblib` backend, that pass over the rows. None is 1 outside of a
         `joblib.parallel_config`; -1 is all processors.
     checkpoint : str or path, default=None
-        File to which is written, about once a minute, what is known of the rows so far. After an
-        interruption the same ``fit`` goes on from there; at the end the file is removed.
+        Where to write, about once a minute, what is known of the rows so far. After an
+        interruption the same ``fit`` goes on from there; at the end the file is removed. Each pass
+        has a file of its own beside this one: ``pass-1f3a9c02.npz`` for ``"pass.npz"``, with
+        digits that follow from the rows, the targets and the options.
 
     Notes
     -----
@@ -113,12 +117,26 @@ class Nystrom(Solver):
         X = system.X if isinstance(system.X, RowStream) else as_row_stream(system.X)
         weights = None if (system.weights == 1).all() else system.weights
         rows = StreamedRows(X, lambda rows: system.targets[rows], weights)
-        done = self.pass_over(system.kernel, rows, system.size, memory_limit, self.seed(), progress)
-        return restricted_solution(solve_pass(done, system.ridge), system.size.dtype)
+        checkpoint = self.checkpoints()
+        done = self.pass_over(
+            system.kernel, rows, system.size, memory_limit, self.seed(), checkpoint, progress
+        )
+        solution = restricted_solution(solve_pass(done, system.ridge), system.size.dtype)
+        if checkpoint is not None:
+            checkpoint.remove()
+        return solution
 
     def seed(self) -> int:
         """Return a number that draws landmarks: the same ones as often as it is used."""
         return int(check_random_state(self.random_state).randint(2**31))
+
+    def checkpoints(self) -> Checkpoint | None:
+        """Return where passes are written, once it is known that they can be."""
+        if self.checkpoint is None:
+            return None
+        checkpoint = Checkpoint(Path(self.checkpoint))
+        checkpoint.require_writable()
+        return checkpoint
 
     def pass_over(
         self,
@@ -127,10 +145,10 @@ class Nystrom(Solver):
         size: Size,
         memory_limit: float | str,
         seed: int,
+        checkpoint: Checkpoint | None,
         progress: FitTask,
         *,
         beside: int = 0,
-        number: int = 0,
     ) -> NystromPass:
         """Choose the landmarks and sum over all rows: students of every ridge follow from it.
 
@@ -138,33 +156,22 @@ class Nystrom(Solver):
         ----------
         seed : int
             Draws the landmarks.
+        checkpoint : Checkpoint or None
+            Where the pass is written, to be removed by the caller.
         beside : int, default=0
             Bytes of the budget that the caller takes.
-        number : int, default=0
-            Number of the pass, among several that have a checkpoint each.
         """
+        choice = LandmarkChoice(
+            self.n_landmarks,
+            self.landmarks,
+            np.random.RandomState(seed),
+            any_draw=self.random_state is None or self.random_state is np.random,
+        )
         with progress.stage("pass-over-rows", N_REPORTS) as task:
+            options = PassOptions(memory_limit, beside, self.n_jobs, checkpoint, task.report)
             return nystrom_pass(
-                kernel,
-                rows,
-                n_landmarks=self.n_landmarks,
-                landmarks=self.landmarks,
-                random_state=np.random.RandomState(seed),
-                dtype=size.dtype,
-                device=size.device,
-                memory_limit=memory_limit,
-                beside=beside,
-                n_jobs=self.n_jobs,
-                checkpoint=checkpoint_at(self.checkpoint, number),
-                on_progress=task.report,
+                kernel, rows, choice, dtype=size.dtype, device=size.device, options=options
             )
-
-
-def checkpoint_at(path: str | os.PathLike | None, number: int = 0) -> Checkpoint | None:
-    """Return the checkpoint of the first pass at ``path``, and of later ones beside it."""
-    if path is None:
-        return None
-    return Checkpoint(Path(path) if number == 0 else Path(f"{os.fspath(path)}.{number}"))
 
 
 def restricted_solution(

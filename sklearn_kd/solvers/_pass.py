@@ -1,20 +1,22 @@
 """One pass over a stream of rows: the student restricted to a few landmarks, for a whole grid.
 
 Choosing the landmarks, the pass, which can be interrupted and resumed, and what is reported beside
-the answer. The algebra is in `linalg._nystrom`.
+the answer. The algebra is in `linalg._landmarks`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
 import torch
-from sklearn.utils import Bunch
+from sklearn.utils import Bunch, check_random_state
 from sklearn.utils.random import sample_without_replacement
 from torch import Tensor
 
@@ -32,7 +34,7 @@ from sklearn_kd.linalg._operator import TiledOperator
 from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
 from sklearn_kd.rows._copies import merge_rows
 from sklearn_kd.rows._streams import RowStream
-from sklearn_kd.solvers._checkpoint import Checkpoint, PassState, Probes
+from sklearn_kd.solvers._checkpoint import Checkpoint, Fingerprint, PassState, Probes, sketch
 
 # Landmarks are chosen among at most so many rows per landmark, drawn at random.
 CANDIDATES_PER_LANDMARK = 10
@@ -40,8 +42,14 @@ CANDIDATES_PER_LANDMARK = 10
 # A worker is sent so many rows per landmark at a time: its M² sums then cost little to send back.
 ROWS_PER_TASK = 16
 
-# Rows on which the gaps are measured, and by which a resumed pass knows its data again.
+# Rows on which the gaps are measured.
 N_PROBES = 1000
+
+# First rows, on which a resumed pass knows its kernel again.
+_N_KERNEL_ROWS = 8
+
+# Entries of the targets that are looked at together for the sake of a checkpoint.
+_SKETCH_ENTRIES = 2**20
 
 NYSTROM_REMEDY = "Use a smaller n_landmarks, fewer candidates at once, or raise memory_limit."
 
@@ -74,6 +82,11 @@ class StreamedRows:
     def target_shape(self) -> tuple[int, ...]:
         """Shape of one row's Δz."""
         return tuple(self.targets(slice(0, 1)).shape[1:])
+
+    @property
+    def n_targets(self) -> int:
+        """Number of columns of Δz."""
+        return math.prod(self.target_shape)
 
     def fitted_to(self, rows: slice | Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Return Δz (b, C) and the weights (b,), float64."""
@@ -123,6 +136,73 @@ class NystromPass:
     report: Bunch
 
 
+@dataclass(frozen=True)
+class LandmarkChoice:
+    """Which rows become landmarks.
+
+    Parameters
+    ----------
+    n_landmarks : int
+        Number of landmarks M; where the candidates hold fewer distinct rows, all of those.
+    method : {"rpcholesky", "uniform"}, default="rpcholesky"
+        How they are chosen among the distinct rows of at most 10 M candidates, which are drawn at
+        random: by randomly pivoted Cholesky or uniformly.
+    random_state : int, RandomState or None, default=None
+        Draws the candidates, the landmarks and the probes.
+    any_draw : bool, default=False
+        Whether the user asked for no draw in particular, so that those of an interrupted pass will
+        do, whatever ``random_state`` is.
+    """
+
+    n_landmarks: int
+    method: str = "rpcholesky"
+    random_state: Any = None
+    any_draw: bool = False
+
+    @property
+    def seed(self) -> str:
+        """The random state in words; None and numpy's global generator stand for any draw."""
+        state = self.random_state
+        if self.any_draw or state is None or state is np.random:
+            return "None"
+        if not isinstance(state, np.random.RandomState):
+            return str(int(state))
+        position = dict(state.get_state(legacy=False))
+        numbers = position["state"].pop("key")
+        return hashlib.sha256(f"{position}".encode() + numbers.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How a pass is run, which changes nothing about its result.
+
+    Parameters
+    ----------
+    memory_limit : "auto" or number of bytes, default="auto"
+        Budget of this process, beside what the source of the rows itself holds of them.
+    beside : int, default=0
+        Bytes of the budget that the caller takes.
+    n_jobs : int, default=None
+        Number of `joblib` workers that sum over spans of rows; None is 1 outside of a
+        `joblib.parallel_config`.
+    checkpoint : Checkpoint, default=None
+        Where the sums are written at intervals and at the end, and from where a later call with
+        the same kernel, rows, targets and landmarks goes on. The caller removes the file when it
+        no longer needs the pass.
+    on_progress : callable, default=None
+        Called with the share of the rows that is done.
+    """
+
+    memory_limit: float | str = "auto"
+    beside: int = 0
+    n_jobs: int | None = None
+    checkpoint: Checkpoint | None = None
+    on_progress: Callable[[float], None] | None = None
+
+
+_DEFAULTS = PassOptions()
+
+
 class NystromStudent(NamedTuple):
     """The restricted student, f(x) = Θ(x, landmarks) coefficients, and a report."""
 
@@ -133,39 +213,38 @@ class NystromStudent(NamedTuple):
 
 
 def nystrom_student(
-    kernel: KernelFunction, rows: StreamedRows, *, ridge: float = 0.0, **options: Any
+    kernel: KernelFunction,
+    rows: StreamedRows,
+    choice: LandmarkChoice,
+    *,
+    ridge: float = 0.0,
+    **options: Any,
 ) -> NystromStudent:
-    """Fit the student restricted to ``n_landmarks`` landmarks, in one pass over the rows.
+    """Fit the student restricted to landmarks, in one pass over the rows.
 
     It minimises Σᵢ wᵢ (f(xᵢ) − Δzᵢ)² + α bᵀ Θ_ZZ b over f = Θ(·, Z) b, for all columns of Δz at
     once. The sum treats copies of a row as one row with their total weight and mean Δz. Eq. 3 is
     not linear in the labels, so where copies carry different ones, and the student is to be that
     of merged rows, ``rows.targets`` has to give each copy the Δz of the merged row.
 
-    Parameters are the ridge ``ridge`` ≥ 0, and as ``options`` those of `nystrom_pass`.
+    Parameters are those of `nystrom_pass`, and the ridge α ≥ 0.
 
     Returns
     -------
     NystromStudent
         See `solve_pass` for its report.
     """
-    return solve_pass(nystrom_pass(kernel, rows, **options), ridge)
+    return solve_pass(nystrom_pass(kernel, rows, choice, **options), ridge)
 
 
 def nystrom_pass(
     kernel: KernelFunction,
     rows: StreamedRows,
+    choice: LandmarkChoice,
     *,
-    n_landmarks: int,
-    landmarks: str = "rpcholesky",
-    random_state: np.random.RandomState,
     dtype: torch.dtype = torch.float64,
     device: str | torch.device = "cpu",
-    memory_limit: float | str = "auto",
-    beside: int = 0,
-    checkpoint: Checkpoint | None = None,
-    n_jobs: int | None = None,
-    on_progress: Callable[[float], None] | None = None,
+    options: PassOptions = _DEFAULTS,
 ) -> NystromPass:
     """Choose the landmarks and sum over all rows, a block at a time.
 
@@ -175,29 +254,14 @@ def nystrom_pass(
         The tangent kernel.
     rows : StreamedRows
         The training rows.
-    n_landmarks : int
-        Number of landmarks M; where the candidates hold fewer distinct rows, all of those.
-    landmarks : {"rpcholesky", "uniform"}, default="rpcholesky"
-        How the landmarks are chosen among the distinct rows of at most 10 M candidates, which are
-        drawn at random: by randomly pivoted Cholesky or uniformly.
-    random_state : RandomState
-        Draws the candidates, the landmarks and the probes.
+    choice : LandmarkChoice
+        Which of them become landmarks.
     dtype : torch.dtype, default=torch.float64
         Of the kernel's entries; everything else is float64.
     device : str or torch.device, default="cpu"
         Where to compute.
-    memory_limit : "auto" or number of bytes, default="auto"
-        Budget, beside what the source of the rows itself holds of them.
-    beside : int, default=0
-        Bytes of the budget that the caller takes.
-    checkpoint : Checkpoint, default=None
-        File to which the sums are written at intervals, and from which a later call with the
-        same rows, targets and options goes on. It is removed at the end of the pass.
-    n_jobs : int, default=None
-        Number of `joblib` workers that sum over spans of rows; None is 1 outside of a
-        `joblib.parallel_config`. ``memory_limit`` is that of this process.
-    on_progress : callable, default=None
-        Called with the share of the rows that is done.
+    options : PassOptions
+        How the pass is run.
 
     Returns
     -------
@@ -208,99 +272,157 @@ def nystrom_pass(
     Raises
     ------
     MemoryBudgetError
-        Before anything is allocated, if the plan exceeds ``memory_limit``.
+        Before anything is allocated, if the plan exceeds ``options.memory_limit``.
     ValueError
-        If rows hold NaN or infinity, or ``checkpoint`` is that of another pass.
+        If rows hold NaN or infinity, or the checkpoint cannot be written, is damaged or is that
+        of another pass.
     """
     device = torch.device(device)
     n_rows = rows.stream.n_rows
-    n_landmarks = min(n_landmarks, n_rows)
-    n_candidates = candidate_rows(n_rows, n_landmarks)
-    shape = rows.target_shape
-    n_targets = int(np.prod(shape))
-    planned = nystrom_bytes(n_rows, rows.stream.n_features, n_landmarks, n_targets, n_candidates)
-    n_workers = joblib.effective_n_jobs(n_jobs)
+    choice = replace(choice, n_landmarks=min(choice.n_landmarks, n_rows))
+    planned = _require_memory(rows, choice.n_landmarks, device, options)
+    if options.checkpoint is None:
+        state = _starting_point(kernel, rows, choice, dtype, device)
+        resumed_at_row = 0
+        for _ in _add_rows(state, rows, options):
+            pass
+    else:
+        _require_writable(options.checkpoint, rows, choice.n_landmarks)
+        fingerprint = _fingerprint(kernel, rows, choice, dtype, device)
+        found = options.checkpoint.load(fingerprint, kernel, rows.take, device)
+        state = found or _starting_point(kernel, rows, choice, dtype, device)
+        resumed_at_row = state.next_row
+        written = time.monotonic()
+        for next_row in _add_rows(state, rows, options):
+            is_due = time.monotonic() - written >= options.checkpoint.seconds
+            if is_due or next_row == n_rows:
+                options.checkpoint.save(fingerprint, state)
+                written = time.monotonic()
+    report = Bunch(
+        n_rows=n_rows,
+        n_landmarks=len(state.basis.landmarks),
+        n_candidate_rows=candidate_rows(n_rows, choice.n_landmarks),
+        captured_trace=state.sums.captured_trace,
+        resumed_at_row=resumed_at_row,
+        planned_bytes=planned,
+    )
+    return NystromPass(state.basis, state.sums, state.probes, rows.target_shape, report)
+
+
+def _require_memory(
+    rows: StreamedRows, n_landmarks: int, device: torch.device, options: PassOptions
+) -> int:
+    """Return the bytes that a pass takes, once they are known to fit."""
+    n_rows, n_features = rows.stream.n_rows, rows.stream.n_features
+    n_targets, n_candidates = rows.n_targets, candidate_rows(n_rows, n_landmarks)
+    planned = nystrom_bytes(n_rows, n_features, n_landmarks, n_targets, n_candidates)
+    n_workers = joblib.effective_n_jobs(options.n_jobs)
     if n_workers > 1:  # two finished spans for each worker may wait to be added
         planned += 2 * n_workers * 8 * n_landmarks * (n_landmarks + n_targets)
-    planned += beside
+    planned += options.beside
     require(
         planned,
-        memory_limit,
+        options.memory_limit,
         device,
         what=f"The student restricted to n_landmarks={n_landmarks} landmarks, with {n_targets} "
         "right-hand sides,",
         remedy=NYSTROM_REMEDY,
     )
-    state = None
-    if checkpoint is not None and checkpoint.path.exists():
-        state = checkpoint.load(kernel, rows.take, n_rows, n_landmarks, dtype, device)
-    if state is None:
-        numbers = rows.sample(N_PROBES, random_state)
-        Z = _choose_landmarks(
-            kernel, rows, n_landmarks, landmarks, n_candidates, random_state, dtype, device
-        )
-        state = PassState(
-            basis=LandmarkBasis(kernel, Z),
-            sums=RowSums.zeros(len(Z), n_targets, device),
-            probes=rows.take(numbers, dtype, device),
-            next_row=0,
-        )
-    resumed_at_row = state.next_row
-    written = time.monotonic()
-    for next_row in _add_rows(state, rows, n_landmarks, dtype, device, n_jobs):
-        state.next_row = next_row
-        if on_progress is not None:
-            on_progress(next_row / n_rows)
-        if checkpoint is not None and time.monotonic() - written >= checkpoint.seconds:
-            checkpoint.save(state, n_rows, n_landmarks)
-            written = time.monotonic()
-    if checkpoint is not None:
-        checkpoint.path.unlink(missing_ok=True)
-    report = Bunch(
-        n_rows=n_rows,
-        n_landmarks=len(state.basis.landmarks),
-        n_candidate_rows=n_candidates,
-        captured_trace=state.sums.captured_trace,
-        resumed_at_row=resumed_at_row,
-        planned_bytes=planned,
-    )
-    return NystromPass(state.basis, state.sums, state.probes, shape, report)
+    return planned
 
 
-def _add_rows(
-    state: PassState,
+def _require_writable(checkpoint: Checkpoint, rows: StreamedRows, n_landmarks: int) -> None:
+    numbers_per_landmark = n_landmarks + rows.n_targets + rows.stream.n_features
+    checkpoint.require_writable(8 * (n_landmarks * numbers_per_landmark + N_PROBES))
+
+
+def _fingerprint(
+    kernel: KernelFunction,
     rows: StreamedRows,
-    n_landmarks: int,
+    choice: LandmarkChoice,
     dtype: torch.dtype,
     device: torch.device,
-    n_jobs: int | None,
-) -> Iterator[int]:
+) -> Fingerprint:
+    """Return all that a pass depends on; reads every row that has not been read before."""
+    cpu, n_rows, weights = torch.device("cpu"), rows.stream.n_rows, rows.weights
+    step = max(1, _SKETCH_ENTRIES // rows.n_targets)
+    blocks = [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+    few = rows.stream.take(np.arange(min(_N_KERNEL_ROWS, n_rows))).to(device)
+    sketches = {
+        "kernel": sketch([(slice(0, len(few)), kernel.gram(few))]),
+        "targets": sketch((block, rows.fitted_to(block, cpu)[0]) for block in blocks),
+        "sample weights": np.zeros((2, 1))
+        if weights is None
+        else sketch((block, weights[block]) for block in blocks),
+    }
+    facts = {
+        "number of rows or features": str(rows.stream.shape),
+        "number of targets": str(rows.target_shape),
+        "n_landmarks": str(choice.n_landmarks),
+        "landmarks": choice.method,
+        "random_state": choice.seed,
+        "dtype": str(dtype),
+        "rows": rows.stream.digest(dtype).hex(),
+    }
+    return Fingerprint(facts, sketches, dtype)
+
+
+def _starting_point(
+    kernel: KernelFunction,
+    rows: StreamedRows,
+    choice: LandmarkChoice,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PassState:
+    """Return a pass that has chosen its landmarks and seen no row."""
+    random_state = check_random_state(choice.random_state)
+    numbers = rows.sample(N_PROBES, random_state)
+    Z = _choose_landmarks(kernel, rows, choice, random_state, dtype, device)
+    return PassState(
+        basis=LandmarkBasis(kernel, Z),
+        sums=RowSums.zeros(len(Z), rows.n_targets, device),
+        probes=rows.take(numbers, dtype, device),
+        next_row=0,
+    )
+
+
+def _add_rows(state: PassState, rows: StreamedRows, options: PassOptions) -> Iterator[int]:
     """Add the rows from ``state.next_row`` on to the sums, and yield what row comes next."""
-    n_rows, start = rows.stream.n_rows, state.next_row
-    span = max(block_rows(n_landmarks), ROWS_PER_TASK * n_landmarks)
+    n_rows = rows.stream.n_rows
+    for next_row in _added(state.basis, state.sums, rows, state.next_row, options.n_jobs):
+        state.next_row = next_row
+        if options.on_progress is not None:
+            options.on_progress(next_row / n_rows)
+        yield next_row
+
+
+def _added(
+    basis: LandmarkBasis, sums: RowSums, rows: StreamedRows, start: int, n_jobs: int | None
+) -> Iterator[int]:
+    """Add the rows from ``start`` on, block by block or by workers, and yield where they end."""
+    n_rows, Z = rows.stream.n_rows, basis.landmarks
+    span = max(block_rows(len(Z)), ROWS_PER_TASK * len(Z))
     if joblib.effective_n_jobs(n_jobs) == 1 or n_rows - start <= span:
-        for block, X, targets, weights in rows.blocks(n_landmarks, dtype, device, start):
-            state.sums.add(state.basis, X, targets, weights)
+        for block, X, targets, weights in rows.blocks(len(Z), Z.dtype, Z.device, start):
+            sums.add(basis, X, targets, weights)
             yield block.stop
         return
     ends = [*range(start + span, n_rows, span), n_rows]
     tasks = (
-        joblib.delayed(_sums_over)(state.basis, rows.between(first, last), n_landmarks, device)
+        joblib.delayed(_sums_over)(basis, rows.between(first, last))
         for first, last in zip([start, *ends], ends, strict=False)
     )
     parts = joblib.Parallel(n_jobs, return_as="generator")(tasks)
     for end, part in zip(ends, parts, strict=True):
-        state.sums.merge(part)
+        sums.merge(part)
         yield end
 
 
-def _sums_over(
-    basis: LandmarkBasis, rows: StreamedRows, n_landmarks: int, device: torch.device
-) -> RowSums:
+def _sums_over(basis: LandmarkBasis, rows: StreamedRows) -> RowSums:
     """Return the sums over some rows; what a worker does."""
-    n_targets = int(np.prod(rows.target_shape))
-    sums = RowSums.zeros(len(basis.landmarks), n_targets, device)
-    for _, X, targets, weights in rows.blocks(n_landmarks, basis.landmarks.dtype, device):
+    Z = basis.landmarks
+    sums = RowSums.zeros(len(Z), rows.n_targets, Z.device)
+    for _, X, targets, weights in rows.blocks(len(Z), Z.dtype, Z.device):
         sums.add(basis, X, targets, weights)
     return sums
 
@@ -308,23 +430,22 @@ def _sums_over(
 def _choose_landmarks(
     kernel: KernelFunction,
     rows: StreamedRows,
-    n_landmarks: int,
-    method: str,
-    n_candidates: int,
+    choice: LandmarkChoice,
     random_state: np.random.RandomState,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Return landmarks (M, d) among the distinct rows of ``n_candidates`` drawn at random."""
-    numbers = rows.sample(n_candidates, random_state)
+    """Return landmarks (M, d) among the distinct rows of candidates drawn at random."""
+    M = choice.n_landmarks
+    numbers = rows.sample(candidate_rows(rows.stream.n_rows, M), random_state)
     X = rows.stream.take(numbers, dtype=dtype).to(device)
     X = X[merge_rows(X).first]
-    if len(X) <= n_landmarks:
+    if len(X) <= M:
         return X
-    if method == "uniform":
-        return X[torch.as_tensor(_sample(len(X), n_landmarks, random_state), device=device)]
+    if choice.method == "uniform":
+        return X[torch.as_tensor(_sample(len(X), M, random_state), device=device)]
     generator = torch.Generator().manual_seed(random_state.randint(2**31))
-    found = randomly_pivoted_cholesky(TiledOperator(kernel, X), n_landmarks, generator=generator)
+    found = randomly_pivoted_cholesky(TiledOperator(kernel, X), M, generator=generator)
     return X[found.pivots]
 
 

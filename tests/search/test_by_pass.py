@@ -8,6 +8,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 
+import sklearn_kd.search._by_pass
 import sklearn_kd.solvers._choice
 import sklearn_kd.solvers._pass
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
@@ -162,9 +163,31 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(RowSums, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit.fit(X, Y, teacher_logits=Z_T)
-    assert [path.name for path in tmp_path.iterdir()] == ["pass.1"]
+    assert len(list(tmp_path.glob("pass-*"))) == 2  # a file for each kernel's pass
     assert_same_scores(fit.fit(X, Y, teacher_logits=Z_T), expected)
-    # The rest of the interrupted pass, that of the first kernel, and perhaps its refit's.
+    # Five blocks: that of the first kernel is not passed over again, nor is any for the refit.
+    assert len(calls) == 7 + 1 + 3
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("refit", ["log_loss", False])
+def test_a_search_interrupted_in_its_second_pass_keeps_its_sums(tmp_path, monkeypatch, refit):
+    expected = search(refit=refit).fit(X, Y, teacher_logits=Z_T)
+    fit = search(checkpoint=tmp_path / "pass.npz", refit=refit)
+    second_pass = sklearn_kd.search._by_pass.leave_one_out_blocks
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sklearn_kd.search._by_pass, "leave_one_out_blocks", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit.fit(X, Y, teacher_logits=Z_T)
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(sklearn_kd.search._by_pass, "leave_one_out_blocks", second_pass)
+    monkeypatch.setattr(RowSums, "add", interrupted)  # no row is added again
+    assert_same_scores(fit.fit(X, Y, teacher_logits=Z_T), expected)
+    if refit:
+        assert fit.best_estimator_.fit_report_.resumed_at_row == len(X)
     assert not list(tmp_path.iterdir())
 
 
@@ -184,7 +207,7 @@ def test_the_fitted_student_is_the_one_that_was_scored(monkeypatch):
 
     def recording(self, kernel, *arguments, **options):
         done = pass_over(self, kernel, *arguments, **options)
-        drawn.setdefault(options["number"], []).append(done.basis.landmarks.numpy())
+        drawn.setdefault(kernel, []).append(done.basis.landmarks.numpy())
         return done
 
     monkeypatch.setattr(Nystrom, "pass_over", recording)
@@ -192,6 +215,6 @@ def test_the_fitted_student_is_the_one_that_was_scored(monkeypatch):
     fit.solver.random_state = None
     fit.fit(X, Y, teacher_logits=Z_T)
     assert fit.best_params_["kernel"] is KERNEL
-    first, again = drawn[0]
+    first, again = drawn[KERNEL.to_torch()]
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(fit.best_estimator_.X_fit_, first)

@@ -6,10 +6,12 @@ import pickle
 import joblib
 import numpy as np
 import pytest
+import sklearn
 import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 
 import sklearn_kd.solvers._choice
 import sklearn_kd.solvers._pass
@@ -236,12 +238,36 @@ def test_an_interrupted_fit_goes_on_where_it_was(tmp_path, monkeypatch, source):
     with pytest.raises(KeyboardInterrupt):
         fit.fit(rows, Y, teacher_logits=Z_T)
     assert not hasattr(fit, "dual_coef_")
-    with pytest.raises(ValueError, match=r"checkpoint=.*another number of rows or n_landmarks"):
-        clone(fit).set_params(solver__n_landmarks=41).fit(rows, Y, teacher_logits=Z_T)
+    other = clone(fit).set_params(solver__n_landmarks=41).fit(rows, Y, teacher_logits=Z_T)
+    assert other.fit_report_.resumed_at_row == 0  # has a file of its own, and leaves this one
+    assert len(list(tmp_path.glob("pass-*.npz"))) == 1
     fit.fit(rows, Y, teacher_logits=Z_T)
     assert fit.fit_report_.resumed_at_row == sum(seen[:5]) > 0
     np.testing.assert_allclose(fit.dual_coef_, expected.dual_coef_, rtol=1e-12, atol=1e-12)
     assert not list(tmp_path.glob("pass*"))
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path):
+    for path in (tmp_path, tmp_path / "missing" / "pass.npz"):
+        with pytest.raises(ValueError, match=r"checkpoint=.* cannot be written"):
+            student(checkpoint=path).fit(X, Y, teacher_logits=Z_T)
+
+
+def test_fits_of_a_search_have_a_checkpoint_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(sklearn_kd.solvers._pass, "block_rows", lambda n_landmarks: 32)
+    at_every_block = functools.partial(Checkpoint, seconds=0)
+    monkeypatch.setattr(sklearn_kd.solvers._nystrom, "Checkpoint", at_every_block)
+    grid = {"soft_ratio": [0.3, 0.9], "ridge": [0.1, 1.0]}
+    scores = []
+    for checkpoint in (None, tmp_path / "pass.npz"):
+        with sklearn.config_context(enable_metadata_routing=True):
+            routed = student(checkpoint=checkpoint).set_fit_request(teacher_logits=True)
+            found = GridSearchCV(routed, grid, cv=2, refit=False, error_score="raise")
+            with joblib.parallel_config(backend="threading", n_jobs=2):
+                found.fit(X, Y, teacher_logits=Z_T)
+        scores.append(found.cv_results_["mean_test_score"])
+    np.testing.assert_array_equal(*scores)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("backend", ["loky", "threading"])
