@@ -59,17 +59,19 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
 
     def _expansion(self, X: Any, coefficients: Any) -> Tensor:
         """Return the logits of rows by some coefficients, in blocks of bounded memory."""
+        # To the device once, however many blocks follow.
+        fitted, coefficients = self._to_working(self.X_fit_), self._to_working(coefficients)
         if not isinstance(X, RowStream):
-            return self._expansion_in_memory(X, coefficients)
+            return self._expansion_in_memory(self._to_working(X), fitted, coefficients)
         blocks = X.blocks(dtype=resolve_dtype(self.dtype), device=resolve_device(self.device))
-        return torch.cat([self._expansion_in_memory(block, coefficients) for _, block in blocks])
+        return torch.cat(
+            [self._expansion_in_memory(block, fitted, coefficients) for _, block in blocks]
+        )
 
-    def _expansion_in_memory(self, X: Any, coefficients: Any) -> Tensor:
+    def _expansion_in_memory(self, X: Tensor, fitted: Tensor, coefficients: Tensor) -> Tensor:
         """Return Θ(X, X_fit) a, few kernel entries at a time."""
-        coefficients = self._to_working(coefficients)
         columns = coefficients.reshape(len(coefficients), -1)
-        rows, fitted = self._to_working(X), self._to_working(self.X_fit_)
-        logits = self._kernel_product(rows, fitted, columns)
+        logits = self._kernel_product(X, fitted, columns)
         return logits.reshape(-1, *coefficients.shape[1:])
 
     def _kernel_product(self, X: Tensor, fitted: Tensor, columns: Tensor) -> Tensor:

@@ -480,10 +480,10 @@ class LinearizedKDStudent(TaughtMixin, PrefixPathMixin, TangentKernelClassifier)
         z_eff, z_0 = map(self._to_working, (self.effective_logits_, self.initial_logits_))
         return z_eff - z_0
 
-    def _expansion_in_memory(self, X: Any, coefficients: Any) -> Tensor:
+    def _expansion_in_memory(self, X: Tensor, fitted: Tensor, coefficients: Tensor) -> Tensor:
         """Return z₀(x) + Θ(x, X_fit) a."""
-        change = super()._expansion_in_memory(X, coefficients)
-        z_0 = self._initial_logits(self._to_working(X))
+        change = super()._expansion_in_memory(X, fitted, coefficients)
+        z_0 = self._initial_logits(X)
         return change if z_0 is None else z_0 + change
 
     def _next_row_terms(
