@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import Tensor
 
@@ -90,4 +89,4 @@ class LogitClassifier(ClassifierMixin, BaseEstimator):
         """
         X = self._check_new_rows(X, "predict")
         labels = self.classes_[to_numpy(class_indices(self._finite_logits(X)))]
-        return labels if labels.dtype.kind in "OUS" else like(torch.as_tensor(labels), X)
+        return like(labels, X)

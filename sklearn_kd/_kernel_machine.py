@@ -10,13 +10,13 @@ from sklearn.base import clone
 from sklearn.utils import Tags
 from torch import Tensor
 
-from sklearn_kd._array import resolve_device, resolve_dtype
+from sklearn_kd._array import DTYPES, resolve_device, to_tensor
 from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd._sklearn import CallbackSupportMixin, Interval, StrOptions
 from sklearn_kd.kernels import NTK
 from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.kernels._protocol import KernelFunction
-from sklearn_kd.rows._checking import check_new_rows, to_working
+from sklearn_kd.rows._checking import check_new_rows
 from sklearn_kd.rows._streams import RowStream
 
 
@@ -42,8 +42,14 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
     def _check_new_rows(self, X: Any, method: str) -> Any:
         return check_new_rows(self, X, method)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The precision of the fit."""
+        return DTYPES[self.fit_report_.dtype]
+
     def _to_working(self, X: Any) -> Tensor:
-        return to_working(self, X)
+        """Return rows or coefficients in the precision of the fit, on ``device``."""
+        return to_tensor(X, dtype=self._dtype, device=resolve_device(self.device), name="X")
 
     def _kernel_function(self) -> KernelFunction:
         """Return ``kernel_`` on tensors; kept, as that of a network takes a while to prepare."""
@@ -58,17 +64,19 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
 
     def _expansion(self, X: Any, coefficients: Any) -> Tensor:
         """Return the logits of rows by some coefficients, in blocks of bounded memory."""
+        # To the device once, however many blocks follow.
+        fitted, coefficients = self._to_working(self.X_fit_), self._to_working(coefficients)
         if not isinstance(X, RowStream):
-            return self._expansion_in_memory(X, coefficients)
-        blocks = X.blocks(dtype=resolve_dtype(self.dtype), device=resolve_device(self.device))
-        return torch.cat([self._expansion_in_memory(block, coefficients) for _, block in blocks])
+            return self._expansion_in_memory(self._to_working(X), fitted, coefficients)
+        blocks = X.blocks(dtype=self._dtype, device=fitted.device)
+        return torch.cat(
+            [self._expansion_in_memory(block, fitted, coefficients) for _, block in blocks]
+        )
 
-    def _expansion_in_memory(self, X: Any, coefficients: Any) -> Tensor:
+    def _expansion_in_memory(self, X: Tensor, fitted: Tensor, coefficients: Tensor) -> Tensor:
         """Return Θ(X, X_fit) a, few kernel entries at a time."""
-        coefficients = self._to_working(coefficients)
         columns = coefficients.reshape(len(coefficients), -1)
-        rows, fitted = self._to_working(X), self._to_working(self.X_fit_)
-        logits = self._kernel_product(rows, fitted, columns)
+        logits = self._kernel_product(X, fitted, columns)
         return logits.reshape(-1, *coefficients.shape[1:])
 
     def _kernel_product(self, X: Tensor, fitted: Tensor, columns: Tensor) -> Tensor:

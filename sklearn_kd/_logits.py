@@ -25,7 +25,7 @@ def canonical_logits(given: Any, n_rows: int, n_classes: int, *, name: str) -> T
     ValueError
         If the shape does not match, or a value is NaN or infinite; names ``name`` and the row.
     """
-    values = to_tensor(given)
+    values = to_tensor(given, name=name)
     expected = [(n_rows, n_classes)] + ([(n_rows,)] if n_classes == 2 else [])
     if tuple(values.shape) not in expected:
         raise ValueError(

@@ -94,7 +94,7 @@ def to_working(estimator: Any, X: Any) -> Tensor:
     if isinstance(X, RowStream):
         X = X.take(np.arange(len(X)))
     dtype, device = resolve_dtype(estimator.dtype), resolve_device(estimator.device)
-    return to_tensor(X, dtype=dtype, device=device)
+    return to_tensor(X, dtype=dtype, device=device, name="X")
 
 
 def _check_labels(
@@ -121,7 +121,7 @@ def _check_labels(
 
 def _require_representable(sample_weight: np.ndarray, dtype: torch.dtype) -> None:
     """Raise where a weight, or the sum of them all, is 0 or infinite in the working dtype."""
-    weights = torch.as_tensor(sample_weight, dtype=dtype)
+    weights = to_tensor(sample_weight, dtype=dtype)
     vanished = (weights == 0).numpy() & (sample_weight > 0)
     if vanished.any() or not weights.sum().isfinite():
         shown = sample_weight[vanished][0] if vanished.any() else sample_weight.max()

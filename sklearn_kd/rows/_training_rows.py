@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import to_numpy
+from sklearn_kd._array import to_numpy, to_tensor
 from sklearn_kd._logits import hard_labels, n_logits
 from sklearn_kd.rows._copies import MergedRows, copies_in, merge_rows
 from sklearn_kd.rows._streams import RowStream
@@ -29,7 +29,7 @@ class TrainingRows(NamedTuple):
         """Row weights (n,), ones where none were given, beside ``X``."""
         if self.sample_weight is None:
             return self.X.new_ones(len(self.labels))
-        return torch.as_tensor(self.sample_weight, dtype=self.X.dtype, device=self.X.device)
+        return to_tensor(self.sample_weight, dtype=self.X.dtype, device=self.X.device)
 
 
 class DistinctRows(NamedTuple):

@@ -13,6 +13,7 @@ z₀       ``initial_logits_``      (n,) or (n, K)
 
 from __future__ import annotations
 
+import functools
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -279,7 +280,6 @@ class LinearizedKDStudent(TangentKernelClassifier):
         """Become the student that was posed and solved, with all attributes at once."""
         require_finite(solution)
         rows, distinct, _ = posed.rows
-        array = rows.array
         report = Bunch(
             **rows_report(rows, distinct),
             n_clipped_teacher_rows=posed.teacher_logits.n_clipped,
@@ -291,15 +291,16 @@ class LinearizedKDStudent(TangentKernelClassifier):
             solver=posed.solver.name,
             **solution.report,
         )
+        own = functools.partial(like, reference=rows.array, copy=True)
         self.__dict__.update(
             classes_=rows.classes,
             teacher_=posed.teacher,
-            teacher_logits_=like(posed.teacher_logits.values, array),
-            effective_logits_=like(posed.effective_logits, array),
-            initial_logits_=like(posed.initial_logits, array),
+            teacher_logits_=own(posed.teacher_logits.values),
+            effective_logits_=own(posed.effective_logits),
+            initial_logits_=own(posed.initial_logits),
             kernel_=posed.kernel,
-            dual_coef_=like(solution.dual_coef, array),
-            X_fit_=like(solution.X_fit, array),
+            dual_coef_=own(solution.dual_coef),
+            X_fit_=own(solution.X_fit),
             weight_change_norm_=solution.weight_change_norm,
             jitter_=solution.jitter,
             rcond_=solution.rcond,
@@ -411,10 +412,10 @@ class LinearizedKDStudent(TangentKernelClassifier):
         z_eff, z_0 = map(self._to_working, (self.effective_logits_, self.initial_logits_))
         return z_eff - z_0
 
-    def _expansion_in_memory(self, X: Any, coefficients: Any) -> Tensor:
+    def _expansion_in_memory(self, X: Tensor, fitted: Tensor, coefficients: Tensor) -> Tensor:
         """Return z₀(x) + Θ(x, X_fit) a."""
-        change = super()._expansion_in_memory(X, coefficients)
-        z_0 = self._initial_logits(self._to_working(X))
+        change = super()._expansion_in_memory(X, fitted, coefficients)
+        z_0 = self._initial_logits(X)
         return change if z_0 is None else z_0 + change
 
     def _kernel_product(self, X: Tensor, fitted: Tensor, columns: Tensor) -> Tensor:

@@ -202,9 +202,9 @@ class NTKTeacher(TangentKernelClassifier):
                 classes_=rows.classes,
                 kernel_=kernel,
                 _prepared=(kernel, function),
-                staged_dual_coef_=like(trained.stages, rows.array),
-                dual_coef_=like(trained.stages[-1], rows.array),
-                X_fit_=like(distinct.X, rows.array),
+                staged_dual_coef_=like(trained.stages, rows.array, copy=True),
+                dual_coef_=like(trained.stages[-1], rows.array, copy=True),
+                X_fit_=like(distinct.X, rows.array, copy=True),
                 weight_change_norm_=trained.weight_change_norm,
                 fit_report_=Bunch(**rows_report(rows, distinct), **trained.report),
             )

@@ -11,6 +11,7 @@ from row_sources import X, folder
 from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.rows._files import read_archive
 from sklearn_kd.rows._streams import as_row_stream
+from sklearn_kd.solvers import Nystrom
 
 SUFFIXES = [".npy", ".npz"]
 
@@ -138,6 +139,6 @@ def test_a_fit_names_the_damaged_file(tmp_path, suffix):
     folder(tmp_path, suffix)
     file = tmp_path / f"031{suffix}"
     file.write_bytes((tmp_path / f"000{suffix}").read_bytes()[:150])
-    student = LinearizedKDStudent(solver="nystrom", n_landmarks=9, random_state=0)
+    student = LinearizedKDStudent(solver=Nystrom(9, random_state=0))
     with pytest.raises(ValueError, match=rf"031{suffix}' is damaged"):
         student.fit(tmp_path, np.arange(100) % 2, teacher_logits=np.full(100, 0.5))

@@ -72,6 +72,8 @@ CHANGES = [
     {"cv": 2},
     {"solver": Nystrom(5)},
     {"solver__cache_size": 0},
+    {"dtype": "float32"},
+    {"memory_limit": 1e12},
 ]
 
 
