@@ -6,14 +6,14 @@ pair: seconds again, and accuracies. Rows are read from a folder of .npy chunks.
 
 exact          one Cholesky factor of all rows
 pcg            the same students by preconditioned conjugate gradients, to a residual of --tol
-nystrom        n_landmarks landmarks by randomly pivoted Cholesky, one pass over the chunks
+nystrom        --components landmarks chosen by --landmarks, one pass over the chunks
 search         LinearizedKDStudentCV(solver="nystrom"): the same, leave-one-out predictions of every
                row and pair in a second pass, and the best pair, whose accuracy is shown
 nystroem-rbf   scikit-learn's Nystroem (rbf) and Ridge on the same targets. A callable kernel such
                as the NTK would be evaluated there pair by pair, in Python
-xrfm           xRFM on the hard labels alone; left out where it is not installed. Beyond 20 000 rows
-               with leaves of at most so many, split along principal components: by default it fits
-               one model of up to 60 000 rows, which takes longer than all others together
+xrfm           xRFM on the hard labels alone; left out where it is not installed. More than 20 000
+               rows are split along principal components into leaves of at most so many: by
+               default one model of up to 60 000 rows takes longer than all others together
 
 ``--products`` times kernel times 32 columns of as many rows as given, beside gpytorch's rbf kernel
 where that is installed; ``--predict`` shows the memory that a student of --rows takes to predict as

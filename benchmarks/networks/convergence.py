@@ -79,7 +79,7 @@ def draw(arguments, errors):
     ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if 0.9 * low < t < high]
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
-    axis.grid(ridge=0.3)
+    axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
     return figure
 

@@ -193,7 +193,7 @@ def draw(results, widths):
         axis.set_xticks(widths, widths)
         axis.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
         axis.minorticks_off()
-        axis.grid(ridge=0.3)
+        axis.grid(alpha=0.3)
     values = np.concatenate([line.get_ydata() for axis in axes for line in axis.lines[::3]])
     axes[0].set_ylim(0.8 * values.min(), 1.2 * values.max())
     axes[0].set_ylabel("distance of test logits (root mean square)")

@@ -98,7 +98,7 @@ def draw(sizes, soft_ratios, risk):
     ticks = [t for t in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8) if risk.min() < t < risk.max()]
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
-    axis.grid(ridge=0.3)
+    axis.grid(alpha=0.3)
     axis.legend()
     return figure
 

@@ -334,7 +334,7 @@ def draw(results):
         ranks = [f"{result['compared'][k]['spearman']:.2f}" for k in KERNELS]
         axis.set_title(f"{name}\nSpearman, leave-one-out: {ranks[0]}, {ranks[1]}", fontsize=9.5)
         axis.set(xlabel="closed form, test accuracy (%)", ylabel="trained networks, test (%)")
-        axis.grid(ridge=0.25)
+        axis.grid(alpha=0.25)
     for axis in axes.flat[len(results) :]:
         axis.set_axis_off()
     handles, labels = axes[0, 0].get_legend_handles_labels()

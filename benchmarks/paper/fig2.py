@@ -147,7 +147,7 @@ def draw(results):
         axis.set_xticks(sizes, sizes)
         axis.tick_params(axis="x", which="minor", bottom=False)
     for axis in axes:
-        axis.grid(ridge=0.3)
+        axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     return figure
 

@@ -115,7 +115,7 @@ def draw(results, sizes):
         axis.set(title=title, xlabel="training rows $n$", xscale="log", ylim=(0, 1.1))
         axis.set_xticks(sizes, sizes)
         axis.minorticks_off()
-        axis.grid(ridge=0.3)
+        axis.grid(alpha=0.3)
         axis.legend(fontsize=8, ncols=2, loc="upper left")
     axes[0].set_ylabel(r"data inefficiency $\mathcal{I}(n)$")
     return figure
