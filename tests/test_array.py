@@ -226,7 +226,7 @@ def test_labels_of_any_dtype(dtype):
     y = (X[:, 0] > 0).astype(int).astype(dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        predicted = LinearizedKDStudent().fit(X, y, X[:, 0]).predict(X)
+        predicted = LinearizedKDStudent().fit(X, y, teacher_logits=X[:, 0]).predict(X)
     np.testing.assert_array_equal(predicted, y)
 
 
@@ -240,13 +240,19 @@ def test_logits_and_weights_of_any_kind(kind):
         "Series": pd.Series,
     }[kind]
     y, z, weights = X[:, 0] > 0, X[:, 0].copy(), np.linspace(1, 2, 30)
-    expected = LinearizedKDStudent().fit(X, y, z, weights).decision_function(X)
+    expected = (
+        LinearizedKDStudent()
+        .fit(X, y, teacher_logits=z, sample_weight=weights)
+        .decision_function(X)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        student = LinearizedKDStudent().fit(X, y, of_kind(z), of_kind(weights))
+        student = LinearizedKDStudent().fit(
+            X, y, teacher_logits=of_kind(z), sample_weight=of_kind(weights)
+        )
     np.testing.assert_array_equal(student.decision_function(X), expected)
     with pytest.raises(ValueError, match="teacher_logits holds complex numbers"):
-        student.fit(X, y, z * 1j)
+        student.fit(X, y, teacher_logits=z * 1j)
 
 
 FORKED = """
@@ -256,11 +262,11 @@ from sklearn_kd import LinearizedKDStudent
 torch.set_num_threads(2)
 X = np.random.default_rng(0).normal(size=(1200, 20))
 z = X.sum(axis=1)
-student = LinearizedKDStudent().fit(X, z > 0, z)
+student = LinearizedKDStudent().fit(X, z > 0, teacher_logits=z)
 expected = student.decision_function(X[:700])
 def child(queue):
     queue.put(student.decision_function(X[:700]))
-    queue.put(LinearizedKDStudent().fit(X[:600], z[:600] > 0, z[:600]).dual_coef_.shape)
+    queue.put(LinearizedKDStudent().fit(X[:600], z[:600] > 0, teacher_logits=z[:600]).dual_coef_.shape)
 queue = multiprocessing.get_context("fork").Queue()
 process = multiprocessing.get_context("fork").Process(target=child, args=(queue,))
 process.start()

@@ -15,7 +15,7 @@ X, X_NEW = RNG.normal(size=(40, 3)), RNG.normal(size=(90, 3))
 def fitted(request):
     if request.param == "teacher":
         return NTKTeacher(stopping_time=1.0).fit(X, X[:, 0] > 0)
-    return LinearizedKDStudent().fit(X, X[:, 0] > 0, X[:, 0])
+    return LinearizedKDStudent().fit(X, X[:, 0] > 0, teacher_logits=X[:, 0])
 
 
 def test_what_was_fitted_goes_to_the_device_once(fitted, tmp_path, monkeypatch):
