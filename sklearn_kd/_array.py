@@ -52,7 +52,7 @@ def to_tensor(
     array = np.asarray(array)
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()  # torch has no read-only tensors and no negative strides
-    return torch.as_tensor(array).to(device=device, dtype=dtype)
+    return torch.as_tensor(array, device="cpu").to(device=device, dtype=dtype)
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
