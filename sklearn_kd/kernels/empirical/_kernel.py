@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_kd._logits import logits
+from sklearn_kd._memory import CPU
+from sklearn_kd._modules import on_device
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.kernels._tiles import in_parallel, ordinary
@@ -98,8 +100,8 @@ class EmpiricalKernel(KernelFunction):
         self._tangents: dict[tuple[torch.device, torch.dtype], Tangents] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without what the first call works out."""
-        return vars(self) | {"_tangents": {}}
+        """Return the state without what the first call works out, on the CPU: it loads anywhere."""
+        return vars(self) | {"_tangents": {}, "module": on_device(self.module, CPU)}
 
     @torch.inference_mode(False)
     @full_precision()
