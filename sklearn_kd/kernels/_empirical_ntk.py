@@ -11,7 +11,8 @@ from sklearn.gaussian_process.kernels import Kernel
 from torch import nn
 
 from sklearn_kd._array import DTYPES, resolve_device, to_numpy, to_tensor
-from sklearn_kd._memory import budget_bytes, require
+from sklearn_kd._memory import CPU, budget_bytes, require
+from sklearn_kd._modules import on_device
 from sklearn_kd.kernels._ntk import as_rows
 from sklearn_kd.kernels.empirical._kernel import WORKSPACE_BYTES, EmpiricalKernel
 
@@ -276,6 +277,13 @@ class EmpiricalNTK(Kernel):
             )
         product = kernel.matmat(x_rows, y_rows, V if V.ndim == 2 else V[:, None])
         return to_numpy(product if V.ndim == 2 else product[:, 0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state with the module on the CPU, so that it loads anywhere."""
+        state = vars(self).copy()
+        if isinstance(self.module, nn.Module):
+            state["module"] = on_device(self.module, CPU)
+        return state
 
     def is_stationary(self) -> bool:
         """Return False: the kernel depends on more than x − x′."""

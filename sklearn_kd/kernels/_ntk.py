@@ -17,6 +17,9 @@ from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 
 _KINDS = ("ntk", "nngp")
 
+# Fourth powers of σ_w and σ_b, times powers of numbers that data hold, are numbers of float64.
+_SMALLEST_STD, _LARGEST_STD = 1e-50, 1e50
+
 
 class NTK(Kernel):
     r"""Neural tangent kernel of an infinitely wide fully connected network.
@@ -46,10 +49,10 @@ class NTK(Kernel):
         The activation :math:`g`. The leaky ReLU has slope 0.01 for negative arguments; the GELU
         is the exact one, not the tanh approximation.
     weight_std : float, default=1.0
-        Standard deviation :math:`\sigma_w > 0` of the weights.
+        Standard deviation :math:`\sigma_w > 0` of the weights, from 1e-50 to 1e50.
     bias_std : float, default=1.0
-        Standard deviation :math:`\sigma_b \ge 0` of the biases. The search for hyper-parameters
-        is on a logarithmic scale, so the value 0 always stays fixed.
+        Standard deviation :math:`\sigma_b` of the biases, 0 or from 1e-50 to 1e50. The search for
+        hyper-parameters is on a logarithmic scale, so the value 0 always stays fixed.
     kind : {"ntk", "nngp"}, default="ntk"
         The kernel: ``"ntk"`` for :math:`\Theta`, ``"nngp"`` for :math:`\Sigma` of the output,
         the covariance of the network at initialisation.
@@ -135,6 +138,11 @@ class NTK(Kernel):
             value = params[name]
             if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name}={value!r} must be a finite number of at least 0.")
+            if value != 0 and not _SMALLEST_STD <= float(value) <= _LARGEST_STD:
+                raise ValueError(
+                    f"{name}={value!r} must lie between {_SMALLEST_STD:g} and {_LARGEST_STD:g}, "
+                    "as powers of it leave the range of float64. Rescale the rows instead."
+                )
         if self.weight_std == 0:
             raise ValueError("weight_std=0 makes the kernel constant; it must be positive.")
         return InfiniteKernel(

@@ -38,12 +38,17 @@ def in_parallel(fill: Callable[..., None], tiles: Sequence[tuple[int, ...]], out
             fill(*tile)
         return
     try:
-        # the setting holds for the thread that makes it, and for threads to come: put it back
+        # The setting holds for the thread that makes it, and for threads to come: put it back.
         with ThreadPoolExecutor(threads, "tiles", torch.set_num_threads, (1,)) as pool:
             for _ in pool.map(lambda tile: fill(*tile), tiles):
                 pass
     finally:
         torch.set_num_threads(threads)
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """Return ``tensor``, or a copy for autograd of one that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def stream(

@@ -138,7 +138,7 @@ def smallest_eigenvalue(matrix: Tensor) -> float:
     full = matrix.triu() + matrix.triu(1).T
     if len(full) <= _EXACT_EIGENVALUE_ROWS:
         return torch.linalg.eigvalsh(full)[0].item()
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(len(full), 1, generator=generator, dtype=full.dtype).to(full.device)
-    values, _ = torch.lobpcg(full, k=1, X=start, niter=30, largest=False)
+    generator = torch.Generator("cpu").manual_seed(0)
+    start = torch.randn(len(full), 1, generator=generator, dtype=full.dtype, device="cpu")
+    values, _ = torch.lobpcg(full, k=1, X=start.to(full.device), niter=30, largest=False)
     return values[0].item()

@@ -135,7 +135,7 @@ def randomly_pivoted_cholesky(
 def _draw(residual: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Draw ``size`` rows, with replacement, with probabilities in proportion to ``residual``."""
     cumulative = residual.double().cumsum(0).cpu()
-    points = torch.rand(size, dtype=torch.float64, generator=generator) * cumulative[-1]
+    points = _uniform(size, generator) * cumulative[-1]
     # right=True never lands on a row of probability 0, except where rounding puts a point at the
     # very end; the last row that can be drawn is the answer there.
     last = residual.nonzero()[-1, 0].item()
@@ -149,7 +149,7 @@ def _accept(
     """Return which of the proposals are kept: positions, increasing, at least one."""
     remaining = schur.clone()
     kept: list[int] = []
-    for i, point in enumerate(torch.rand(len(schur), generator=generator).tolist()):
+    for i, point in enumerate(_uniform(len(schur), generator).tolist()):
         left = remaining[i, i].item()
         # The first is always kept, whatever rounding does to the two numbers that are equal.
         if kept and (left <= rounding[i] or point * proposed_with[i] >= left):
@@ -157,4 +157,9 @@ def _accept(
         kept.append(i)
         column = remaining[i:, i] / math.sqrt(left)
         remaining[i:, i:].addr_(column, column, alpha=-1)
-    return torch.tensor(kept)
+    return torch.tensor(kept, device=schur.device)
+
+
+def _uniform(size: int, generator: torch.Generator) -> Tensor:
+    """Draw from [0, 1) on the CPU, whatever torch's default dtype and device are."""
+    return torch.rand(size, dtype=torch.float64, device="cpu", generator=generator)

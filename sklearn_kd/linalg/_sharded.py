@@ -3,7 +3,9 @@
 Θ is symmetric, so that the tiles on and above its diagonal are all of it. They are dealt out like
 cards: each of P processes holds, or evaluates, one P-th of n²/2 entries, whatever n and P (blocks
 of rows would take twice that). A product sends V from process 0 to all, and adds up their parts,
-in sums without rounding: it is that of one process to the last bit.
+in sums without rounding. It is that of `TiledOperator` in one process to the last bit, wherever
+that works by tiles. A kernel with a product of its own, such as EmpiricalNTK's, is asked for that
+by one process that does not keep all tiles, but for tiles by several: these agree to rounding.
 
 Only products are shared. Process 0 runs the solver, and the others answer it until it is done
 (`drive`). So no two processes can come to different decisions through different roundings, and all
@@ -37,7 +39,7 @@ class ShardedOperator(TiledOperator):
     """K(X, X), of which each process of the group contributes its share of the tiles.
 
     Diagonal, blocks and columns are evaluated by the process that asks for them. Products are for
-    process 0 alone, within `drive`.
+    process 0 alone, within `drive`, and always by tiles.
 
     Parameters
     ----------

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sklearn_kd._array import resolve_device, to_tensor
 from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd._logits import canonical_logits
+from sklearn_kd._modules import on_device, tensors_of
 from sklearn_kd._sklearn import Interval, get_namespace
 
 # Sums of float32 softmax outputs are this close to 1; those of logits are not, row after row.
@@ -260,13 +261,6 @@ class TorchTeacher(LogitClassifier):
         }
 
 
-def on_device(module: nn.Module, device: torch.device) -> nn.Module:
-    """Return ``module`` if all of it is on ``device``, else a copy of it there."""
-    if all(tensor.device == device for tensor in _tensors(module)):
-        return module
-    return copy.deepcopy(module).to(device)
-
-
 def in_eval_mode(module: nn.Module) -> nn.Module:
     """Return ``module`` if all of it is in eval mode, else a copy in it with the same tensors.
 
@@ -274,14 +268,10 @@ def in_eval_mode(module: nn.Module) -> nn.Module:
     """
     if not any(part.training for part in module.modules()):
         return module
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in _tensors(module)}).eval()
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors_of(module)}).eval()
 
 
 def parameter_dtype(module: nn.Module) -> torch.dtype:
     """Return the dtype of the first floating-point parameter; float64 where there is none."""
     dtypes = (p.dtype for p in module.parameters() if p.is_floating_point())
     return next(dtypes, torch.float64)
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import types
 
 import numpy as np
 import oracles
@@ -325,3 +326,37 @@ def test_wide_networks_approach_the_infinite_one(activation):
         errors.append(np.sqrt(np.mean(squares)))
     assert errors[1] < 0.06
     assert 2.5 < errors[0] / errors[1] < 6
+
+
+class OnAnotherDevice(nn.Linear):
+    """A layer that says that one of its tensors is on a GPU, until it is moved to the CPU."""
+
+    is_moved = False
+
+    def buffers(self, recurse=True):
+        if not self.is_moved:
+            yield types.SimpleNamespace(device=torch.device("cuda", 0))
+
+    def to(self, device, *args, **kwargs):
+        self.is_moved = torch.device(device).type == "cpu"
+        return super().to(device, *args, **kwargs)
+
+    def __getstate__(self):
+        return vars(self) | {"pickled_after_moving": self.is_moved}
+
+    def __deepcopy__(self, memo):
+        copied = OnAnotherDevice(self.in_features, self.out_features)
+        copied.load_state_dict(self.state_dict())
+        copied.is_moved = self.is_moved
+        return copied
+
+
+def test_pickles_hold_no_tensors_of_a_gpu():
+    kernel = EmpiricalNTK(OnAnotherDevice(2, 1))
+    X = np.array([[0.0, 1.0], [2.0, 1.0]])
+    for pickled in (kernel, kernel + kernel, kernel.to_torch()):
+        loaded = pickle.loads(pickle.dumps(pickled))
+        module = getattr(loaded, "k1", loaded).module
+        assert module.pickled_after_moving
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(kernel))(X), kernel(X))
+    assert not kernel.module.is_moved  # the module itself stays where it is

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_kd._logits import logits
+from sklearn_kd._memory import CPU
+from sklearn_kd._modules import on_device
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
-from sklearn_kd.kernels._tiles import in_parallel
+from sklearn_kd.kernels._tiles import in_parallel, ordinary
 from sklearn_kd.kernels.empirical._features import Feature
 from sklearn_kd.kernels.empirical._jacobian import adjoint
 from sklearn_kd.kernels.empirical._network import Network, copied, require_evaluable
@@ -75,6 +77,7 @@ class EmpiricalKernel(KernelFunction):
 
     has_own_product = True
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         module: nn.Module,
@@ -97,8 +100,8 @@ class EmpiricalKernel(KernelFunction):
         self._tangents: dict[tuple[torch.device, torch.dtype], Tangents] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without what the first call works out."""
-        return vars(self) | {"_tangents": {}}
+        """Return the state without what the first call works out, on the CPU: it loads anywhere."""
+        return vars(self) | {"_tangents": {}, "module": on_device(self.module, CPU)}
 
     @torch.inference_mode(False)
     @full_precision()
@@ -139,10 +142,7 @@ class EmpiricalKernel(KernelFunction):
         if out is None:
             out = X.new_zeros(n, n)
         else:
-            for start in range(0, n, _TILE):
-                rows = out[start : start + _TILE]
-                rows[:, start + _TILE :] = 0
-                rows[:, start : start + _TILE].tril_(-1)
+            _clear_upper(out)
         rows = self._move(X)
         for bundle in self._bundles(tangents, len(X), sides=1):
             step = bundle.rows
@@ -154,11 +154,7 @@ class EmpiricalKernel(KernelFunction):
                     corner = out[i * R : (i + step) * R, start * R : (start + step) * R]
                     self._add(x, y, corner, tangents, same=False)
         if symmetrize:
-            for start in range(0, n, _TILE):
-                stop = start + _TILE
-                corner = out[start:stop, start:stop]
-                corner.copy_(corner.triu() + corner.triu(1).T)
-                out[stop:, start:stop] = out[start:stop, stop:].T
+            _mirror_upper(out)
         return out
 
     @torch.inference_mode(False)
@@ -255,7 +251,8 @@ class EmpiricalKernel(KernelFunction):
         return self._tangents[key]
 
     def _move(self, X: Tensor) -> Tensor:
-        return X.detach().to(device=self.device or X.device, dtype=self.dtype or X.dtype)
+        X = ordinary(X.detach())
+        return X.to(device=self.device or X.device, dtype=self.dtype or X.dtype)
 
     def _rows_per_input(self, tangents: Tangents) -> int:
         return tangents.n_outputs if self.full else 1
@@ -331,13 +328,14 @@ class EmpiricalKernel(KernelFunction):
 
         def fill(i: int, j: int) -> None:
             rows, columns = slice(i, i + side), slice(j, j + side)
-            target = out[i * R : (i + side) * R, j * R : (j + side) * R]
-            tile = x[0].tensors[0].new_zeros(target.shape, dtype=self.dtype or out.dtype)
-            for left, right in zip(x, y, strict=True):
-                left[rows].add_gram(right[columns], tile)
-            if same and i == j:
-                tile.triu_()
-            target.add_(tile.to(target), alpha=scale)
+            with _writing_to(out):
+                target = out[i * R : (i + side) * R, j * R : (j + side) * R]
+                tile = x[0].tensors[0].new_zeros(target.shape, dtype=self.dtype or out.dtype)
+                for left, right in zip(x, y, strict=True):
+                    left[rows].add_gram(right[columns], tile)
+                if same and i == j:
+                    tile.triu_()
+                target.add_(tile.to(target), alpha=scale)
 
         n, m = len(out) // R, out.shape[1] // R
         starts = [(i, j) for i in range(0, n, side) for j in range(i if same else 0, m, side)]
@@ -352,6 +350,30 @@ class EmpiricalKernel(KernelFunction):
         by_entries = (n_fitted + n_rows) * k * tangents.pass_cost
         by_entries += n_fitted * n_rows * tangents.pair_cost(k)
         return by_weights < by_entries
+
+
+def _writing_to(out: Tensor) -> torch.inference_mode:
+    """Return the mode in which ``out`` can be written: its owner may have made it in inference."""
+    return torch.inference_mode(out.is_inference())
+
+
+def _clear_upper(out: Tensor) -> None:
+    """Set the upper triangle of ``out`` (n, n), with the diagonal, to zero."""
+    with _writing_to(out):
+        for start in range(0, len(out), _TILE):
+            rows = out[start : start + _TILE]
+            rows[:, start + _TILE :] = 0
+            rows[:, start : start + _TILE].tril_(-1)
+
+
+def _mirror_upper(out: Tensor) -> None:
+    """Copy the upper triangle of ``out`` (n, n) into the lower one."""
+    with _writing_to(out):
+        for start in range(0, len(out), _TILE):
+            stop = start + _TILE
+            corner = out[start:stop, start:stop]
+            corner.copy_(corner.triu() + corner.triu(1).T)
+            out[stop:, start:stop] = out[start:stop, stop:].T
 
 
 def _split(tangents: Tangents, n_outputs: int, per_row: int) -> Iterator[list[Unit]]:

@@ -206,13 +206,16 @@ class Network:
         """Whether a forward pass draws random numbers.
 
         Dropout of a low rate may leave the outputs for a few rows alone, but it draws for each.
+        What it draws is given back to torch's global generators.
         """
+        devices = [inputs.device] if inputs.device.type == "cuda" else []
 
         def draws() -> bool:
-            before = _random_states(inputs.device)
-            with torch.no_grad():
-                self(inputs)
-            after = _random_states(inputs.device)
+            with torch.random.fork_rng(devices):
+                before = _random_states(inputs.device)
+                with torch.no_grad():
+                    self(inputs)
+                after = _random_states(inputs.device)
             return not all(map(torch.equal, before, after))
 
         # other threads may have drawn meanwhile, but not each time

@@ -83,7 +83,7 @@ class Tangents:
         self.n_outputs = outputs.shape[1]
         self._signature = layers.signature
         # one combination of the outputs, in which all of them count
-        mix = torch.arange(1, self.n_outputs + 1).to(outputs).cos()
+        mix = torch.arange(1, self.n_outputs + 1, device=outputs.device).to(outputs).cos()
         expected = self._one_by_one(inputs, outputs, mix)
         self.units: list[Unit] = []
 
@@ -140,9 +140,9 @@ class Tangents:
         """
         n_rows = len(outputs)
         # multiples of the golden ratio modulo 1: neighbours differ, and all others
-        weights = 1 + torch.arange(n_rows, device=outputs.device) * _GOLDEN % 1
-        weights = weights.to(outputs)
-        mix = torch.arange(1, len(cotangents) + 1).to(outputs).cos()
+        numbers = torch.arange(n_rows, dtype=torch.float64, device=outputs.device)
+        weights = (1 + numbers * _GOLDEN % 1).to(outputs)
+        mix = torch.arange(1, len(cotangents) + 1, device=outputs.device).to(outputs).cos()
         cotangent = weights[:, None] * (mix @ cotangents)
         weighted = _gradients(calls, gradients[0].keys(), outputs, cotangent, last=True)
         strays = set()

@@ -156,7 +156,7 @@ def gelu_gaps(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     mixed = root * cosine
     ratio = q11.sqrt() / q22.sqrt()
     cosine_theta = q12 / q11.sqrt() / q22.sqrt()
-    fall = torch.where(q12 > 0, sin2 / (1 + cosine_theta), 1 - cosine_theta)  # 1 − cos θ
+    fall = torch.where(q12 > 0, sin2 / (1 + cosine_theta.abs()), 1 - cosine_theta)  # 1 − cos θ
 
     def gap(
         q11: Tensor, q22: Tensor, difference: Tensor, ratio: Tensor, angle_gap: Tensor

@@ -27,6 +27,7 @@ cancellation:
 P and Q are power series in p. In the first layer θ may reach π, where they converge too slowly,
 and closed forms take their place; later layers have θ ≤ π/2 (a little more for the leaky ReLU),
 and deep ones small θ, for which a short polynomial replaces two transcendental functions.
+Near θ = π it is 1 − p = |u + u′|²/4 that must not be lost: h P(p) = π/2 − arcsin √(1 − p).
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from torch import Tensor
 from sklearn_kd.kernels.infinite._activations import PiecewiseLinear
 from sklearn_kd.kernels.infinite._variances import input_variances, require_finite
 
-# Of two rows whose p is below this fraction of the rows' spread, the matrix product has lost too
-# many digits: such pairs are recomputed from x − x′.
+# Of two rows whose p is below this fraction of the rows' spread, or whose 1 − p is below it, the
+# matrix product has lost too many digits: such pairs are recomputed from x − x′, or x + x′.
 _CLOSE = {torch.float64: 1e-4, torch.float32: 1e-2}
 _PAIR_ELEMENTS = 2**20  # entries of x − x′ held at a time
 _SERIES_LIMIT = 0.52  # largest p that the series serve, a little above that of θ = π/2
@@ -135,7 +136,8 @@ class AngularRecursion:
         for _ in range(self.depth):
             variance = self.growth * variance + self.bias_std**2
             variances.append(variance)
-        return require_finite(torch.stack(variances))
+        stacked = torch.stack(variances)
+        return require_finite(stacked, self.diagonal(stacked))
 
     def diagonal(self, variances: Tensor) -> Tensor:
         """Return K(x, x) for rows with these variances, shape (n,)."""
@@ -160,10 +162,12 @@ class AngularRecursion:
             p.fill_diagonal_(max(threshold, close**2))
         p_least, p_max = (float(extreme) for extreme in torch.aminmax(p))
         least = close**2 if p_max > _SERIES_LIMIT else 0.0  # that the closed forms serve
-        pairs = None
+        pairs = opposites = None
         if p_least < max(threshold, least):
             lost = (close * (x.spread[:, None] + y.spread)).clamp_min_(least)
             pairs = torch.nonzero(p < lost, as_tuple=True)
+        if p_max > 1 - close:
+            opposites = torch.nonzero(p > 1 - close, as_tuple=True)
         if p_least < _TINY[p.dtype] or p_max > 1:
             p.clamp_(_TINY[p.dtype], 1)
             p_max = min(max(p_max, 0.0), 1.0)
@@ -200,7 +204,9 @@ class AngularRecursion:
         T.mul_(x.stds[-1][:, None])
         torch.mul(T, y.stds[-1], out=out)
         if pairs is not None:
-            self._fill_close_pairs(x, y, out, *pairs)
+            self._fill_pairs(x, y, out, *pairs, are_opposite=False)
+        if opposites is not None:
+            self._fill_pairs(x, y, out, *opposites, are_opposite=True)
 
     def _bound(
         self, x: tuple[float, float, float], y: tuple[float, float, float], p_max: float
@@ -210,25 +216,39 @@ class AngularRecursion:
         turn = max(x_high, y_high) - min(x_low, y_low)
         return x_f * y_f * _shrunk(p_max, self.activation.kink) + math.sin(turn / 2) ** 2
 
-    def _fill_close_pairs(
-        self, x: AngularRows, y: AngularRows, out: Tensor, i: Tensor, j: Tensor
+    def _fill_pairs(
+        self,
+        x: AngularRows,
+        y: AngularRows,
+        out: Tensor,
+        i: Tensor,
+        j: Tensor,
+        *,
+        are_opposite: bool,
     ) -> None:
-        """Overwrite ``out[i, j]`` from differences of rows instead of matrix products."""
+        """Overwrite ``out[i, j]`` from differences or sums of rows, not from matrix products."""
         step = max(1, _PAIR_ELEMENTS // x.inputs.shape[1])
         for start in range(0, len(i), step):
             i_part, j_part = i[start : start + step], j[start : start + step]
             a, b = x.stds[:, i_part], y.stds[:, j_part]
-            p, T = self._pair_layers(x.inputs[i_part], y.inputs[j_part], a, b)
+            rows = x.inputs[i_part], y.inputs[j_part]
+            p, T = self._pair_layers(*rows, a, b, are_opposite=are_opposite)
             out[i_part, j_part] = a[-1] * b[-1] * (T if self.kind == "ntk" else 1 - 2 * p)
 
-    def _pair_layers(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Return p and T of the last layer for pairs of close rows, without any cancellation."""
-        p, gap = self._pair_chords(x, y, a[0], b[0])
+    def _pair_layers(
+        self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, *, are_opposite: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return p and T of the last layer for close or opposite rows, without any cancellation."""
+        chord, gap = self._pair_chords(x, y, a[0], b[0], are_opposite=are_opposite)
         kink = self.activation.kink
+        p = 1 - chord if are_opposite else chord
         T = 1 - 2 * p
         A, B, h = torch.empty_like(p), torch.empty_like(p), torch.empty_like(p)
         for layer in range(self.depth):
-            _factors(p.clamp_min_(_TINY[p.dtype]), float(p.amax()), kink, A, B, h)
+            if layer == 0 and are_opposite:
+                A, B = _opposite_factors(chord, kink)
+            else:
+                _factors(p.clamp_min_(_TINY[p.dtype]), float(p.amax()), kink, A, B, h)
             scale = _nonzero(a[layer + 1] * b[layer + 1])
             product = self.growth * a[layer] * b[layer]
             F = product / scale
@@ -244,19 +264,26 @@ class AngularRecursion:
             gap = self.growth * gap * (a[layer] + b[layer]) / _nonzero(a[layer + 1] + b[layer + 1])
         return p, T
 
-    def _pair_chords(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Return p and −|b − a| of the first layer for pairs of close rows."""
+    def _pair_chords(
+        self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, *, are_opposite: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return p, or 1 − p of opposite rows, and −|b − a| of the first layer for pairs."""
         # With x and y in units of √d / σ_w, u − u′ = (x − y + y (b − a)/b) / a, and
         # σ_b (b − a)/(ab) in the last coordinate, where b − a = (y − x)·(y + x)/(a + b) is free
-        # of cancellation. Rounding is relative to the larger row, so that one has to be x.
+        # of cancellation; u + u′ = (x + y − y (b − a)/b) / a, and σ_b (1/a + 1/b).
+        # Rounding is relative to the larger row, so that one has to be x.
         ordered = a >= b
         x, y = torch.where(ordered[:, None], x, y), torch.where(ordered[:, None], y, x)
         a, b = torch.maximum(a, b), torch.minimum(a, b)
         unit = self.weight_std / math.sqrt(x.shape[1])
-        difference, total, y = (x - y) * unit, (x + y) * unit, y * unit  # no rounding in x − y
+        difference, total, y = (x - y) * unit, (x + y) * unit, y * unit  # no rounding in x ∓ y
         gap = -(difference * total).sum(dim=1) / _nonzero(a + b)
-        chord = (difference + y * (gap / _nonzero(b))[:, None]) / _nonzero(a)[:, None]
-        last = self.bias_std * gap / _nonzero(a * b)
+        stretch = y * (gap / _nonzero(b))[:, None]
+        if are_opposite:
+            chord, last = total - stretch, self.bias_std * (1 / _nonzero(a) + 1 / _nonzero(b))
+        else:
+            chord, last = difference + stretch, self.bias_std * gap / _nonzero(a * b)
+        chord /= _nonzero(a)[:, None]
         return (chord.square().sum(dim=1) + last.square()) / 4, gap
 
     def gradient(self, x: AngularRows, y: AngularRows) -> Tensor:
@@ -265,39 +292,49 @@ class AngularRecursion:
         lost = (_CLOSE[p.dtype] * (x.spread[:, None] + y.spread)).clamp_min_(_CLOSE[p.dtype] ** 2)
         i, j = torch.nonzero(p < lost, as_tuple=True)
         p[i, j] = self._pair_chords(x.inputs[i], y.inputs[j], x.stds[0, i], y.stds[0, j])[0]
+        opposites = i, j = torch.nonzero(p > 1 - _CLOSE[p.dtype], as_tuple=True)
+        rest, _ = self._pair_chords(
+            x.inputs[i], y.inputs[j], x.stds[0, i], y.stds[0, j], are_opposite=True
+        )
+        p[i, j] = 1 - rest
 
         kink, w, b2 = self.activation.kink, self.growth, self.bias_std**2
         # Derivatives of log w and log σ_b²; a leading axis of two runs over the parameters.
         d_w, d_b2 = p.new_tensor([[2, 0], [0, 2]])[..., None, None]
         a, b = _nonzero(x.stds)[:, :, None], _nonzero(y.stds)[:, None, :]
-        share_a, share_b = b2 / a[0].square(), b2 / b[0].square()
+        by_a, by_b = self.bias_std / a[0], self.bias_std / b[0]
+        share_a, share_b = by_a.square(), by_b.square()
         d_a = (d_w * (1 - share_a) + d_b2 * share_a) / 2  # of log a
         d_b = (d_w * (1 - share_b) + d_b2 * share_b) / 2
         # scaling both parameters leaves the first angle as it is
-        d_p = (b2 / 2) * ((1 / a[0] - 1 / b[0]).square() - 2 * p * (a[0] ** -2 + b[0] ** -2))
+        d_p = ((by_a - by_b).square() - 2 * p * (by_a.square() + by_b.square())) / 2
         d_p = torch.stack([-d_p, d_p])
         T, d_T = 1 - 2 * p, -2 * d_p
         A, B, h = torch.empty_like(p), torch.empty_like(p), torch.empty_like(p)
         for layer in range(self.depth):
             # dB = −(2λ/π) dφ with dp = 2 √(p (1 − p)) dφ; where p = 0 for good, dp = 0
             slope = 2 * torch.sqrt(p * (1 - p))
-            d_B = torch.where(slope > 0, d_p / _nonzero(slope), 0) * (-2 * kink / math.pi)
             _factors(p.clamp(min=_TINY[p.dtype]), float(p.amax()), kink, A, B, h)
-            product, scale = w * a[layer] * b[layer], a[layer + 1] * b[layer + 1]
+            if layer == 0:
+                A[opposites], B[opposites] = _opposite_factors(rest, kink)
+                slope[opposites] = 2 * torch.sqrt(p[opposites] * rest)
+            d_B = torch.where(slope > 0, d_p / _nonzero(slope), 0) * (-2 * kink / math.pi)
+            product, scale = w * a[layer] * b[layer], _nonzero(a[layer + 1] * b[layer + 1])
             d_product = d_w + d_a + d_b
             gap = a[layer] - b[layer]
             d_gap = a[layer] * d_a - b[layer] * d_b
-            share_a, share_b = b2 / a[layer + 1].square(), b2 / b[layer + 1].square()
+            share_a = (self.bias_std / a[layer + 1]).square()
+            share_b = (self.bias_std / b[layer + 1]).square()
             d_a = ((1 - share_a) * (d_w + 2 * d_a) + share_a * d_b2) / 2
             d_b = ((1 - share_b) * (d_w + 2 * d_b) + share_b * d_b2) / 2
-            F = product / scale
+            F = w * (a[layer] / a[layer + 1]) * (b[layer] / b[layer + 1])
             d_F = F * (d_product - d_a - d_b)
             # e = w σ_b² (a − b)² / (2 a′b′ (a′b′ + w a b + σ_b²)), so that equal rows have e = 0
             total = scale + product + b2
             d_total = scale * (d_a + d_b) + product * d_product + b2 * d_b2
-            factor = w * b2 / (2 * scale * total)
-            e = factor * gap.square()
-            d_e = factor * 2 * gap * d_gap + e * (d_w + d_b2 - d_a - d_b - d_total / total)
+            share, slope_e = self.bias_std * gap / scale, w * self.bias_std / total
+            e = share * slope_e * gap / 2
+            d_e = share * slope_e * d_gap + e * (d_w + d_b2 - d_a - d_b - d_total / total)
             # p ← F A + e, and dA/dp = B (Price's theorem)
             d_p = d_F * A + F * B * d_p + d_e
             p = F * A + e
@@ -351,6 +388,14 @@ def _factors(p: Tensor, p_max: float, kink: float, A: Tensor, B: Tensor, h: Tens
     A.mul_(p)
     _horner(b_series, p, B)
     torch.addcmul(one, B, h, out=B)
+
+
+def _opposite_factors(rest: Tensor, kink: float) -> tuple[Tensor, Tensor]:
+    """Return A and B of `_factors` from 1 − p near 0."""
+    p = 1 - rest
+    left = torch.asin(rest.sqrt())  # π/2 − φ
+    A = p + kink / math.pi * ((math.pi / 2 - left) * (1 - 2 * p) - torch.sqrt(p * rest))
+    return A, (1 - kink) + 2 * kink / math.pi * left
 
 
 def _horner(coefficients: list[Tensor], p: Tensor, out: Tensor) -> None:

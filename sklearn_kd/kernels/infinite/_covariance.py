@@ -71,7 +71,8 @@ class CovarianceRecursion:
     def variances(self, X: Tensor) -> Tensor:
         """Return q₁₁ of the rows of ``X`` in every layer, shape (L + 1, n)."""
         variances = self._variances(X.double(), self.weight_std, self.bias_std)
-        return require_resolved(self.activation, require_finite(variances))
+        require_finite(variances, self.diagonal(variances))
+        return require_resolved(self.activation, variances)
 
     def _variances(self, X: Tensor, weight_std: float | Tensor, bias_std: float | Tensor) -> Tensor:
         variance = input_variances(X, weight_std, bias_std)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sklearn_kd.kernels._precision import full_precision
-from sklearn_kd.kernels._tiles import in_parallel, tile_size
+from sklearn_kd.kernels._tiles import in_parallel, ordinary, tile_size
 
 
 class Recursion(Protocol):
@@ -96,8 +96,16 @@ def fill_gram(recursion: Recursion, X: Tensor, out: Tensor, *, symmetrize: bool)
     return out
 
 
+@torch.inference_mode(False)
 def fill_gradient(recursion: Recursion, X: Tensor, out: Tensor) -> Tensor:
-    """Write the derivatives of K(X, X) into ``out`` of shape (n, n, 2), by blocks of rows."""
+    """Write the derivatives of K(X, X) into ``out`` of shape (n, n, 2), by blocks of rows.
+
+    Raises
+    ------
+    ValueError
+        If a derivative leaves the range of float64, as it may for rows of extreme size.
+    """
+    X, out = ordinary(X), ordinary(out)
     size = tile_size(X.device)
     with full_precision():
         rows = recursion.rows(X)
@@ -108,6 +116,12 @@ def fill_gradient(recursion: Recursion, X: Tensor, out: Tensor) -> Tensor:
             out[i * size : (i + 1) * size] = block.permute(1, 2, 0)
 
         in_parallel(fill, [(i,) for i in range(len(parts))], out)
+    bad = torch.nonzero(~out.isfinite().all(dim=2).all(dim=1)).ravel()
+    if len(bad):
+        raise ValueError(
+            f"The gradient of the kernel of rows {bad[:10].tolist()} is not finite in {out.dtype}: "
+            "rescale these rows, or choose weight_std and bias_std closer to 1."
+        )
     return out
 
 

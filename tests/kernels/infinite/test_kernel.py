@@ -60,10 +60,8 @@ def test_agrees_with_quadrature_layer_by_layer(activation, kind, depth, bias_std
     kernel = InfiniteKernel(**settings)
     actual = kernel.block(X, Y)
     expected = [[float(oracles.infinite_kernel(x, y, **settings)) for y in Y] for x in X]
-    # opposite directions without biases: cos θ = −1 determines θ to √ε only
-    tolerance = 1e-8 if bias_std == 0 else 1e-12
     accuracy = 1e-12 if activation != "erf" else 1e-10  # of the quadrature
-    np.testing.assert_allclose(actual, expected, rtol=accuracy, atol=tolerance)
+    np.testing.assert_allclose(actual, expected, rtol=accuracy, atol=1e-12)
     np.testing.assert_allclose(actual[0], expected[0], rtol=accuracy)
     diagonal = [float(oracles.infinite_kernel(x, x, **settings)) for x in X]
     assert relative_error(kernel.diag(X), diagonal) < accuracy
@@ -102,6 +100,30 @@ def test_close_rows_keep_their_distance(activation, bias_std, distance):
         assert relative_error(theta[0, 1], float(xy)) < 4e-15
         assert float(abs(actual / gap - 1)) < 1e-13 + 20 * np.finfo(float).eps / distance
     assert relative_error(kernel.block(X[:1], X[1:2]), theta[:1, 1:2]) < 4e-15
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-12, 1e-8, 1e-5, 1e-3, 0.03])
+@pytest.mark.parametrize("bias_std", [0.0, 1e-9, 1e-3, 1.0])
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_opposite_rows_are_known_to_rounding(activation, depth, bias_std, noise):
+    settings = {"depth": depth, "activation": activation, "weight_std": 1.2, "bias_std": bias_std}
+    kernel = InfiniteKernel(**settings)
+    for factor in (1.0, 2.3):
+        x = rows(1, 4, seed=int(10 * factor))
+        X = torch.cat([x, -factor * x + noise * rows(1, 4, seed=5)])
+        K = kernel.gram(X)[0, 1].item()
+        with mpmath.workdps(60):
+            xx, xy, yy = (
+                oracles.infinite_kernel(X[i], X[j], **settings) for i, j in [(0, 0), (0, 1), (1, 1)]
+            )
+            assert abs(K - xy) < 1e-14 * mpmath.sqrt(xx * yy)
+
+
+def test_opposite_rows_without_bias_share_no_direction_after_one_layer():
+    X = rows(200, 7)
+    K = InfiniteKernel(depth=1, bias_std=0.0).block(X, -X).diagonal()
+    assert (K.abs() < 1e-14 * InfiniteKernel(depth=1, bias_std=0.0).diag(X)).all()
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
@@ -261,8 +283,9 @@ def test_piecewise_linear_kernels_without_biases_are_homogeneous(X, scale, activ
     kernel = InfiniteKernel(3, activation, bias_std=0.0)
     gram = kernel.gram(X)
     largest = float(gram.diagonal().max())
-    # at opposite directions the angle is determined to √ε only
-    torch.testing.assert_close(kernel.gram(scale * X) / scale**2, gram, rtol=0, atol=2e-8 * largest)
+    torch.testing.assert_close(
+        kernel.gram(scale * X) / scale**2, gram, rtol=0, atol=1e-13 * largest + 1e-315
+    )
 
 
 @given(X=hnp.arrays(np.float64, (5, 3), elements=finite), seed=st.integers(0, 100))
