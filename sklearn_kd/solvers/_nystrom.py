@@ -31,8 +31,8 @@ from sklearn_kd.solvers._system import N_REPORTS, Size, Solution, Solver, System
 class Nystrom(Solver):
     """Restrict the student to the span of a few rows, its landmarks: one pass over all rows.
 
-    An approximation, chosen by name only; with all rows as landmarks it is the exact student. The
-    rows need not be in memory.
+    This is an approximation, and is chosen by name only. With all rows as landmarks it is the exact
+    student. The rows need not be in memory.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ class Nystrom(Solver):
         Workers, of any :mod:`joblib` backend, that pass over the rows. None is 1 outside of a
         `joblib.parallel_config`; -1 is all processors.
     checkpoint : str or path, default=None
-        File to which is written, about once a minute, what is known of the rows so far. After an
-        interruption the same ``fit`` goes on from there; at the end the file is removed.
+        Where the sums over the rows are written about once a minute, a file for each pass. After
+        an interruption the same ``fit`` goes on from there. At the end the files are removed.
 
     Notes
     -----
@@ -170,7 +170,7 @@ def checkpoint_at(path: str | os.PathLike | None, number: int = 0) -> Checkpoint
 def restricted_solution(
     student: NystromStudent, dtype: torch.dtype, column: int | None = None
 ) -> Solution:
-    """Return the solution that a pass came to; that of one ``column`` of those of a grid."""
+    """Return the solution of a pass; of a pass for a grid, that of one ``column``."""
     report = Bunch(**student.report)
     coefficients = student.coefficients
     if column is not None:
