@@ -47,8 +47,8 @@ class Nystrom(Solver):
         Workers, of any :mod:`joblib` backend, that pass over the rows. None is 1 outside of a
         `joblib.parallel_config`; -1 is all processors.
     checkpoint : str or path, default=None
-        Where the sums over the rows are written about once a minute, a file for each pass. After
-        an interruption the same ``fit`` goes on from there. At the end the files are removed.
+        File to which is written, about once a minute, what is known of the rows so far. After an
+        interruption the same ``fit`` goes on from there; at the end the file is removed.
 
     Notes
     -----
