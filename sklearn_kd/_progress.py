@@ -25,7 +25,7 @@ class FitTask:
         self.context = context
         self.n_done = 0
 
-    # Without a number of subtasks rather than with none: a progress bar skips leaves.
+    # None subtasks is an unknown number; 0 makes a leaf, which progress bars skip.
     @contextlib.contextmanager
     def stage(self, name: str, n_subtasks: int | None = None) -> Iterator[FitTask]:
         """Announce a stage of this task and its end; one that fails has no end."""
@@ -48,7 +48,7 @@ class FitTask:
         context.call_on_fit_task_end(estimator=self.estimator)
 
     def report(self, fraction: float) -> None:
-        """Announce so many subtasks that ``fraction`` of them are done."""
+        """Announce subtasks until ``fraction`` of them are done."""
         if self.context.max_subtasks is None:
             return
         while self.n_done < int(fraction * self.context.max_subtasks):

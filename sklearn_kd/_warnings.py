@@ -24,7 +24,7 @@ _BETWEEN = (
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Issue a warning at the line outside of this package, and of what it stands on, that led here.
+    """Issue a warning at the user's line: the last one outside of this package and its libraries.
 
     Examples
     --------

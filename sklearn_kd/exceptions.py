@@ -33,4 +33,4 @@ class SaturatedTeacherWarning(UserWarning):
 
 
 class SinglePrecisionWarning(UserWarning):
-    """Something was computed in float32 that float64 was asked for, as memory demanded."""
+    """A computation in float64 was asked for, and only one in float32 fitted the memory."""

@@ -136,7 +136,7 @@ def serves_all_folds(
 
 
 class WholeKernel:
-    """Θ of all distinct rows: its matrix, where folds or ridges share it, and its last factor.
+    """Θ of all distinct rows: its last factor, and its matrix where folds or ridges share it.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ class WholeKernel:
         self._solved: Solved | None = None
 
     def use(self, function: KernelFunction) -> None:
-        """Turn to a kernel, and let go of what belongs to another one."""
+        """Use this kernel from now on, and free what belongs to another one."""
         if self._function is function:
             return
         self._frame = self._matrix = self._solved = None  # frees those of another kernel first
@@ -179,7 +179,7 @@ class WholeKernel:
 
     @property
     def function(self) -> KernelFunction:
-        """The kernel at hand."""
+        """The kernel in use."""
         assert self._function is not None, "use() names the kernel"
         return self._function
 
@@ -206,7 +206,7 @@ class WholeKernel:
         return self._frame
 
     def solved(self, ridge: float, targets: Callable[[], Tensor]) -> Solved | None:
-        """Return the student of all rows, if folds are to be left out of it."""
+        """Return the student of all rows, if folds are left out of it; else None."""
         if not self._serves_folds or ridge in self._unresolved:
             return None
         try:

@@ -1,4 +1,4 @@
-"""Students that have not seen the rows they are scored on, as one estimator that scorers accept."""
+"""Students that have not seen the rows they are scored on, as an estimator that scorers accept."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sklearn_kd.solvers._system import Size
 
 
 class HeldOutStudent(LogitClassifier):
-    """Predictions that are there already, for a scorer to ask for.
+    """Predictions that were made beforehand, for a scorer to ask for.
 
     A scorer calls ``predict`` or ``decision_function`` on the rows that were held out; the answers
-    come from closed forms. About other rows this student knows nothing, and says so.
+    come from closed forms. A question about other rows is an error.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def to_numpy_rows(X: Any) -> np.ndarray:
 
 
 def no_directions(solver: str) -> Callable[[], Tensor]:
-    """Return what raises where v(x) is asked of students that have no tangent frame."""
+    """Return a function that raises: these students have no tangent frame, and no v(x)."""
 
     def new_directions() -> Tensor:
         raise AttributeError(
@@ -132,7 +132,7 @@ def no_directions(solver: str) -> Callable[[], Tensor]:
 def students_of(
     problem: Problem, held_out: HeldOut, initial_logits: Tensor, test: Tensor
 ) -> list[HeldOutStudent]:
-    """Return what was predicted of the rows ``test`` as the students of every recipe."""
+    """Return the students of every recipe, with their predictions of the rows ``test``."""
     distinct = problem.distinct
     z_0 = initial_logits[distinct.merged.group[test], None]
     logits = (held_out.logits + z_0).cpu().double()

@@ -40,7 +40,7 @@ class FoldScores:
         self._problem = problem
         self._means: list[dict[str, np.ndarray]] = []  # {score: (n_recipes,)}
         self._splits: list[list[dict[str, np.ndarray]]] = []  # per split {score: (n_recipes,)}
-        self._cell: list[dict[str, np.ndarray]] = []  # the splits of the kernel and ridge at hand
+        self._cell: list[dict[str, np.ndarray]] = []  # the splits of the current kernel and ridge
         self._whole: dict[str, np.ndarray] | None = None  # its leave-one-out scores
 
     def add(self, students: list[HeldOutStudent], fold: Fold) -> None:

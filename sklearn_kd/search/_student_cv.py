@@ -71,7 +71,8 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         Folds, as `sklearn.model_selection.check_cv` reads them. None: leave-one-out in closed
         form, by distinct rows: exact copies of a row are left out together.
     scoring : str, callable, list, tuple or dict, default=None
-        Score, or several, as in :class:`~sklearn.model_selection.GridSearchCV`. None: accuracy.
+        Score, or several, as in :class:`~sklearn.model_selection.GridSearchCV`. None: accuracy. A
+        callable gets the held-out rows, and may ask its student about these only.
     refit : bool or str, default=True
         Whether to fit the best candidate on all rows; with several scores the name of the one
         that decides, or False.
@@ -84,7 +85,7 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
     solver : {"auto", "cholesky", "pcg", "nystrom"} or solver, default="auto"
         A name, or an object of `sklearn_kd.solvers` with options of its own. "auto" and "cholesky"
         factor the kernel matrix. "pcg" finds the same students by conjugate gradients, one run for
-        each fold, ridge and kernel, but cannot leave out single rows. "nystrom" restricts the
+        each fold, ridge and kernel, but needs folds (``cv``). "nystrom" restricts the
         students to the span of its landmarks, the same for all of them, and scores the whole grid
         by leave-one-out (``cv=None``): one pass over the rows for each kernel, and one for each
         ridge. The rows need not be in memory, but effective logits and predictions of all rows and
@@ -140,10 +141,12 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
 
     Notes
     -----
-    Ties go to the larger ρ, then to the smaller T, the larger ridge and the earlier kernel. An
-    unfitted teacher is cross-fitted once on all rows, so that it has seen neighbours of each fold
-    (not its rows' labels); in :class:`~sklearn.model_selection.GridSearchCV` it is cross-fitted
-    inside each fold, which takes longer by far.
+    Ties go to the larger ρ, then to the smaller T, the larger ridge and the earlier kernel.
+
+    An unfitted teacher is cross-fitted once on all rows: its logits on a row come from a clone that
+    has not seen that row, but may have seen others of the same fold. In
+    :class:`~sklearn.model_selection.GridSearchCV` it is cross-fitted inside each fold, which takes
+    far longer.
 
     Sample weights enter the fits and the scores.
 

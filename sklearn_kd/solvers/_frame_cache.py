@@ -3,8 +3,8 @@
 A search fits a student per candidate and fold, and has it predict the rows left out. ρ and T enter
 neither the frame nor the kernel entries between training and test rows, so all candidates of a
 fold have the same ones. They are kept here, in this process, within a bounded share of memory, the
-least recently used going first. A thing is kept only when it is asked for a second time, so that
-single fits leave nothing behind.
+least recently used going first. Each is kept only from the second request on, so that single fits
+leave nothing behind.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from sklearn_kd.kernels._tiles import Block, stream
 from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 from sklearn_kd.linalg import TangentFrame
 
-# The share of the memory that is free that "auto" lets all that is kept take together.
+# The share of the free memory that "auto" allows for everything that is kept.
 AUTO_SHARE = 0.2
 
-# Of things asked for once only a few bytes are remembered; of no more than this many.
+# How many first requests are remembered, by a few bytes each.
 _N_REMEMBERED = 1000
 
 
 class CrossBlocks(NamedTuple):
     """Θ(X, X_fit), X_fit the rows of a kept frame, in the blocks in which it was computed."""
 
-    # Weak: what is let go of must not live on here.
+    # Weak: a frame that is no longer kept must not live on here.
     frame: weakref.ref[TangentFrame]
     X: Tensor
     blocks: list[Block]
@@ -136,7 +136,7 @@ class FrameCache:
         return int(AUTO_SHARE * (available_bytes(device) + held))
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop everything."""
         with self._lock:
             self._kept.clear()
             self._asked_once.clear()

@@ -1,4 +1,4 @@
-"""What the iterative solvers share: the student that conjugate gradients came to."""
+"""What the iterative solvers share: the student that conjugate gradients found."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def warn_if_not_converged(student: IteratedStudent, tol: float, max_iter: int) -
 
 
 def report_residual(report: Callable[[float], None], tol: float) -> Callable[[int, float], None]:
-    """Return ``on_iteration`` that reports how many of the digits asked for there are."""
+    """Return ``on_iteration`` that reports the share of the digits of ``tol`` reached so far."""
 
     def on_iteration(n_iter: int, residual: float) -> None:
         digits = -math.log(max(min(residual, 1.0), tol))
@@ -96,7 +96,7 @@ def report_residual(report: Callable[[float], None], tol: float) -> Callable[[in
 
 
 def solution_of(student: IteratedStudent, X: Tensor, rcond: float = math.nan) -> Solution:
-    """Return the solution that an iteration on the rows ``X`` came to."""
+    """Return the solution that an iteration on the rows ``X`` found."""
     return Solution(
         student.coefficients.to(X.dtype),
         X,

@@ -33,8 +33,8 @@ from sklearn_kd.solvers._system import N_REPORTS, Size, Solution, Solver, System
 class Nystrom(Solver):
     """Restrict the student to the span of a few rows, its landmarks: one pass over all rows.
 
-    An approximation, chosen by name only; with all rows as landmarks it is the exact student. The
-    rows need not be in memory.
+    This is an approximation, and is chosen by name only. With all rows as landmarks it is the exact
+    student. The rows need not be in memory.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class Nystrom(Solver):
 def restricted_solution(
     student: NystromStudent, dtype: torch.dtype, column: int | None = None
 ) -> Solution:
-    """Return the solution that a pass came to; that of one ``column`` of those of a grid."""
+    """Return the solution of a pass; of a pass for a grid, that of one ``column``."""
     report = Bunch(**student.report)
     coefficients = student.coefficients
     if column is not None:

@@ -1,6 +1,6 @@
 """The exact student by conjugate gradients: no factor of the kernel matrix, which need not exist.
 
-Here is what is kept in memory, the preconditioner, and what is reported beside the answer. The
+This module decides what is kept in memory, makes the preconditioner, and reports on the answer. The
 algebra is in `linalg._block_cg`.
 
 ====================  ================  =============================================
@@ -9,12 +9,12 @@ products with Θ from  bytes, n rows     a product takes
 Θ in float64          4 n²              its half, read once
 Θ in float32          2 n²              its half, read once; residuals in float64 are
                                         products with a kernel evaluated on the fly
-a part of Θ in        what there is     its part, and the evaluation of the rest of the
+a part of Θ in        what fits         its part, and the evaluation of the rest of the
 float32                                 half; residuals as above
 ====================  ================  =============================================
 
-Whichever it is, the answer is that of float64: residuals are float64, and at most ``tol``. Where
-products in float32 cannot reach that, the iteration goes on with those in float64.
+In each case residuals are computed in float64 and are at most ``tol``. Where products in float32
+cannot reach that, the iteration goes on with products in float64.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _LEAST_RANK = 100
 
 
 class PCGPlan(NamedTuple):
-    """What is kept in memory: so many bytes of Θ in a dtype, F of a rank; all bytes planned."""
+    """What is kept in memory: the bytes of Θ and their dtype, and the preconditioner's rank."""
 
     dtype: torch.dtype
     kept_bytes: int
@@ -241,7 +241,7 @@ def pcg_student(
     distributed: bool = False,
     on_iteration: Callable[[int, float], None] | None = None,
 ) -> IteratedStudent:
-    """Solve (Θ + α W⁻¹) a = Δz by preconditioned conjugate gradients.
+    """Solve (Θ + λ W⁻¹) a = Δz by preconditioned conjugate gradients.
 
     Parameters
     ----------
@@ -251,7 +251,7 @@ def pcg_student(
     targets : Tensor of shape (n, ...)
         Δz, one trailing entry per candidate and class.
     ridge : float, default=0.0
-        Ridge α ≥ 0.
+        Ridge λ ≥ 0.
     weights : Tensor of shape (n,), default=None
         Positive row weights w, which divide the ridge; None means 1.
     plan : PCGPlan

@@ -104,8 +104,8 @@ class Refinement(Solver):
 def refinement_bytes(n_rows: int, n_features: int, n_targets: int) -> int:
     """Return the peak bytes of the factor and the iteration, from shapes alone.
 
-    The factor; of the targets and the iteration what `block_pcg` takes; the rows in float64 and
-    float32, and the tiles of the kernel.
+    They are those of the factor, the vectors of `block_pcg`, the rows in float64 and float32, and
+    the tiles of the kernel.
     """
     vectors = 8 * n_rows * (18 * n_targets + 2 * n_features)
     return 4 * n_rows**2 + vectors + 3 * WORKSPACE_BYTES
@@ -124,8 +124,8 @@ def refined_student(
 ) -> IteratedStudent:
     """Solve (Θ + λ W⁻¹) a = Δz in float64 with a Cholesky factor in float32 as preconditioner.
 
-    Parameters as for `pcg_student`, and a report likewise, with ``factor_jitter`` and
-    ``factor_rcond``, of the factor, in place of the preconditioner's rank.
+    Parameters are those of `pcg_student`. The report has ``factor_jitter`` and ``factor_rcond`` of
+    the factor in place of the preconditioner's rank.
 
     Raises
     ------

@@ -26,7 +26,7 @@ from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.rows._streams import RowStream
 
-# A pass over the rows, or an iteration, tells callbacks how far it is at most so many times.
+# How often, at most, a pass over the rows or an iteration reports its progress to callbacks.
 N_REPORTS = 100
 
 
@@ -88,12 +88,12 @@ def require_finite(solution: Solution) -> Solution:
 class Solver(BaseEstimator, ABC):
     """Base of the solvers: each owns its options, its plan of bytes, its remedy and its solve.
 
-    A solver is not changed by solving, so one may serve many students.
+    Solving does not change a solver, so one may serve many students.
     """
 
     name: ClassVar[str]  # as in ``solver="name"``
     remedy: ClassVar[str]  # what to do where its plan does not fit the memory
-    takes_streams: ClassVar[bool] = False  # whether rows that are not in memory will do
+    takes_streams: ClassVar[bool] = False  # whether rows may be read block by block
     keeps_all_rows: ClassVar[bool] = True  # whether the expansion is one of all training rows
 
     def check_options(self) -> None:

@@ -20,7 +20,7 @@ def initial_logits(
     n_classes: int,
     like: Tensor | None = None,
 ) -> Tensor:
-    """Return z₀ of the rows ``X``, (n,) or (n, K): zero, or what the kernel's network says.
+    """Return z₀ of the rows ``X``, (n,) or (n, K): zero, or the outputs of the kernel's network.
 
     ``function`` is ``kernel`` on tensors. The logits have the dtype and the device of ``like``, or
     those of ``X``; a stream of rows has none.

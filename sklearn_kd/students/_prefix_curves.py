@@ -1,4 +1,4 @@
-"""What happens to a student as its training rows come in: one frame, every training-set size.
+"""The student at every training-set size, from one frame.
 
 Symbols (paper -> code -> shape), with n rows, S sizes, C candidates (ρ, T) and K classes (no K
 axis for two):
@@ -37,7 +37,7 @@ class NewRows(NamedTuple):
 class PrefixWeightChanges(NamedTuple):
     """The student's weights at every training-set size."""
 
-    norms: Tensor  # (n, C) √(Δzᵀ (Θ_m + α W⁻¹)⁻¹ Δz), the norms of Eq. 10
+    norms: Tensor  # (n, C) √(Δzᵀ (Θ_m + λ W⁻¹)⁻¹ Δz), the norms of Eq. 10
     weight_change_norms: Tensor  # (n, C) ‖Δ_ŵ,m‖; the same without a ridge
     one_step_errors: Tensor  # as the targets
 

@@ -55,8 +55,8 @@ def prefix_path(
     """Follow the student through its training-set sizes, without a refit.
 
     In the tangent frame the student trained on the first m rows is the first m coordinates of
-    one vector, so one factor gives every size; and since ρ and T change only right-hand sides,
-    it also gives every candidate of ``param_grid``.
+    one vector, so one factor gives every size. ρ and T change only right-hand sides, so it also
+    gives every candidate of ``param_grid``.
 
     Parameters
     ----------
@@ -75,9 +75,9 @@ def prefix_path(
         Values of ``soft_ratio``, ``temperature`` and ``temperature_scaling``, as in
         :class:`~sklearn.model_selection.GridSearchCV`. None: those of the student.
     init : {"student", "random"}, default="student"
-        Initial network z₀: the student's own, which its ``init`` says, or a "random" one for
-        each permutation, drawn from the NNGP prior of the kernel: an infinitely wide network
-        at initialisation.
+        Initial network z₀. "student": the start of the student itself. "random": one for each
+        permutation, drawn from the NNGP prior of the kernel: an infinitely wide network at
+        initialisation.
     window : float > 1, default=2.0
         Ratio of sizes over which the smoothed data inefficiency is averaged; see
         :func:`~sklearn_kd.metrics.data_inefficiency`.
@@ -118,7 +118,7 @@ def prefix_path(
     Notes
     -----
     Rows that repeat are one row with the mean labels of all its copies, at every size. With a
-    ridge, Eq. 10 is taken of √(Δzᵀ (Θ_m + α W⁻¹)⁻¹ Δz), the norm that grows with every row;
+    ridge λ, Eq. 10 is that of √(Δzᵀ (Θ_m + λ W⁻¹)⁻¹ Δz), the norm that grows with every row;
     ``weight_change_norm`` is that of the weights alone. Each permutation needs one n × n
     matrix besides the student's own.
 

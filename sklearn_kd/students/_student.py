@@ -71,10 +71,11 @@ class LinearizedKDStudent(TangentKernelClassifier):
         "none" is the paper's loss; "squared" multiplies the soft term by T², as Hinton et al.
         (2015) do.
     ridge : float ≥ 0, default=0.0
-        Ridge, as in :class:`~sklearn.kernel_ridge.KernelRidge`; 0 is the converged student.
+        Ridge λ, as in :class:`~sklearn.kernel_ridge.KernelRidge`; 0 is the converged student. It is
+        not the weight of the soft labels: that is ``soft_ratio``.
     init : {"zero", "network"}, default="zero"
-        What the student starts from, z₀. "zero": a network without output, such as the mean over
-        initialisations. "network": the module of an :class:`~sklearn_kd.kernels.EmpiricalNTK`,
+        The student's start, z₀. "zero": the mean over initialisations of an infinitely wide
+        network. "network": the module of an :class:`~sklearn_kd.kernels.EmpiricalNTK`,
         with its outputs at its current weights, one per class in the order of ``classes_``; for
         two classes one, or one each.
     cv : int, splitter, iterable or "prefit", default=5
@@ -106,7 +107,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
     effective_logits_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
         Effective logits z_eff (Eq. 3) of the distinct training rows, in order of appearance.
     initial_logits_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
-        What the student said before training, z₀, on the same rows.
+        Logits before training, z₀, on the same rows.
     dual_coef_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
         Coefficients of the kernel expansion (Eq. 4), in the order of ``X_fit_``.
     X_fit_ : ndarray of shape (n_distinct, n_features)
@@ -313,7 +314,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
         )
 
     def effective_decision_function(self, X: Any, y: Any, teacher_logits: Any = None) -> Any:
-        """Return the effective logits of new rows: what the student would fit them to (Eq. 3).
+        """Return the effective logits of new rows, to which the student would be fitted (Eq. 3).
 
         Parameters
         ----------

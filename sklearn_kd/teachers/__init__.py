@@ -1,1 +1,1 @@
-"""Teachers, and what they say."""
+"""Teachers and their logits."""

@@ -57,8 +57,8 @@ class NTKTeacher(TangentKernelClassifier):
         Loss per row. "log_loss" is the cross-entropy; "squared_error" is ½ (target − f)², the
         target ±1 for two classes and e_y − 1/K for K.
     stopping_time : float > 0, increasing sequence of them, or None, default=None
-        Learning rate × number of epochs of gradient descent on the mean loss over the rows. Of a
-        sequence the last is used to predict, the others by ``staged_decision_function``. None:
+        Learning rate × number of epochs of gradient descent on the mean loss over the rows. The
+        last of a sequence is used to predict, all of them by ``staged_decision_function``. None:
         converged, at the minimum of Σᵢ wᵢ ℓᵢ + ½ ridge ‖Δ_w‖².
     ridge : float ≥ 0, default=1.0
         Ridge of the converged teacher, as in :class:`~sklearn.kernel_ridge.KernelRidge`; unused
@@ -320,7 +320,7 @@ class NTKTeacher(TangentKernelClassifier):
 
 
 class Trained(NamedTuple):
-    """What training came to."""
+    """The result of training."""
 
     stages: Tensor  # (S, n) or (S, n, K), the coefficients at every stopping time
     weight_change_norm: float

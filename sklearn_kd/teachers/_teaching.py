@@ -1,4 +1,4 @@
-"""Teaching: the logits that a student is to learn, of a teacher or given."""
+"""Teaching: the logits that a student learns, by a teacher or given."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def teach(
     ------
     ValueError
         If ``teacher_logits`` do not match the rows, or come with an unfitted teacher; if there is
-        no teacher with ``cv="prefit"``; if an unfitted one meets rows that are not in memory.
+        no teacher with ``cv="prefit"``; if the teacher is unfitted and the rows are not in memory.
     NotFittedError
-        If a teacher that is to be used as it is is not fitted.
+        If a teacher is frozen, or taken as fitted by ``cv="prefit"``, and is not fitted.
     """
     is_fitted = cv == "prefit" or isinstance(teacher, FrozenEstimator | TorchTeacher)
     if is_fitted:

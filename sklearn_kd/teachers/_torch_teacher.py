@@ -26,9 +26,8 @@ _SUM_TOLERANCE = 1e-5
 class TorchTeacher(LogitClassifier):
     """A trained ``torch.nn.Module`` as a classifier that is fitted already.
 
-    Hand it to a student as ``teacher``: it is used as it is, without cross-fitting. Rows that the
-    module was trained on are rows on which it hands back its own training labels, so distil on
-    others.
+    Give it to a student as ``teacher``: it is used as it is, without cross-fitting. On its own
+    training rows the module hands back its training labels, so distil on others.
 
     Parameters
     ----------
@@ -64,8 +63,8 @@ class TorchTeacher(LogitClassifier):
     Notes
     -----
     The module is evaluated in eval mode without gradients, in the dtype of its parameters, and is
-    left as it was, whatever mode it is in. It is not copied by the constructor, nor by
-    :func:`~sklearn.base.clone`: train it on, and the teacher changes too.
+    left as it was, whatever mode it is in. It is copied neither by the constructor nor by
+    :func:`~sklearn.base.clone`: further training changes the teacher too.
 
     Pickles hold the module with its tensors on the CPU, so that they load on every machine; as
     always with modules, its class must be importable there.
@@ -262,7 +261,7 @@ class TorchTeacher(LogitClassifier):
 
 
 def in_eval_mode(module: nn.Module) -> nn.Module:
-    """Return ``module`` if all of it is in eval mode, else a copy in it with the same tensors.
+    """Return ``module`` if all of it is in eval mode, else a copy that is, with the same tensors.
 
     To switch the module itself, and back, would disturb other threads that use it.
     """
