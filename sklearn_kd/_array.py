@@ -7,6 +7,9 @@ module turns what a user hands over into such tensors and results into what the 
 from __future__ import annotations
 
 import functools
+import inspect
+import itertools
+import reprlib
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -81,6 +84,26 @@ def is_array_like(value: Any) -> bool:
     )
 
 
+def numbers(value: Any, name: str, device: str | torch.device = "cpu") -> Tensor:
+    """Return what a user gave as ``name`` as a float64 tensor.
+
+    Raises
+    ------
+    TypeError
+        If it does not hold real numbers; names ``name``.
+    ValueError
+        If it is a nested sequence whose rows differ in length.
+    """
+    message = f"{name} must be a number or an array of real numbers; got"
+    is_complex = "complex" in str(getattr(value, "dtype", type(value)))
+    if is_complex or not (isinstance(value, (Integral, np.bool_)) or is_array_like(value)):
+        raise TypeError(f"{message} {reprlib.repr(value)} of type {type(value).__name__}.")
+    try:
+        return to_tensor(value, device=device)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{message} {reprlib.repr(value)} ({error}).") from error
+
+
 def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let a function of tensors accept array-likes too, and answer in kind.
 
@@ -90,6 +113,7 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     array-like argument was one, and otherwise become numpy arrays or scalars; floating ones are
     rounded once to float32 where that was float32.
     """
+    names = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -98,8 +122,8 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
         is_single = str(getattr(first, "dtype", "")).endswith("float32")
         device = first.device if isinstance(first, Tensor) else torch.device("cpu")
 
-        def convert(value: Any) -> Any:
-            return to_tensor(value, device=device) if is_array_like(value) else value
+        def convert(name: str, value: Any) -> Any:
+            return numbers(value, name, device) if is_array_like(value) else value
 
         def answer(result: Any) -> Any:
             if isinstance(result, dict):
@@ -112,6 +136,8 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
                 result = result.to(torch.float32)
             return result.to(device) if is_tensor else to_numpy(result)[()]
 
-        return answer(function(*map(convert, args), **{k: convert(v) for k, v in kwargs.items()}))
+        # More arguments than there are names are the function's own TypeError.
+        positional = [convert(*pair) for pair in itertools.zip_longest(names[: len(args)], args)]
+        return answer(function(*positional, **{k: convert(k, v) for k, v in kwargs.items()}))
 
     return wrapper

@@ -20,13 +20,14 @@ import math
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import on_arrays
+from sklearn_kd._array import numbers, on_arrays
 from sklearn_kd.distillation._arguments import (
     LEAST_OF_CLASSES,
     LEAST_OF_FRACTIONS,
     check_binary_labels,
     check_broadcast,
     check_finite,
+    check_no_outer,
     check_resolved_temperature,
     check_soft_ratio,
     check_temperature,
@@ -136,9 +137,11 @@ def effective_logits(
            [ 0.1094,  0.5591, -0.6685]])
     """
     check_temperature_scaling(temperature_scaling)
-    teacher_logits = torch.as_tensor(teacher_logits, dtype=torch.float64)
-    soft_ratio, temperature = (double(v, teacher_logits) for v in (soft_ratio, temperature))
-    y = double(y, teacher_logits)
+    teacher_logits = numbers(teacher_logits, "teacher_logits")
+    device = teacher_logits.device
+    soft_ratio = numbers(soft_ratio, "soft_ratio", device)
+    temperature = numbers(temperature, "temperature", device)
+    y = numbers(y, "y", device)
     check_soft_ratio(soft_ratio)
     check_temperature(temperature)
     check_finite(teacher_logits, "teacher_logits")
@@ -149,6 +152,7 @@ def effective_logits(
             teacher_logits, y, soft_ratio, temperature, temperature_scaling
         )
     check_binary_labels(y)
+    check_no_outer(teacher_logits, y)
     check_broadcast(
         None, teacher_logits=teacher_logits, y=y, soft_ratio=soft_ratio, temperature=temperature
     )

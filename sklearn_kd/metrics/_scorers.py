@@ -9,6 +9,7 @@ from sklearn.pipeline import Pipeline
 
 from sklearn_kd._array import to_tensor
 from sklearn_kd._sklearn import BaseScorer
+from sklearn_kd.distillation._arguments import row_weights
 from sklearn_kd.metrics._inefficiency import held_out_data_inefficiency
 from sklearn_kd.metrics._risk import transfer_risk
 
@@ -100,18 +101,17 @@ def _student_and_rows(estimator: Any, X: Any) -> tuple[Any, Any]:
 
 
 def _transfer_risk(student, X, y, *, teacher_logits=None, sample_weight=None):
-    weights = None if sample_weight is None else to_tensor(sample_weight)
     risk = transfer_risk(
         to_tensor(student.teacher_decision_function(X, teacher_logits)),
         to_tensor(student.decision_function(X)),
-        weights,
+        sample_weight,
     )
     return risk.item()
 
 
 def _data_inefficiency(student, X, y, *, teacher_logits=None, sample_weight=None):
     squared_norm, errors, directions, n_rows = student._next_row_terms(X, y, teacher_logits)
-    weights = None if sample_weight is None else to_tensor(sample_weight)
+    weights = None if sample_weight is None else row_weights(sample_weight, len(errors))
     return held_out_data_inefficiency(squared_norm, errors, directions, n_rows, weights).item()
 
 
