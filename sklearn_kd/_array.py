@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-import reprlib
+import os
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
@@ -46,16 +47,73 @@ def to_tensor(
     *,
     dtype: torch.dtype = torch.float64,
     device: str | torch.device = "cpu",
+    copy: bool = False,
+    name: str = "the input",
 ) -> Tensor:
-    """Return ``array`` (numpy, torch or any DLPack array) as a tensor; no copy where avoidable."""
-    if isinstance(array, Tensor):
-        return array.detach().to(device=device, dtype=dtype)
+    """Return ``array`` as a tensor of real numbers, without a gradient.
+
+    Parameters
+    ----------
+    array : array-like
+        A numpy array of any byte order, a tensor, any DLPack array, a data frame or series, or
+        nested lists.
+    dtype : torch.dtype, default=torch.float64
+    device : str or torch.device, default="cpu"
+    copy : bool, default=False
+        Whether the result must not share memory with ``array``. Otherwise nothing is copied that
+        need not be.
+    name : str, default="the input"
+        What an error calls it.
+
+    Raises
+    ------
+    ValueError
+        If it holds anything but real numbers, is sparse, or has masked entries.
+    """
+    if not isinstance(array, Tensor):
+        array = _from_foreign(array, name)
+    if array.layout != torch.strided:
+        raise ValueError(f"{name} is a sparse tensor; pass its to_dense().")
+    if array.is_complex():
+        raise ValueError(f"{name} holds complex numbers; pass real ones, such as its real part.")
+    tensor = array.detach().to(device=device, dtype=dtype, copy=copy)
+    return tensor.clone() if tensor.is_inference() else tensor  # kernels may need gradients of it
+
+
+def _from_foreign(array: Any, name: str) -> Tensor:
+    """Return what is no tensor as one, in a dtype that holds it."""
+    if hasattr(array, "toarray"):
+        raise ValueError(f"{name} is a sparse matrix; pass its toarray().")
     if not isinstance(array, np.ndarray) and hasattr(array, "__dlpack__"):
-        return torch.from_dlpack(array).to(device=device, dtype=dtype)
-    array = np.asarray(array)
+        return torch.from_dlpack(array)
+    if np.ma.is_masked(array):
+        raise ValueError(f"{name} has masked entries; fill or drop them.")
+    try:
+        array = np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"{name} is no array: {error}.") from error
+    if array.dtype.kind == "O":
+        array = _numbers(array, name)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{name} holds {array.dtype} values; convert them to numbers.")
+    if array.dtype.char in "gG":  # torch has no longer floats than float64
+        array = array.astype(np.float64 if array.dtype.kind == "f" else np.complex128)
+    # torch has no other byte order, no read-only tensors and no negative strides.
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()  # torch has no read-only tensors and no negative strides
-    return torch.as_tensor(array).to(device=device, dtype=dtype)
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+def _numbers(array: np.ndarray, name: str) -> np.ndarray:
+    """Return an array of Python objects as float64, if all of them are real numbers."""
+    for value in array.flat:
+        if not isinstance(value, (Real, Decimal, np.bool_)):
+            raise ValueError(
+                f"{name} holds {value!r}, a {type(value).__name__}, among its objects; convert "
+                "them to numbers."
+            )
+    return array.astype(np.float64)
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
@@ -63,45 +121,47 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
 
 
-def like(tensor: Tensor, reference: Any) -> Any:
-    """Return ``tensor`` in the array library, and on the device, of ``reference``.
+def like(values: Tensor | np.ndarray, reference: Any, *, copy: bool = False) -> Any:
+    """Return ``values`` in the array library, and on the device, of ``reference``.
 
-    It is a numpy array for a reference of no array library, such as a stream of rows.
+    They are a numpy array for a reference of no array library, such as a stream of rows, and
+    where only numpy has their dtype: strings, dates, objects.
+
+    Parameters
+    ----------
+    values : Tensor or ndarray
+    reference : object
+    copy : bool, default=False
+        Whether the result must not share memory with ``values``, as what a fitted estimator keeps.
     """
+    is_numpy = isinstance(reference, np.ndarray) or not (
+        isinstance(reference, Tensor) or hasattr(reference, "__array_namespace__")
+    )
+    if isinstance(values, np.ndarray):
+        if is_numpy or values.dtype.kind not in "biuf" or values.dtype.char == "g":
+            return values.copy() if copy else values
+        values = _from_foreign(values, "the values")
     if isinstance(reference, Tensor):
-        return tensor.to(reference.device)
-    if isinstance(reference, np.ndarray) or not hasattr(reference, "__array_namespace__"):
-        return to_numpy(tensor)
-    return reference.__array_namespace__().asarray(to_numpy(tensor), device=reference.device)
+        return values.detach().to(reference.device, copy=copy)
+    array = values.detach().to("cpu", copy=copy).numpy()
+    if is_numpy:
+        return array
+    return reference.__array_namespace__().asarray(array, device=reference.device)
 
 
 def is_array_like(value: Any) -> bool:
     """Whether ``value`` is data: an array, a nested list or a float; not a count or an option."""
-    if isinstance(value, (str, Integral, np.bool_)):
+    if isinstance(value, (str, bytes, Integral, np.bool_)):
         return False
-    return isinstance(value, (Real, Sequence)) or any(
-        hasattr(value, name) for name in ("__array__", "__dlpack__")
+    return isinstance(value, (Real, Decimal, Sequence)) or any(
+        hasattr(value, name) for name in ("__array__", "__dlpack__", "toarray")
     )
 
 
-def numbers(value: Any, name: str, device: str | torch.device = "cpu") -> Tensor:
-    """Return what a user gave as ``name`` as a float64 tensor.
-
-    Raises
-    ------
-    TypeError
-        If it does not hold real numbers; names ``name``.
-    ValueError
-        If it is a nested sequence whose rows differ in length.
-    """
-    message = f"{name} must be a number or an array of real numbers; got"
-    is_complex = "complex" in str(getattr(value, "dtype", type(value)))
-    if is_complex or not (isinstance(value, (Integral, np.bool_)) or is_array_like(value)):
-        raise TypeError(f"{message} {reprlib.repr(value)} of type {type(value).__name__}.")
-    try:
-        return to_tensor(value, device=device)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{message} {reprlib.repr(value)} ({error}).") from error
+# A child of a fork inherits the bookkeeping of OpenMP's threads but not the threads, and would
+# wait for them for ever: it computes on one thread.
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,11 +179,12 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         first = next(filter(is_array_like, (*args, *kwargs.values())), None)
         is_tensor = isinstance(first, Tensor)
-        is_single = str(getattr(first, "dtype", "")).endswith("float32")
+        dtype = getattr(first, "dtype", "")
+        is_single = str(getattr(dtype, "name", dtype)).endswith("float32")
         device = first.device if isinstance(first, Tensor) else torch.device("cpu")
 
-        def convert(name: str, value: Any) -> Any:
-            return numbers(value, name, device) if is_array_like(value) else value
+        def convert(value: Any, name: str) -> Any:
+            return to_tensor(value, device=device, name=name) if is_array_like(value) else value
 
         def answer(result: Any) -> Any:
             if isinstance(result, dict):
@@ -136,8 +197,7 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
                 result = result.to(torch.float32)
             return result.to(device) if is_tensor else to_numpy(result)[()]
 
-        # More arguments than there are names are the function's own TypeError.
-        positional = [convert(*pair) for pair in itertools.zip_longest(names[: len(args)], args)]
-        return answer(function(*positional, **{k: convert(k, v) for k, v in kwargs.items()}))
+        tensors = itertools.starmap(convert, itertools.zip_longest(args, names[: len(args)]))
+        return answer(function(*tensors, **{k: convert(v, k) for k, v in kwargs.items()}))
 
     return wrapper

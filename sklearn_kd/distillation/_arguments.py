@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import math
 import reprlib
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import numbers
+from sklearn_kd._array import is_array_like, to_tensor
 from sklearn_kd._logits import hard_labels
 
 TEMPERATURE_SCALINGS = ("none", "squared")
 # Rounding moves effective logits of K classes by 4e-17 / T of their size, and those of fractional
 # labels by 1e-21 / T.
 LEAST_OF_CLASSES, LEAST_OF_FRACTIONS = 1e-5, 1e-10
+
+
+def numbers(value: Any, name: str, device: str | torch.device = "cpu") -> Tensor:
+    """Return what a user gave as ``name`` as a float64 tensor."""
+    if not (isinstance(value, (Integral, np.bool_)) or is_array_like(value)):
+        raise TypeError(
+            f"{name} must be a number or an array of numbers; got {reprlib.repr(value)} of type "
+            f"{type(value).__name__}. Check the order of the arguments."
+        )
+    return to_tensor(value, device=device, name=name)
 
 
 def scalar(value: Any, name: str) -> float:

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import numbers
 from sklearn_kd._logits import logits
-from sklearn_kd.distillation._arguments import require_each, row_logits, scalar
+from sklearn_kd.distillation._arguments import numbers, require_each, row_logits, scalar
 from sklearn_kd.distillation._effective_logits import effective_logits
 from sklearn_kd.distillation._recipes import correction_margin
 

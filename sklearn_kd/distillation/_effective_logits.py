@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import numbers, on_arrays
+from sklearn_kd._array import on_arrays
 from sklearn_kd.distillation._arguments import (
     LEAST_OF_CLASSES,
     LEAST_OF_FRACTIONS,
@@ -35,6 +35,7 @@ from sklearn_kd.distillation._arguments import (
     double,
     is_class_last,
     log_weight_ratio,
+    numbers,
     simplex_rows,
 )
 from sklearn_kd.distillation._binary_root import binary_roots

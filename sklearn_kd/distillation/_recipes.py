@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sklearn_kd._array import numbers, on_arrays
+from sklearn_kd._array import on_arrays
 from sklearn_kd._logits import centred
 from sklearn_kd.distillation._arguments import (
     check_binary_labels,
@@ -32,6 +32,7 @@ from sklearn_kd.distillation._arguments import (
     count,
     is_class_last,
     loss_weights,
+    numbers,
     require_each,
     simplex_rows,
 )

@@ -25,8 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import numbers
-from sklearn_kd.distillation._arguments import positive_scalar, require_each, vector
+from sklearn_kd.distillation._arguments import numbers, positive_scalar, require_each, vector
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.metrics._arguments import (
     check_frame,

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import numbers
 from sklearn_kd._logits import centred
-from sklearn_kd.distillation._arguments import check_finite, require_each
+from sklearn_kd.distillation._arguments import check_finite, numbers, require_each
 from sklearn_kd.linalg import TangentFrame
 
 

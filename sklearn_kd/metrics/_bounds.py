@@ -20,10 +20,11 @@ import scipy.special
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import numbers, to_numpy
+from sklearn_kd._array import to_numpy
 from sklearn_kd.distillation._arguments import (
     check_broadcast,
     fraction,
+    numbers,
     positive_scalar,
     require_each,
     row_logits,

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import numbers
 from sklearn_kd.distillation._arguments import (
     check_binary_labels,
     count,
     fraction,
+    numbers,
     positive_scalar,
     simplex_rows,
 )

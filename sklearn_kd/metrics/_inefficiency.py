@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import numbers
-from sklearn_kd.distillation._arguments import require_each, scalar
+from sklearn_kd.distillation._arguments import numbers, require_each, scalar
 from sklearn_kd.metrics._arguments import training_set_sizes
 from sklearn_kd.metrics._risk import weighted_mean
 
