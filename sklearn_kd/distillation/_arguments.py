@@ -119,7 +119,7 @@ def double(value: Tensor | float, device_of: Tensor) -> Tensor:
 def loss_weights(soft_ratio: Tensor, temperature: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
     """Return weights of the soft and of the hard term of Eq. 3, up to a common factor.
 
-    Eq. 3 has ρ/T and 1 - ρ; Hinton's factor T² makes the former ρ T.
+    Eq. 3 has ρ/T and 1 - ρ; with Hinton's factor T² it has ρ T and 1 - ρ.
     """
     if scaling == "none":
         return soft_ratio, (1 - soft_ratio) * temperature

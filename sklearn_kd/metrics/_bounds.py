@@ -250,7 +250,7 @@ def binomial_upper_bound(
     n_errors : int or array-like of int
         Number k of errors, or of disagreements between student and teacher.
     n_rows : int or array-like of int
-        Number n ≥ k of rows looked at; broadcast with ``n_errors``.
+        Number n ≥ k of rows; broadcast with ``n_errors``.
     confidence_level : float in (0, 1), default=0.95
         Probability c with which the bound holds, at least.
 
@@ -285,7 +285,7 @@ def binomial_upper_bound(
         "n_rows",
         n,
         "must be an integer of at least 1",
-        "a bound needs rows to look at.",
+        "a bound needs at least one row.",
     )
     require_each(
         (k >= 0) & (k <= n) & (k == k.round()),

@@ -21,7 +21,7 @@ def data_inefficiency(
     .. math:: \mathcal I(n) = n\,[\ln E\|\Delta_{n+1}\|_2 - \ln E\|\Delta_n\|_2]
         \qquad (\text{Eq. 10}),
 
-    the elasticity of the weight change in the number of rows: small where the rows at hand
+    the elasticity of the weight change in the number of rows: small where the rows so far
     already determine the student. The expectation, over samples and initialisation, is inside
     the logarithm.
 
