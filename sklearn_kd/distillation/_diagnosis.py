@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import to_numpy, to_tensor
-from sklearn_kd.distillation._arguments import require
+from sklearn_kd._logits import logits
+from sklearn_kd.distillation._arguments import numbers, require_each, row_logits, scalar
 from sklearn_kd.distillation._effective_logits import effective_logits
 from sklearn_kd.distillation._recipes import correction_margin
 
@@ -83,12 +83,15 @@ def diagnose_teacher(
     0         0.8                   1                     1
     1         1.0                   0                     2
     """
-    z_t = _binary_or_classes(to_tensor(teacher_logits))
-    labels = to_tensor(y, device=z_t.device)
+    z_t = row_logits(teacher_logits, "teacher_logits")
+    z_t = z_t if z_t.ndim == 1 else logits(z_t)
+    labels = numbers(y, "y", z_t.device)
     _check_hard_labels(labels, z_t)
+    tolerance = scalar(tolerance, "tolerance")
     if not 0 <= tolerance <= 1:
         raise ValueError(f"tolerance must be in [0, 1], a probability; got {tolerance}.")
-    grid = list(itertools.product(_axis(soft_ratios), _axis(temperatures)))
+    axes = _axis(soft_ratios, "soft_ratios"), _axis(temperatures, "temperatures")
+    grid = list(itertools.product(*axes))
     right = _chosen_class(z_t) == labels
     probability = _probability(z_t, labels)
     overruled, left_alone = [], []
@@ -119,17 +122,6 @@ def diagnose_teacher(
     return table
 
 
-def _binary_or_classes(logits: Tensor) -> Tensor:
-    """Return logits of two classes as one column, those of more as they are."""
-    if logits.ndim == 2 and logits.shape[1] == 2:
-        return logits[:, 1] - logits[:, 0]
-    if logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] >= 3):
-        return logits
-    raise ValueError(
-        f"teacher_logits must have shape (n,), or (n, K) for K classes; got {tuple(logits.shape)}."
-    )
-
-
 def _check_hard_labels(labels: Tensor, z_t: Tensor) -> None:
     if labels.shape != z_t.shape[:1]:
         raise ValueError(
@@ -137,7 +129,7 @@ def _check_hard_labels(labels: Tensor, z_t: Tensor) -> None:
             f"{tuple(labels.shape)}."
         )
     n_classes = 2 if z_t.ndim == 1 else z_t.shape[1]
-    require(
+    require_each(
         (labels >= 0) & (labels < n_classes) & (labels == labels.round()),
         "y",
         labels,
@@ -146,8 +138,13 @@ def _check_hard_labels(labels: Tensor, z_t: Tensor) -> None:
     )
 
 
-def _axis(values: Any) -> list[float]:
-    return np.atleast_1d(to_numpy(to_tensor(values))).tolist()
+def _axis(values: Any, name: str) -> list[float]:
+    axis = numbers(values, name)
+    if axis.ndim > 1 or axis.numel() == 0:
+        raise ValueError(
+            f"{name} must be a number or a sequence of at least one; got shape {tuple(axis.shape)}."
+        )
+    return axis.reshape(-1).tolist()
 
 
 def _chosen_class(logits: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from sklearn_kd.distillation._arguments import (
     check_binary_labels,
     check_broadcast,
     check_finite,
+    check_no_outer,
     check_resolved_temperature,
     check_soft_ratio,
     check_temperature,
@@ -34,6 +35,7 @@ from sklearn_kd.distillation._arguments import (
     double,
     is_class_last,
     log_weight_ratio,
+    numbers,
     simplex_rows,
 )
 from sklearn_kd.distillation._binary_root import binary_roots
@@ -136,9 +138,11 @@ def effective_logits(
            [ 0.1094,  0.5591, -0.6685]])
     """
     check_temperature_scaling(temperature_scaling)
-    teacher_logits = torch.as_tensor(teacher_logits, dtype=torch.float64)
-    soft_ratio, temperature = (double(v, teacher_logits) for v in (soft_ratio, temperature))
-    y = double(y, teacher_logits)
+    teacher_logits = numbers(teacher_logits, "teacher_logits")
+    device = teacher_logits.device
+    soft_ratio = numbers(soft_ratio, "soft_ratio", device)
+    temperature = numbers(temperature, "temperature", device)
+    y = numbers(y, "y", device)
     check_soft_ratio(soft_ratio)
     check_temperature(temperature)
     check_finite(teacher_logits, "teacher_logits")
@@ -149,6 +153,7 @@ def effective_logits(
             teacher_logits, y, soft_ratio, temperature, temperature_scaling
         )
     check_binary_labels(y)
+    check_no_outer(teacher_logits, y)
     check_broadcast(
         None, teacher_logits=teacher_logits, y=y, soft_ratio=soft_ratio, temperature=temperature
     )

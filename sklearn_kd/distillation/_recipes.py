@@ -24,13 +24,16 @@ from sklearn_kd.distillation._arguments import (
     check_binary_labels,
     check_broadcast,
     check_finite,
+    check_no_outer,
     check_soft_ratio,
     check_temperature,
     check_temperature_scaling,
-    double,
+    check_word,
+    count,
     is_class_last,
     loss_weights,
-    require,
+    numbers,
+    require_each,
     simplex_rows,
 )
 from sklearn_kd.distillation._binary_root import soft_excess
@@ -79,8 +82,9 @@ def correction_logits(teacher_logits: Tensor, y: Tensor, *, temperature: Tensor)
     >>> correction_logits([-2.0, 2.0], [1, 1], temperature=2.0).round(4)
     array([17.9195,  2.4251])
     """
-    teacher_logits = torch.as_tensor(teacher_logits, dtype=torch.float64)
-    temperature, y = (double(v, teacher_logits) for v in (temperature, y))
+    teacher_logits = numbers(teacher_logits, "teacher_logits")
+    temperature = numbers(temperature, "temperature", teacher_logits.device)
+    y = numbers(y, "y", teacher_logits.device)
     check_temperature(temperature)
     check_finite(teacher_logits, "teacher_logits")
     if is_class_last(teacher_logits):
@@ -89,14 +93,15 @@ def correction_logits(teacher_logits: Tensor, y: Tensor, *, temperature: Tensor)
         correction = _multiclass_correction(teacher_logits, y, temperature.unsqueeze(-1))
     else:
         check_binary_labels(y)
+        check_no_outer(teacher_logits, y)
         check_broadcast(None, teacher_logits=teacher_logits, y=y, temperature=temperature)
         correction = _binary_correction(teacher_logits, y, temperature)
-    require(
+    require_each(
         torch.isfinite(correction),
         "correction_logits",
         correction,
         "overflow float64; must be finite",
-        "the teacher is too saturated there; raise temperature.",
+        "the teacher is too saturated for this temperature, or its square too large.",
     )
     return correction
 
@@ -157,9 +162,7 @@ def correction_margin(
     array([   inf, 2.1972, 0.4226, 0.    ])
     """
     check_temperature_scaling(temperature_scaling)
-    soft_ratio, temperature = (
-        torch.as_tensor(v, dtype=torch.float64) for v in (soft_ratio, temperature)
-    )
+    soft_ratio, temperature = numbers(soft_ratio, "soft_ratio"), numbers(temperature, "temperature")
     check_soft_ratio(soft_ratio)
     check_temperature(temperature)
     check_broadcast(None, soft_ratio=soft_ratio, temperature=temperature)
@@ -242,15 +245,13 @@ def equivalent_soft_ratio(
     array([0.6154, 0.9351])
     """
     check_temperature_scaling(temperature_scaling)
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}; got {reduction!r}.")
-    if reduction == "mean" and (n_classes is None or n_classes < 2):
-        raise ValueError(
-            f"n_classes must be the number of classes, at least 2, with reduction='mean'; "
-            f"got {n_classes}."
-        )
-    a, temperature = (torch.as_tensor(v, dtype=torch.float64) for v in (weight, temperature))
-    require(
+    check_word(reduction, "reduction", REDUCTIONS)
+    if reduction == "mean" and n_classes is None:
+        raise ValueError("n_classes must be the number of classes with reduction='mean'; got None.")
+    if n_classes is not None:
+        n_classes = count(n_classes, "n_classes, the number of classes,", least=2)
+    a, temperature = numbers(weight, "weight"), numbers(temperature, "temperature")
+    require_each(
         (a > 0) & (a <= 1),
         "weight",
         a,
@@ -260,6 +261,15 @@ def equivalent_soft_ratio(
     check_temperature(temperature)
     check_broadcast(None, weight=a, temperature=temperature)
     # a T^k : 1 - a, over T where k = 2: squares of T may overflow.
+    temperature = temperature.to(a.device)
     unit = torch.ones_like(temperature) if temperature_scaling == "none" else temperature
     soft = a * unit / (1 if n_classes is None or reduction == "batchmean" else n_classes)
-    return soft / (soft + (1 - a) / unit)
+    soft_ratio = soft / (soft + (1 - a) / unit)
+    require_each(
+        soft_ratio > 0,
+        "the equivalent soft ratio",
+        soft_ratio,
+        "must be positive",
+        "raise weight or temperature: next to the hard term the soft one is below any float64.",
+    )
+    return soft_ratio

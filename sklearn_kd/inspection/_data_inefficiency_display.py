@@ -30,8 +30,8 @@ class DataInefficiencyDisplay:
     r"""Data inefficiency :math:`\mathcal I(n)` against the number of training rows.
 
     :math:`\mathcal I(n)` (Eq. 10) is the elasticity of the student's weight change in the number
-    of rows: near 0 the rows at hand already determine the student, and one that stays up says
-    that every new row is news, as noise is. The line is the slope of ln E‖Δ_m‖ over a window of
+    of rows. Near 0, the rows so far determine the student; where it does not fall, every new row
+    is news, as noise is. The line is the slope of ln E‖Δ_m‖ over a window of
     sizes, stated on the axis; the faint points are Eq. 10 as it stands, a single step.
 
     Use `from_estimator`, or pass what

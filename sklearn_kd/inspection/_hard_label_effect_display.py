@@ -292,12 +292,13 @@ class HardLabelEffectDisplay:
         """
         import_pyplot(cls)
         check_is_fitted(student)
+        recipe = student._recipe()
         z_t, labels = map(student._to_working, merged_training_labels(student))
         effect = hard_label_effect(
             student.tangent_frame(),
             z_t,
             labels,
-            temperature=student.temperature,
+            temperature=recipe["temperature"],
             ground_truth_logits=_of_distinct_rows(student, ground_truth_logits),
             initial_logits=student._to_working(student.initial_logits_),
             n_bootstraps=n_bootstraps,
@@ -306,7 +307,8 @@ class HardLabelEffectDisplay:
         )
         low, high = effect.interval
         # Eq. 12 is the slope in 1 − ρ; with a factor T² on the soft term that counts T² times less.
-        scale = student.temperature**-2 if student.temperature_scaling == "squared" else 1.0
+        is_squared = recipe["temperature_scaling"] == "squared"
+        scale = recipe["temperature"] ** -2 if is_squared else 1.0
         path = student.prefix_path(
             X,
             teacher_logits=teacher_logits,

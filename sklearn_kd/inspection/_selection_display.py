@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_kd.inspection._plotting import axes_to_draw_on, import_pyplot
@@ -184,10 +185,10 @@ class SelectionDisplay:
         check_is_fitted(search)
         results = search.cv_results_
         if score is None:
-            score = search.refit if isinstance(search.refit, str) else "score"
+            score = "score" if "mean_test_score" in results else search.refit
         if f"mean_test_{score}" not in results:
             names = [k.removeprefix("mean_test_") for k in results if k.startswith("mean_test_")]
-            raise ValueError(f"score={score!r} is none of those of this search: {names}.")
+            raise ValueError(f"score={score!r} is not one of this search's: {names}; give one.")
         values = results[f"mean_test_{score}"]
         if f"stderr_test_{score}" in results:
             errors = results[f"stderr_test_{score}"]
@@ -214,7 +215,7 @@ class SelectionDisplay:
             standard_error=grid[..., 1],
             best=(temperatures.index(best[axes[1]]), soft_ratios.index(best[axes[0]])),
             score_name=score,
-            temperature_scaling=_scaling(search),
+            temperature_scaling=_scaling(search, best),
         ).plot(ax)
 
 
@@ -230,11 +231,21 @@ def _name(params: dict[str, Any], parameter: str) -> str:
     for name in params:
         if name == parameter or name.endswith(f"__{parameter}"):
             return name
-    raise ValueError(f"The search did not vary {parameter!r}; it varied {sorted(params)}.")
+    raise ValueError(
+        f"The search did not vary {parameter!r}, but {sorted(params)}; search over both soft_ratio "
+        "and temperature, one value of either being enough."
+    )
 
 
-def _scaling(search: Any) -> str:
-    """Return the temperature scaling of the search, or of the estimator that it searched."""
-    holder = search.get_params()
-    keys = [k for k in holder if k.rsplit("__", 1)[-1] == "temperature_scaling"]
-    return holder[keys[0]] if keys else "none"
+def _scaling(search: Any, best: dict[str, Any]) -> str:
+    """Return the temperature scaling of the best candidate."""
+    for name, value in best.items():
+        if name.rsplit("__", 1)[-1] == "temperature_scaling":
+            return value
+    if not hasattr(search, "best_estimator_"):  # refit=False: no fitted student to ask
+        keys = [k for k in search.get_params() if k.endswith("temperature_scaling")]
+        return search.get_params()[keys[0]]
+    student = search.best_estimator_
+    while isinstance(student, Pipeline):
+        student = student.steps[-1][1]
+    return student._recipe()["temperature_scaling"]

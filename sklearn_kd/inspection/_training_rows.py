@@ -22,6 +22,6 @@ def merged_training_labels(student: Any) -> tuple[Tensor, Tensor]:
     """
     distinct = student._distinct
     teacher_logits = merged_teacher_logits(
-        to_tensor(student.teacher_logits_), distinct, student.temperature
+        to_tensor(student.teacher_logits_), distinct, student._recipe()["temperature"]
     )
-    return to_tensor(teacher_logits), to_tensor(distinct.hard_labels)
+    return teacher_logits, to_tensor(distinct.hard_labels)

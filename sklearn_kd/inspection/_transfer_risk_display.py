@@ -351,10 +351,12 @@ def evenly_in_log(sizes: Any, n_marks: int = 8) -> list[int]:
 
 def _require_oracle(student: Any, n_permutations: int | None, param_grid: Any) -> None:
     """Raise `ValueError` unless the student's targets are the teacher's logits themselves."""
-    if student.soft_ratio != 1:
+    soft_ratio = student._recipe()["soft_ratio"]
+    if soft_ratio != 1:
         raise ValueError(
             "oracle_norm bounds how often the student differs from the function it is trained on, "
-            f"which is the teacher only at soft_ratio=1; got soft_ratio={student.soft_ratio!r}."
+            f"which is the teacher only at soft_ratio=1; got soft_ratio={soft_ratio!r}. Fit a "
+            "student with soft_ratio=1."
         )
     if student.fit_report_.ridge > 0:
         raise ValueError(

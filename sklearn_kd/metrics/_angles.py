@@ -19,14 +19,21 @@ p(β)                 the distribution     that of β
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sklearn_kd.distillation._arguments import require
+from sklearn_kd.distillation._arguments import numbers, positive_scalar, require_each, vector
 from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.metrics._arguments import logits_on_frame, positive_scalar, refuse_classes
+from sklearn_kd.metrics._arguments import (
+    check_frame,
+    check_two_classes,
+    logits_like,
+    logits_on_frame,
+    training_set_sizes,
+)
 
 # |z| above ‖Δ‖√Θ by less than this part of it is rounding, in float32 inputs too.
 _ROUNDING = 1e-6
@@ -70,26 +77,29 @@ def feature_angles(
     >>> feature_angles([0.0, 1.0, -2.0], [4.0, 4.0, 1.0], 2.0).round(4)
     array([1.5708, 1.3181, 0.    ])
     """
-    refuse_classes(effective_logits, "effective_logits", "use power_function_bound.")
-    if squared_feature_norms.shape != effective_logits.shape:
+    z_eff = numbers(effective_logits, "effective_logits")
+    check_two_classes(z_eff, "effective_logits", "use power_function_bound.")
+    z_eff = vector(z_eff, "effective_logits")
+    squares = numbers(squared_feature_norms, "squared_feature_norms")
+    if squares.shape != z_eff.shape:
         raise ValueError(
-            f"squared_feature_norms has shape {tuple(squared_feature_norms.shape)}, but "
-            f"effective_logits has shape {tuple(effective_logits.shape)}; give both for each row."
+            f"squared_feature_norms has shape {tuple(squares.shape)}, but effective_logits has "
+            f"shape {tuple(z_eff.shape)}; give both for each row."
         )
-    oracle_norm = positive_scalar(oracle_norm, "oracle_norm", effective_logits)
-    require(
-        (squared_feature_norms > 0) & torch.isfinite(squared_feature_norms),
+    require_each(
+        (squares > 0) & torch.isfinite(squares),
         "squared_feature_norms",
-        squared_feature_norms,
+        squares,
         "must be positive and finite",
         "a row without features has no angle: leave it out.",
     )
-    size, largest = effective_logits.abs(), oracle_norm * squared_feature_norms.sqrt()
-    require(
+    norm = positive_scalar(oracle_norm, "oracle_norm")
+    size, largest = z_eff.abs(), norm * squares.sqrt()
+    require_each(
         size <= largest * (1 + _ROUNDING),
         "effective_logits",
-        effective_logits,
-        f"cannot exceed oracle_norm √Θ(x, x) in size, with oracle_norm={oracle_norm.item():.6g}",
+        z_eff,
+        f"cannot exceed oracle_norm √Θ(x, x) in size, with oracle_norm={norm:.6g}",
         "these weights are not the oracle's: take oracle_norm from a larger pool that holds these "
         "rows (centred_oracle_norm of weight_change_angles).",
     )
@@ -126,18 +136,27 @@ def accumulative_angle_distribution(angles: Tensor, beta: Tensor | float) -> Ten
     >>> accumulative_angle_distribution([1.2, 1.5, 1.5, 1.57], [0.0, 1.2, 1.5, 1.57])
     array([1.  , 0.75, 0.25, 0.  ])
     """
-    check_angles(angles, "angles")
-    beta = torch.as_tensor(beta, dtype=angles.dtype, device=angles.device)
+    angles = row_angles(angles, "angles")
+    beta = numbers(beta, "beta", angles.device)
+    require_each(torch.isfinite(beta), "beta", beta, "must be finite", "give it in radians.")
     ordered = angles.sort().values
     at_most = torch.searchsorted(ordered, beta.reshape(-1).contiguous(), right=True)
     return 1 - at_most.reshape(beta.shape).to(angles) / len(angles)
 
 
-def check_angles(angles: Tensor, name: str) -> None:
-    """Raise unless ``angles`` is a non-empty vector of finite numbers."""
+def row_angles(value: Any, name: str) -> Tensor:
+    """Return angles in radians, one for each of one or more rows; checked."""
+    angles = numbers(value, name)
     if angles.ndim != 1 or len(angles) == 0:
-        raise ValueError(f"{name} must hold one angle a row; got shape {tuple(angles.shape)}.")
-    require(torch.isfinite(angles), name, angles, "must be finite", "take them in radians.")
+        raise ValueError(
+            f"{name} must hold one angle a row, of one row or more; got shape "
+            f"{tuple(angles.shape)}."
+        )
+    require_each(torch.isfinite(angles), name, angles, "must be finite", "leave such rows out.")
+    require_each(
+        (angles >= 0) & (angles <= math.pi), name, angles, "must be in [0, π]", "use radians."
+    )
+    return angles
 
 
 def weight_change_angles(
@@ -214,18 +233,14 @@ def weight_change_angles(
     True
     """
     # Δ_w* − Δ_wz = p, −Δ_wz = w₀, Δ_w* = q and Δ_ŵ,m = q[:m], followed by zeros.
+    check_frame(frame)
     z_eff = logits_on_frame(frame, effective_logits, "effective_logits")
     z_0 = torch.zeros_like(z_eff)
     if initial_logits is not None:
-        z_0 = logits_on_frame(frame, initial_logits, "initial_logits")
-    if z_0.shape != z_eff.shape:
-        raise ValueError(
-            f"initial_logits has shape {tuple(z_0.shape)}, but effective_logits has shape "
-            f"{tuple(z_eff.shape)}; give the same rows and classes."
-        )
+        z_0 = logits_like(frame, initial_logits, "initial_logits", z_eff, "effective_logits")
     columns = torch.stack((z_eff, z_eff - z_0, z_0), dim=-1)
     p, q, w_0 = frame.coordinates(columns).double().unbind(dim=-1)
-    at = _checked_sizes(frame, sizes)
+    at = training_set_sizes(sizes, frame.n_rows).to(p.device)
 
     def tail(a: Tensor, b: Tensor) -> Tensor:
         return _row_products(a, b).flip(0).cumsum(0).flip(0)
@@ -270,22 +285,6 @@ def weight_change_angles(
 def _row_products(a: Tensor, b: Tensor) -> Tensor:
     """Return the product of each pair of frame coordinates, summed over the classes."""
     return (a * b).reshape(len(a), -1).sum(dim=1)
-
-
-def _checked_sizes(frame: TangentFrame, sizes: Tensor | None) -> Tensor:
-    n = frame.n_rows
-    if sizes is None:
-        return torch.arange(1, n + 1, device=frame.X.device)
-    if sizes.ndim != 1:
-        raise ValueError(f"sizes must be one-dimensional; got shape {tuple(sizes.shape)}.")
-    require(
-        (sizes >= 1) & (sizes <= n) & (sizes == sizes.round()),
-        "sizes",
-        sizes,
-        f"must be integers in 1…{n}, the rows of the frame",
-        "take a larger pool, or smaller sizes.",
-    )
-    return sizes.long().to(frame.X.device)
 
 
 def _require_direction(norm: Tensor | float, what: str) -> None:

@@ -2,46 +2,73 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sklearn_kd._logits import centred
-from sklearn_kd.distillation._arguments import require
+from sklearn_kd.distillation._arguments import check_finite, numbers, require_each
 from sklearn_kd.linalg import TangentFrame
 
 
-def logits_on_frame(frame: TangentFrame, logits: Tensor, name: str) -> Tensor:
+def check_frame(frame: Any) -> None:
+    """Raise unless ``frame`` is a tangent frame."""
+    if not isinstance(frame, TangentFrame):
+        raise TypeError(
+            f"frame must be a TangentFrame; got {type(frame).__name__}. A fitted student has one, "
+            "frame_."
+        )
+
+
+def logits_on_frame(frame: TangentFrame, value: Any, name: str) -> Tensor:
     """Return logits of the frame's rows, in its dtype and on its device; checked.
 
     Those of K classes are brought into the gauge in which they sum to zero.
     """
-    is_logits = logits.ndim == 1 or (logits.ndim == 2 and len(logits.T) > 1)
-    if len(logits) != frame.n_rows or not is_logits:
+    logits = numbers(value, name)
+    is_logits = logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] > 1)
+    if not is_logits or len(logits) != frame.n_rows:
         raise ValueError(
             f"{name} must have shape ({frame.n_rows},), or ({frame.n_rows}, K) for K classes: one "
             f"entry for each distinct row of the frame, in its order; got {tuple(logits.shape)}. "
             "A student's tangent_frame() has the rows of its X_fit_."
         )
-    require(torch.isfinite(logits), name, logits, "must be finite", "remove or clip such rows.")
+    check_finite(logits, name)
     return centred(logits.to(frame.X))
 
 
-def positive_scalar(value: Tensor | float, name: str, device_of: Tensor) -> Tensor:
-    """Return ``value`` as a float64 scalar on the device of another tensor; checked."""
-    scalar = torch.as_tensor(value, dtype=torch.float64, device=device_of.device)
-    if scalar.ndim > 0 or not 0 < scalar < torch.inf:
-        raise ValueError(f"{name} must be one positive, finite number; got {scalar.tolist()}.")
-    return scalar
+def logits_like(frame: TangentFrame, value: Any, name: str, other: Tensor, its_name: str) -> Tensor:
+    """Return logits of the frame's rows that have the shape of others; checked."""
+    shape = tuple(numbers(value, name).shape)
+    if shape != tuple(other.shape):
+        raise ValueError(
+            f"{name} has shape {shape}, but {its_name} has shape {tuple(other.shape)}; give the "
+            "same rows and classes."
+        )
+    return logits_on_frame(frame, value, name)
 
 
-def fraction(value: Tensor | float, name: str) -> float:
-    """Return ``value`` as a number strictly between 0 and 1; checked."""
-    if not 0 < float(value) < 1:
-        raise ValueError(f"{name} must be between 0 and 1, both excluded; got {float(value)}.")
-    return float(value)
+def training_set_sizes(value: Any, n_rows: int) -> Tensor:
+    """Return training-set sizes in 1...n_rows as integers on the CPU; None means all; checked."""
+    if value is None:
+        return torch.arange(1, n_rows + 1)
+    sizes = numbers(value, "sizes")
+    if sizes.ndim != 1 or len(sizes) == 0:
+        raise ValueError(
+            f"sizes must be one-dimensional, with at least one size; got {tuple(sizes.shape)}."
+        )
+    require_each(
+        (sizes >= 1) & (sizes <= n_rows) & (sizes == sizes.round()),
+        "sizes",
+        sizes,
+        f"must be integers in 1…{n_rows}, the number of rows",
+        "take a larger pool, or smaller sizes.",
+    )
+    return sizes.long()
 
 
-def refuse_classes(logits: Tensor, name: str, instead: str) -> None:
+def check_two_classes(logits: Tensor, name: str, instead: str) -> None:
     """Raise if ``logits`` have an axis of classes where only two classes make sense."""
     if logits.ndim != 1:
         raise ValueError(

@@ -21,9 +21,15 @@ import torch
 from torch import Tensor
 
 from sklearn_kd._array import to_numpy
-from sklearn_kd.distillation._arguments import check_broadcast, require
-from sklearn_kd.metrics._angles import accumulative_angle_distribution, check_angles
-from sklearn_kd.metrics._arguments import fraction, positive_scalar
+from sklearn_kd.distillation._arguments import (
+    check_broadcast,
+    fraction,
+    numbers,
+    positive_scalar,
+    require_each,
+    row_logits,
+)
+from sklearn_kd.metrics._angles import accumulative_angle_distribution, row_angles
 
 # A student's norm above the oracle's by less than this part of it is rounding.
 _ROUNDING = 1e-6
@@ -62,10 +68,9 @@ def transfer_risk_bound(feature_angles: Tensor, weight_change_angle: Tensor | fl
     >>> transfer_risk_bound([1.2, 1.5, 1.5, 1.57], [1.0, 0.2, 0.01])
     array([1.  , 0.75, 0.25])
     """
-    angle = torch.as_tensor(
-        weight_change_angle, dtype=feature_angles.dtype, device=feature_angles.device
-    )
-    require(
+    feature_angles = row_angles(feature_angles, "feature_angles")
+    angle = numbers(weight_change_angle, "weight_change_angle", feature_angles.device)
+    require_each(
         (angle >= 0) & (angle <= math.pi),
         "weight_change_angle",
         angle,
@@ -111,9 +116,9 @@ def phuong_lampert_bound(feature_angles: Tensor, n_rows: Tensor | int) -> Tensor
     >>> phuong_lampert_bound([0.3, 0.4, 0.9, 1.4], [1, 10, 100]).round(4)
     array([0.75 , 0.251, 0.25 ])
     """
-    check_angles(feature_angles, "feature_angles")
-    n = torch.as_tensor(n_rows, dtype=torch.float64, device=feature_angles.device)
-    require(
+    feature_angles = row_angles(feature_angles, "feature_angles")
+    n = numbers(n_rows, "n_rows", feature_angles.device)
+    require_each(
         (n >= 1) & (n == n.round()) & torch.isfinite(n),
         "n_rows",
         n,
@@ -191,38 +196,40 @@ def power_function_bound(
     >>> power_function_bound([2.0, -0.5, 0.1, 3.0], [0.1, 0.1, 0.2, 0.3], 5.0, [3.0, 4.9]).round(4)
     array([0.5 , 0.25])
     """
-    if effective_logits.ndim == 1:
+    z = row_logits(effective_logits, "effective_logits")
+    if z.ndim == 1:
         # f and z_* differ in sign only if |z_*| ≤ |z_* − f|.
-        margin, factor = effective_logits.abs(), 1.0
-    elif effective_logits.ndim == 2 and effective_logits.shape[1] >= 2:
+        margin, factor = z.abs(), 1.0
+    else:
         # f_l ≥ f_k although z_k is largest: z_k − z_l ≤ |(D_k − D_l)ᵀφ| with D = w_* − ŵ, and
         # ‖D_k − D_l‖ ≤ √2 ‖D‖, with equality for D_l = −D_k and no others.
-        largest = effective_logits.topk(2, dim=1).values
+        largest = z.topk(2, dim=1).values
         margin, factor = largest[:, 0] - largest[:, 1], math.sqrt(2)
-    else:
+    v = numbers(new_directions, "new_directions", z.device)
+    if v.shape[-1:] != margin.shape:
         raise ValueError(
-            "effective_logits must have shape (m,), or (m, K) for K classes; got "
-            f"{tuple(effective_logits.shape)}."
+            f"new_directions has shape {tuple(v.shape)}, but its last axis must hold the rows of "
+            f"effective_logits; there are {len(margin)}."
         )
-    if new_directions.shape[-1:] != margin.shape or len(margin) == 0:
-        raise ValueError(
-            f"new_directions has shape {tuple(new_directions.shape)}, but its last axis must hold "
-            f"the rows of effective_logits, at least one; there are {len(margin)}."
-        )
-    require(torch.isfinite(margin), "effective_logits", margin, "must be finite", "clip them.")
-    require(new_directions >= 0, "new_directions", new_directions, "must be >= 0", "see features.")
-    w = positive_scalar(oracle_norm, "oracle_norm", effective_logits)
-    student = torch.as_tensor(student_norm, dtype=torch.float64, device=w.device)
-    check_broadcast(None, new_directions=new_directions[..., 0], student_norm=student)
-    require(
+    require_each(
+        (v >= 0) & torch.isfinite(v),
+        "new_directions",
+        v,
+        "must be >= 0 and finite",
+        "take the second result of TangentFrame.features.",
+    )
+    w = positive_scalar(oracle_norm, "oracle_norm")
+    student = numbers(student_norm, "student_norm", z.device)
+    check_broadcast(None, new_directions=v[..., 0], student_norm=student)
+    require_each(
         (student >= 0) & (student <= w * (1 + _ROUNDING)),
         "student_norm",
         student,
-        f"must be in [0, oracle_norm={w.item():.6g}], the student being a projection of the oracle",
+        f"must be in [0, oracle_norm={w:.6g}], the student being a projection of the oracle",
         "oracle_norm comes from too small a pool, or both are not of the same logits.",
     )
     residual = ((w - student) * (w + student)).clamp_min(0).sqrt()
-    reach = factor * residual[..., None] * new_directions.sqrt()
+    reach = factor * residual[..., None] * v.sqrt()
     return (margin <= reach).double().mean(dim=-1)
 
 
@@ -243,7 +250,7 @@ def binomial_upper_bound(
     n_errors : int or array-like of int
         Number k of errors, or of disagreements between student and teacher.
     n_rows : int or array-like of int
-        Number n ≥ k of rows looked at; broadcast with ``n_errors``.
+        Number n ≥ k of rows; broadcast with ``n_errors``.
     confidence_level : float in (0, 1), default=0.95
         Probability c with which the bound holds, at least.
 
@@ -270,17 +277,17 @@ def binomial_upper_bound(
     array([0.0295, 0.0757, 1.    ])
     """
     level = fraction(confidence_level, "confidence_level")
-    k, n = (torch.as_tensor(value, dtype=torch.float64) for value in (n_errors, n_rows))
+    k, n = numbers(n_errors, "n_errors"), numbers(n_rows, "n_rows")
     check_broadcast(None, n_errors=k, n_rows=n)
-    k, n = torch.broadcast_tensors(k.cpu(), n.cpu())
-    require(
+    k, n = torch.broadcast_tensors(k, n)
+    require_each(
         (n >= 1) & (n == n.round()) & torch.isfinite(n),
         "n_rows",
         n,
         "must be an integer of at least 1",
-        "a bound needs rows to look at.",
+        "a bound needs at least one row.",
     )
-    require(
+    require_each(
         (k >= 0) & (k <= n) & (k == k.round()),
         "n_errors",
         k,

@@ -12,16 +12,25 @@ paper           here                    shape, with n rows and K classes
 
 from __future__ import annotations
 
+import reprlib
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_kd.distillation._arguments import check_binary_labels, simplex_rows
+from sklearn_kd.distillation._arguments import (
+    check_binary_labels,
+    count,
+    fraction,
+    numbers,
+    positive_scalar,
+    simplex_rows,
+)
 from sklearn_kd.distillation._recipes import correction_logits
 from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.metrics._arguments import fraction, logits_on_frame, positive_scalar
+from sklearn_kd.metrics._arguments import check_frame, logits_like, logits_on_frame
 
 _REPLICATE_ENTRIES = 1 << 22  # of the bootstrap's weights held at once
 
@@ -138,35 +147,12 @@ def hard_label_effect(
     (1, True)
     """
     level = fraction(confidence_level, "confidence_level")
-    if n_bootstraps < 1:
-        raise ValueError(f"n_bootstraps must be an integer of at least 1; got {n_bootstraps}.")
-    z_t = logits_on_frame(frame, teacher_logits, "teacher_logits")
-    if y.shape not in (z_t.shape[:1], z_t.shape):
-        raise ValueError(
-            f"y has shape {tuple(y.shape)}, but must hold one label for each of the "
-            f"{frame.n_rows} rows of teacher_logits."
-        )
-    big_t = positive_scalar(temperature, "temperature", z_t)
-    delta_h = correction_logits(z_t, y.to(z_t), temperature=big_t).to(z_t)
-    z_0 = _optional(frame, initial_logits, "initial_logits", z_t)
-    z_g = _optional(frame, ground_truth_logits, "ground_truth_logits", z_t)
-    z_0 = torch.zeros_like(z_t) if z_0 is None else z_0
-    is_proxy = z_g is None
-    z_g = _proxy_logits(z_t, y.to(z_t)) if z_g is None else z_g
-    norm_g = None if oracle_norm is None else positive_scalar(oracle_norm, "oracle_norm", z_t)
-
-    columns = torch.stack((z_t - z_0, delta_h, z_g - z_0), dim=-1)
-    # Eq. 12 is linear in h and in 1/t: taken in units in which no product leaves the range.
-    (t, s_t), (h, s_h), (g, s_g) = map(
-        _in_units, frame.coordinates(columns).double().unbind(dim=-1)
-    )
-    unit = s_h / s_t if norm_g is None else s_h / s_t * (s_g / norm_g)
-    terms = _Products(
-        *(
-            (a * b).reshape(len(a), -1).sum(dim=1)
-            for a, b in ((g, h), (g, t), (t, h), (t, t), (g, g))
-        )
-    )
+    n_bootstraps = count(n_bootstraps, "n_bootstraps", least=1)
+    generator = _generator(random_state)
+    temperature = positive_scalar(temperature, "temperature")
+    norm_g = None if oracle_norm is None else positive_scalar(oracle_norm, "oracle_norm")
+    columns = _columns(frame, teacher_logits, y, temperature, ground_truth_logits, initial_logits)
+    terms, unit = _terms(frame, columns, norm_g)
     totals = _Products(*(term.sum() for term in terms))
     for total, name in ((totals.tt, "teacher_logits"), (totals.gg, "the ground truth")):
         if not total > 0:
@@ -178,9 +164,8 @@ def hard_label_effect(
     if not value.isfinite():
         raise ValueError(
             "Eq. 12 overflows: the correction logits are too large against teacher_logits; raise "
-            f"temperature={big_t.item()}."
+            f"temperature={temperature}."
         )
-    generator = np.random.default_rng(random_state)
     replicates = unit * _bootstrap(terms, norm_g is None, n_bootstraps, generator)
     tails = value.new_tensor([(1 - level) / 2, (1 + level) / 2])
     # A replicate that drew only rows on which the teacher says nothing new has no angle.
@@ -189,21 +174,58 @@ def hard_label_effect(
         "value": value,
         "sign": int(value.sign()),
         "interval": (low, high),
-        "is_proxy": is_proxy,
+        "is_proxy": ground_truth_logits is None,
     }
 
 
-def _optional(
-    frame: TangentFrame, logits: Tensor | None, name: str, teacher_logits: Tensor
-) -> Tensor | None:
-    if logits is None:
-        return None
-    if logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"{name} has shape {tuple(logits.shape)}, but teacher_logits has shape "
-            f"{tuple(teacher_logits.shape)}; give the same rows and classes."
+def _generator(random_state: Any) -> np.random.Generator:
+    if not isinstance(random_state, (Integral, np.random.Generator, type(None))):
+        raise TypeError(
+            "random_state must be an integer, a numpy.random.Generator or None; got "
+            f"{reprlib.repr(random_state)}."
         )
-    return logits_on_frame(frame, logits, name)
+    seed = int(random_state) if isinstance(random_state, Integral) else random_state
+    return np.random.default_rng(seed)
+
+
+def _columns(
+    frame: TangentFrame,
+    teacher_logits: Any,
+    y: Any,
+    temperature: float,
+    ground_truth_logits: Any,
+    initial_logits: Any,
+) -> Tensor:
+    """Return Δz_t, δz_h and Δz_g of the frame's rows, (n, 3) or (n, K, 3); checked."""
+    check_frame(frame)
+    z_t = logits_on_frame(frame, teacher_logits, "teacher_logits")
+    y = numbers(y, "y")
+    if y.shape not in (z_t.shape[:1], z_t.shape):
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}, but must hold one label for each of the "
+            f"{frame.n_rows} rows of teacher_logits."
+        )
+    y = y.to(z_t)
+    delta_h = correction_logits(z_t, y, temperature=temperature).to(z_t)
+    z_0 = torch.zeros_like(z_t)
+    if initial_logits is not None:
+        z_0 = logits_like(frame, initial_logits, "initial_logits", z_t, "teacher_logits")
+    if ground_truth_logits is None:
+        z_g = _proxy_logits(z_t, y)
+    else:
+        z_g = logits_like(frame, ground_truth_logits, "ground_truth_logits", z_t, "teacher_logits")
+    return torch.stack((z_t - z_0, delta_h, z_g - z_0), dim=-1)
+
+
+def _terms(frame: TangentFrame, columns: Tensor, norm_g: float | None) -> tuple[_Products, Tensor]:
+    """Return the terms of the inner products along the frame's axes, and the unit of Eq. 12."""
+    # Eq. 12 is linear in h and in 1/t: taken in units in which no product leaves the range.
+    (t, s_t), (h, s_h), (g, s_g) = map(
+        _in_units, frame.coordinates(columns).double().unbind(dim=-1)
+    )
+    pairs = (g, h), (g, t), (t, h), (t, t), (g, g)
+    terms = _Products(*((a * b).reshape(len(a), -1).sum(dim=1) for a, b in pairs))
+    return terms, s_h / s_t if norm_g is None else s_h / s_t * (s_g / norm_g)
 
 
 def _proxy_logits(z_t: Tensor, y: Tensor) -> Tensor:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sklearn_kd.distillation._arguments import numbers, require_each, scalar
+from sklearn_kd.metrics._arguments import training_set_sizes
 from sklearn_kd.metrics._risk import weighted_mean
 
 
@@ -18,7 +21,7 @@ def data_inefficiency(
     .. math:: \mathcal I(n) = n\,[\ln E\|\Delta_{n+1}\|_2 - \ln E\|\Delta_n\|_2]
         \qquad (\text{Eq. 10}),
 
-    the elasticity of the weight change in the number of rows: small where the rows at hand
+    the elasticity of the weight change in the number of rows: small where the rows so far
     already determine the student. The expectation, over samples and initialisation, is inside
     the logarithm.
 
@@ -58,7 +61,7 @@ def data_inefficiency(
     >>> data_inefficiency(norms, [10, 100, 999], window=2.0).round(4)
     array([0.3, 0.3, 0.3])
     """
-    mean, low, high = _mean_norm_and_steps(norms, sizes, window)
+    mean, low, high = _mean_norm_and_steps(checked_norms(norms), sizes, window)
     return _slope_per_step(mean, low, high, window)
 
 
@@ -76,20 +79,38 @@ def data_inefficiency_std(
     return _step_factor(low, high, window).to(relative) * relative.std(dim=0, correction=0)
 
 
+def checked_norms(value: Any) -> Tensor:
+    """Return norms of two or more training-set sizes, (n,) or (n_runs, n); checked."""
+    norms = value if isinstance(value, Tensor) else numbers(value, "norms")
+    if norms.ndim not in (1, 2) or 0 in norms.shape:
+        raise ValueError(
+            f"norms must have shape (n,) or (n_runs, n), with one line a run; got "
+            f"{tuple(norms.shape)}."
+        )
+    if norms.shape[-1] < 2:
+        raise ValueError(
+            f"norms holds {norms.shape[-1]} training-set size; a step needs two or more. A column "
+            "of norms is one run: flatten it with ravel()."
+        )
+    require_each(
+        (norms >= 0) & torch.isfinite(norms),
+        "norms",
+        norms,
+        "must be non-negative and finite",
+        "take weight_change_norm of prefix_path.",
+    )
+    return norms
+
+
 def _mean_norm_and_steps(
     norms: Tensor, sizes: Tensor | None, window: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return E‖Δ_m‖ (n,) and the sizes (n_sizes,) that the step at each size starts and ends at."""
     n = norms.shape[-1]
-    if n < 2:
-        raise ValueError(f"norms holds {n} training-set size; a step needs two or more.")
-    if window is not None and not 1 < window < math.inf:
-        raise ValueError(f"window={window!r} must be a finite ratio above 1, or None for Eq. 10.")
-    at = torch.arange(1, n + 1) if sizes is None else sizes.to("cpu").round().long()
-    if (at < 1).any() or (at > n).any():
-        raise ValueError(
-            f"sizes must lie in 1…{n}, the sizes that norms holds; got {at.tolist()[:5]}…"
-        )
+    window = None if window is None else scalar(window, "window")
+    if window is not None and not window > 1:
+        raise ValueError(f"window={window:g} must be a ratio above 1, or None for Eq. 10.")
+    at = training_set_sizes(sizes, n)
     if window is None:
         low = at.clamp_max(n - 1)
         high = low + 1
@@ -101,8 +122,8 @@ def _mean_norm_and_steps(
     if not (mean[low - 1] > 0).all():
         size = int(low[(mean[low - 1] <= 0)].max())
         raise ValueError(
-            f"The data inefficiency is undefined at {size} rows: the weight change is 0 there, "
-            f"since all effective logits are. Use larger sizes, and check teacher_logits."
+            f"The data inefficiency is undefined at {size} rows: norms are 0 there, as of a "
+            "student whose effective logits are all 0. Use larger sizes, and check teacher_logits."
         )
     return mean, low, high
 

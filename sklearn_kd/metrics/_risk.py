@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sklearn_kd.distillation._arguments import row_logits, row_weights
+
 
 def transfer_risk(
     teacher_logits: Tensor, student_logits: Tensor, sample_weight: Tensor | None = None
@@ -18,7 +20,7 @@ def transfer_risk(
     teacher_logits, student_logits : array-like of shape (n,) or (n, K)
         Logits of the same rows. A logit of exactly 0 (two classes) disagrees with nothing.
     sample_weight : array-like of shape (n,), default=None
-        Row weights of the mean.
+        Row weights of the mean: non-negative, not all 0.
 
     Returns
     -------
@@ -28,7 +30,9 @@ def transfer_risk(
     Raises
     ------
     ValueError
-        If the shapes differ.
+        If the shapes differ, there are no rows, or a logit or a weight is out of its range.
+    TypeError
+        If an argument does not hold numbers.
 
     Examples
     --------
@@ -36,13 +40,16 @@ def transfer_risk(
     >>> float(transfer_risk([2.0, -1.0, 0.5, -3.0], [1.0, 0.5, 0.1, -2.0]))
     0.25
     """
-    if teacher_logits.shape != student_logits.shape:
+    z_t = row_logits(teacher_logits, "teacher_logits")
+    z_s = row_logits(student_logits, "student_logits")
+    if z_t.shape != z_s.shape:
         raise ValueError(
-            f"teacher_logits has shape {tuple(teacher_logits.shape)}, but student_logits has "
-            f"shape {tuple(student_logits.shape)}; give the logits of the same rows and classes."
+            f"teacher_logits has shape {tuple(z_t.shape)}, but student_logits has shape "
+            f"{tuple(z_s.shape)}; give the logits of the same rows and classes."
         )
-    disagree = disagreement(teacher_logits, student_logits, is_binary=teacher_logits.ndim == 1)
-    return weighted_mean(disagree.to(teacher_logits.dtype), sample_weight)
+    weights = None if sample_weight is None else row_weights(sample_weight, len(z_t))
+    disagree = disagreement(z_t, z_s.to(z_t.device), is_binary=z_t.ndim == 1)
+    return weighted_mean(disagree.to(z_t.dtype), weights)
 
 
 def disagreement(teacher_logits: Tensor, student_logits: Tensor, *, is_binary: bool) -> Tensor:

@@ -9,6 +9,7 @@ from sklearn.pipeline import Pipeline
 
 from sklearn_kd._array import to_tensor
 from sklearn_kd._sklearn import BaseScorer
+from sklearn_kd.distillation._arguments import row_weights
 from sklearn_kd.metrics._inefficiency import held_out_data_inefficiency
 from sklearn_kd.metrics._risk import transfer_risk
 
@@ -17,11 +18,14 @@ class DistillationScorer(BaseScorer):
     """A score of a fitted student that looks at its teacher, greater is better.
 
     Call it as ``scorer(estimator, X, y)``. ``estimator`` is a fitted student, a `Pipeline` that
-    ends in one (the teacher then sees what the student sees: the transformed rows), or a search
-    over one.
+    ends in one, or a search over either. In a pipeline the teacher sees what the student sees, the
+    transformed rows.
 
-    The teacher's logits on ``X`` come from ``estimator.teacher_``, or from the metadata
+    The teacher's logits on ``X`` come from the student's ``teacher_``, or from the metadata
     ``teacher_logits`` where the student was fitted on logits and has no teacher.
+
+    The data inefficiency takes a student that was fitted with a factor of the kernel matrix,
+    ``solver="cholesky"``; other solvers have none, and it is a `ValueError`.
 
     Examples
     --------
@@ -88,30 +92,32 @@ def _student_and_rows(estimator: Any, X: Any) -> tuple[Any, Any]:
     """Return the student inside ``estimator`` and the rows as the student sees them."""
     while not hasattr(estimator, "effective_decision_function"):
         if isinstance(estimator, Pipeline):
-            X, estimator = estimator[:-1].transform(X), estimator[-1]
+            for _, step in estimator.steps[:-1]:
+                X = X if step is None or step == "passthrough" else step.transform(X)
+            estimator = estimator.steps[-1][1]
         elif hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_
         else:
             raise TypeError(
                 f"{type(estimator).__name__} is not a LinearizedKDStudent, nor a fitted Pipeline "
-                "or search that ends in one; this scorer needs the student's teacher and frame."
+                "or search that ends in one; this scorer asks a student for its teacher. Give the "
+                "fitted student."
             )
     return estimator, X
 
 
 def _transfer_risk(student, X, y, *, teacher_logits=None, sample_weight=None):
-    weights = None if sample_weight is None else to_tensor(sample_weight)
     risk = transfer_risk(
         to_tensor(student.teacher_decision_function(X, teacher_logits)),
         to_tensor(student.decision_function(X)),
-        weights,
+        sample_weight,
     )
     return risk.item()
 
 
 def _data_inefficiency(student, X, y, *, teacher_logits=None, sample_weight=None):
     squared_norm, errors, directions, n_rows = student._next_row_terms(X, y, teacher_logits)
-    weights = None if sample_weight is None else to_tensor(sample_weight)
+    weights = None if sample_weight is None else row_weights(sample_weight, len(errors))
     return held_out_data_inefficiency(squared_norm, errors, directions, n_rows, weights).item()
 
 

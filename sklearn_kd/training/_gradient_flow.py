@@ -139,8 +139,8 @@ def gradient_flow(
         1 + \|f\|. The result is of fifth order: at the default its error after all steps was at
         most 4e-5 where compared with a reference.
     report : callable, default=None
-        Told after each step what fraction of the last stopping time is behind, on a scale that is
-        logarithmic beyond the first step, as the steps grow with time.
+        Called after each step with the fraction of the way to the last stopping time, on a scale
+        that is logarithmic beyond the first step, as the steps grow with time.
 
     Returns
     -------
@@ -167,15 +167,14 @@ def gradient_flow(
     -----
     IllConditionedWarning
         If coefficients are so large that rounding in K a moves logits by more than
-        ``10 * tol * (1 + |f|)``. So it comes of rows that the kernel does not tell apart, but that
+        ``10 * tol * (1 + |f|)``. The cause is rows that the kernel does not tell apart, but that
         have different labels: their coefficients grow in proportion to time.
 
     Notes
     -----
-    Two classes can be trained as one logit or as two outputs. The logit z of the former and the
-    difference of the two outputs of the latter, each output a network of its own, relate by: for
-    the squared error they are equal at all times; for the log loss the difference moves twice as
-    fast, a softmax at time t being the sigmoid at time 2 t.
+    Two classes can be trained as one logit, or as two outputs that are networks of their own. Under
+    the squared error the difference of the two outputs equals the single logit at all times. Under
+    the log loss it moves twice as fast: the softmax at time t is the sigmoid at time 2 t.
 
     Examples
     --------

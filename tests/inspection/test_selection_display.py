@@ -78,6 +78,20 @@ def test_from_estimator(cancer, how):
             assert display.mean[row, column] == value
 
 
+@pytest.mark.parametrize("refit", [True, False])
+def test_parameters_set_after_the_fit_change_nothing(cancer, refit):
+    X, y, *_, teacher = cancer
+    grid = {"soft_ratio": [0.5, 0.9], "temperature": [1.0, 4.0]}
+    search = GridSearchCV(LinearizedKDStudent(teacher), grid, cv=2, refit=refit).fit(X, y)
+    before = SelectionDisplay.from_estimator(search)
+    search.set_params(refit="accuracy")
+    if refit:
+        search.set_params(estimator__temperature_scaling="squared")
+    after = SelectionDisplay.from_estimator(search)
+    assert after.temperature_scaling == before.temperature_scaling == "none"
+    np.testing.assert_array_equal(after.mean, before.mean)
+
+
 def test_errors(cancer):
     X, y, _, _, teacher = cancer
     search = LinearizedKDStudentCV(teacher, scoring=["accuracy", "neg_log_loss"], refit="accuracy")

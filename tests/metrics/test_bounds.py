@@ -182,7 +182,7 @@ def test_power_function_bound_names_what_is_wrong():
         power_function_bound([1.0, np.nan, 1.0], v, 2.0, 1.0)
     with pytest.raises(ValueError, match="its last axis must hold the rows"):
         power_function_bound(z, v[:2], 2.0, 1.0)
-    with pytest.raises(ValueError, match=r"effective_logits must have shape \(m,\), or \(m, K\)"):
+    with pytest.raises(ValueError, match=r"effective_logits must have shape \(n,\), or \(n, K\)"):
         power_function_bound(z[:, None], v, 2.0, 1.0)
     with pytest.raises(ValueError, match="new_directions must be >= 0"):
         power_function_bound(z, -v, 2.0, 1.0)

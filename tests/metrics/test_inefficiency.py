@@ -88,8 +88,8 @@ def test_zero_norms_before_the_first_size_do_not_matter():
     ("arguments", "message"),
     [
         (([1.0],), "1 training-set size"),
-        (([1.0, 2.0], [3]), "sizes must lie in 1…2"),
-        (([1.0, 2.0], [0]), "sizes must lie in 1…2"),
+        (([1.0, 2.0], [3]), "sizes must be integers in 1…2"),
+        (([1.0, 2.0], [0]), "sizes must be integers in 1…2"),
     ],
 )
 def test_errors(arguments, message):

@@ -144,6 +144,52 @@ def test_in_a_pipeline_the_teacher_sees_the_transformed_rows(data):
     assert neg_transfer_risk_scorer(search, X * 5 + 3, y) == pytest.approx(-risk)
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        lambda scaler, student: make_pipeline(student),
+        lambda scaler, student: make_pipeline("passthrough", student),
+        lambda scaler, student: make_pipeline(None, scaler, None, student),
+        lambda scaler, student: make_pipeline(scaler, make_pipeline(student)),
+        lambda scaler, student: make_pipeline(make_pipeline(scaler, None), make_pipeline(student)),
+        lambda scaler, student: GridSearchCV(make_pipeline(student), {}, cv=2),
+    ],
+    ids=["one step", "passthrough", "None", "nested", "nested twice", "search"],
+)
+@pytest.mark.parametrize(
+    "scorer", [neg_transfer_risk_scorer, neg_data_inefficiency_scorer], ids=repr
+)
+def test_pipelines_score_as_their_student_does(data, steps, scorer):
+    X, y = data
+    scaler, student = StandardScaler(), LinearizedKDStudent(LogisticRegression(), ridge=0.1)
+    pipeline = steps(scaler, student).fit(X[:90], y[:90])
+    scaled = "Scaler" in repr(pipeline)
+    if scaled:
+        scaler.fit(X[:90])
+    rows = scaler.transform(X) if scaled else X
+    expected = scorer(student.fit(rows[:90], y[:90]), rows[90:], y[90:])
+    assert scorer(pipeline, X[90:], y[90:]) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("end", ["passthrough", None])
+def test_a_pipeline_without_a_student_at_its_end_is_refused(data, end):
+    X, y = data
+    pipeline = make_pipeline(StandardScaler(), end).fit(X, y)
+    with pytest.raises(TypeError, match="is not a LinearizedKDStudent"):
+        neg_transfer_risk_scorer(pipeline, X, y)
+
+
+def test_what_the_student_refuses_is_passed_on(student, data, monkeypatch):
+    X, y = data
+
+    def refuse(self, X, y, teacher_logits=None):
+        raise ValueError("solver='pcg' has no factor")
+
+    monkeypatch.setattr(LinearizedKDStudent, "_next_row_terms", refuse)
+    with pytest.raises(ValueError, match="solver='pcg' has no factor"):
+        neg_data_inefficiency_scorer(make_pipeline(student).fit(X, y), X, y)
+
+
 def test_teacher_logits_routed_through_a_search(teacher, data):
     X, y = data
     method = "predict_log_proba" if len(np.unique(y)) > 2 else "decision_function"
