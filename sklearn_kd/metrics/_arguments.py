@@ -52,7 +52,7 @@ def logits_like(frame: TangentFrame, value: Any, name: str, other: Tensor, its_n
 def training_set_sizes(value: Any, n_rows: int) -> Tensor:
     """Return training-set sizes in 1...n_rows as integers on the CPU; None means all; checked."""
     if value is None:
-        return torch.arange(1, n_rows + 1)
+        return torch.arange(1, n_rows + 1, device="cpu")
     sizes = numbers(value, "sizes")
     if sizes.ndim != 1 or len(sizes) == 0:
         raise ValueError(

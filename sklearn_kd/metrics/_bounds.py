@@ -295,4 +295,4 @@ def binomial_upper_bound(
         "it counts rows; multiply a share by n_rows.",
     )
     quantile = scipy.special.betaincinv(*map(to_numpy, (k + 1, (n - k).clamp_min(1))), level)
-    return torch.where(k == n, 1.0, torch.as_tensor(quantile))
+    return torch.where(k == n, 1.0, torch.as_tensor(quantile, device="cpu"))

@@ -259,5 +259,5 @@ def _bootstrap(
     for start in range(0, n_bootstraps, step):
         size = min(step, n_bootstraps - start)
         counts = generator.multinomial(n, np.full(n, 1 / n), size=size)
-        sums.append(torch.as_tensor(counts).to(columns) @ columns)
+        sums.append(torch.as_tensor(counts, device="cpu").to(columns) @ columns)
     return _equation_12(_Products(*torch.cat(sums).unbind(dim=1)), divide_by_norm)

@@ -115,8 +115,8 @@ def _mean_norm_and_steps(
         low = at.clamp_max(n - 1)
         high = low + 1
     else:
-        low = (at / math.sqrt(window)).round().long().clamp(1, n - 1)
-        high = torch.maximum((at * math.sqrt(window)).round().long().clamp_max(n), low + 1)
+        low = (at.double() / math.sqrt(window)).round().long().clamp(1, n - 1)
+        high = torch.maximum((at.double() * math.sqrt(window)).round().long().clamp_max(n), low + 1)
     mean = norms.reshape(-1, n).mean(dim=0)
     low, high = low.to(norms.device), high.to(norms.device)
     if not (mean[low - 1] > 0).all():

@@ -86,7 +86,7 @@ def class_indices_of(y: Any, classes: np.ndarray) -> Tensor:
             f"y holds the label {y[unknown][:1].tolist()} (row {unknown.argmax()}), which the "
             f"student was not fitted on; its classes are {classes.tolist()}."
         )
-    return torch.as_tensor(np.searchsorted(classes, y))
+    return torch.from_numpy(np.searchsorted(classes, y))
 
 
 def to_working(estimator: Any, X: Any) -> Tensor:

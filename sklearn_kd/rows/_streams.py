@@ -136,12 +136,12 @@ class RowStream:
 
     def take(self, numbers: np.ndarray, *, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return the rows with these increasing numbers, shape (m, d), reading only their parts."""
-        out = torch.empty((len(numbers), self.n_features), dtype=dtype)
+        out = torch.empty((len(numbers), self.n_features), dtype=dtype, device="cpu")
         part_of = np.searchsorted(self._starts, numbers, side="right") - 1
         for part in np.unique(part_of):
             wanted = np.flatnonzero(part_of == part)
             values = self._part(int(part))[numbers[wanted] - self._starts[part]]
-            out[torch.as_tensor(wanted)] = to_tensor(values, dtype=dtype)
+            out[torch.from_numpy(wanted)] = to_tensor(values, dtype=dtype)
         _require_finite(out, numbers)
         return out
 

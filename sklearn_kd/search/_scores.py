@@ -85,7 +85,7 @@ class FoldScores:
     def _groups(self, rows: Tensor) -> list[Tensor]:
         """Return positions in ``rows``, dealt out to the groups class by class."""
         labels = self._problem.setting.rows.checked.labels[self._problem.samples(rows)]
-        order = torch.as_tensor(np.argsort(labels, kind="stable"))
+        order = torch.from_numpy(np.argsort(labels, kind="stable"))
         n_groups = min(LOO_GROUPS, len(rows))
         # Some scores, such as the log loss, need every class in every group.
         rarest = np.unique(labels, return_counts=True)[1].min()

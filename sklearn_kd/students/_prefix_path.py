@@ -290,7 +290,7 @@ def row_orders(
         yield None
         return
     for _ in range(n_permutations):
-        yield torch.as_tensor(random_state.permutation(n_rows))
+        yield torch.from_numpy(random_state.permutation(n_rows))
 
 
 class InitialNetworks:
@@ -320,7 +320,7 @@ class InitialNetworks:
         if self._prior is None:
             return self._own
         noise = random_state.standard_normal((self._prior.n_distinct, *shape))
-        z_0 = centred(self._prior.transform(torch.as_tensor(noise).to(reference)))
+        z_0 = centred(self._prior.transform(torch.from_numpy(noise).to(reference)))
         return z_0[: self._n_rows], z_0[self._n_rows :]
 
 
@@ -331,7 +331,7 @@ def collected(
 
     Axes: candidates where ``params`` is given, then permutations, then sizes.
     """
-    at = torch.as_tensor(sizes)
+    at = torch.tensor(sizes, device="cpu")
 
     def stacked(tensors: list[Tensor]) -> Tensor:
         # (P, S, C, ...) -> (C, P, S, ...)

@@ -85,7 +85,7 @@ def cross_fitted_logits(
     (X,) = indexable(X)
     y = classes[labels]
     width = () if len(classes) == 2 else (len(classes),)
-    values = torch.full((n_rows, *width), torch.nan, dtype=torch.float64)
+    values = torch.full((n_rows, *width), torch.nan, dtype=torch.float64, device="cpu")
     n_clipped = 0
     splitter = check_cv(cv, labels, classifier=True)
     n_folds = splitter.get_n_splits(np.zeros(n_rows), labels)

@@ -166,7 +166,7 @@ class TorchTeacher(LogitClassifier):
         if outputs.shape[1] == 1:
             return outputs[:, 0] if order[0] == 0 else -outputs[:, 0]
         return canonical_logits(
-            outputs[:, torch.as_tensor(order)], len(outputs), len(classes), name="module(X)"
+            outputs[:, torch.from_numpy(order)], len(outputs), len(classes), name="module(X)"
         )
 
     def _outputs(self, X: Any) -> Iterator[Tensor]:

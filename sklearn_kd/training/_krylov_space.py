@@ -127,6 +127,6 @@ class KrylovSpace:
         if not self.diagonal:
             return state
         m = len(self.diagonal)
-        c = torch.as_tensor(self.coefficients(order, step)).to(state)
+        c = torch.as_tensor(self.coefficients(order, step), device="cpu").to(state)
         moved = (c @ self.basis[:m]).view_as(state[0])
         return state - torch.stack([self.root.apply(moved), (c @ self.images[:m]).view_as(moved)])
