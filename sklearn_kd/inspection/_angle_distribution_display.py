@@ -239,7 +239,7 @@ class AngleDistributionDisplay:
         import_pyplot(cls)
         check_is_fitted(student)
         require_two_classes(student, cls, "an angle to the oracle is defined for one logit")
-        frame = student.frame_
+        frame = student.tangent_frame()
         if sizes is None:
             sizes = sorted({max(1, frame.n_rows // part) for part in (16, 8, 4, 2)})
         z_eff = student._to_working(student.effective_logits_)

@@ -295,7 +295,7 @@ class HardLabelEffectDisplay:
         recipe = student._recipe()
         z_t, labels = map(student._to_working, merged_training_labels(student))
         effect = hard_label_effect(
-            student.frame_,
+            student.tangent_frame(),
             z_t,
             labels,
             temperature=recipe["temperature"],

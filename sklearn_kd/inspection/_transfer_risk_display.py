@@ -378,7 +378,7 @@ def _certificates(
     |z_*(x) − f_n(x)| ≤ √(‖w_*‖² − ‖ŵ_n‖²) √v_n(x), with v_n(x) = Θ(x, x) − ‖u(x)[:n]‖²: the
     residual w_* − ŵ_n is orthogonal to the frame. For the same reason cos ᾱ_n = ‖ŵ_n‖ / ‖w_*‖.
     """
-    frame = student.frame_
+    frame = student.tangent_frame()
     rows = student._to_working(student._check_new_rows(X, "from_estimator"))
     last = sizes.to(rows.device) - 1
     norms = frame.prefix_norms(student._logit_change())[last]

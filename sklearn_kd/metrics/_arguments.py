@@ -16,8 +16,8 @@ def check_frame(frame: Any) -> None:
     """Raise unless ``frame`` is a tangent frame."""
     if not isinstance(frame, TangentFrame):
         raise TypeError(
-            f"frame must be a TangentFrame; got {type(frame).__name__}. A fitted student has one, "
-            "frame_."
+            f"frame must be a TangentFrame; got {type(frame).__name__}. Take tangent_frame() of a "
+            "fitted student."
         )
 
 
@@ -32,7 +32,7 @@ def logits_on_frame(frame: TangentFrame, value: Any, name: str) -> Tensor:
         raise ValueError(
             f"{name} must have shape ({frame.n_rows},), or ({frame.n_rows}, K) for K classes: one "
             f"entry for each distinct row of the frame, in its order; got {tuple(logits.shape)}. "
-            "A student's frame_ has the rows of its X_fit_."
+            "A student's tangent_frame() has the rows of its X_fit_."
         )
     check_finite(logits, name)
     return centred(logits.to(frame.X))

@@ -89,7 +89,7 @@ def test_from_estimator_computes_both_panels(student, cancer):
         student, X, y, soft_ratios=RATIOS, n_bootstraps=50, random_state=0
     )
     expected = hard_label_effect(
-        student.frame_,
+        student.tangent_frame(),
         student.teacher_logits_,
         y_fit,
         temperature=2.0,
@@ -113,7 +113,7 @@ def test_from_estimator_takes_ground_truth_logits_of_the_rows_it_was_fitted_on(c
         student, X, y, ground_truth_logits=truth[repeated], soft_ratios=RATIOS, random_state=0
     )
     expected = hard_label_effect(
-        student.frame_,
+        student.tangent_frame(),
         teacher.decision_function(X_fit),
         y_fit,
         temperature=2.0,
