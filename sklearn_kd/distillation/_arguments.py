@@ -22,6 +22,7 @@ TEMPERATURE_SCALINGS = ("none", "squared")
 # Rounding moves effective logits of K classes by 4e-17 / T of their size, and those of fractional
 # labels by 1e-21 / T.
 LEAST_OF_CLASSES, LEAST_OF_FRACTIONS = 1e-5, 1e-10
+LARGEST_LOGIT, LARGEST_QUOTIENT = 1e300, 1e305
 
 
 def numbers(value: Any, name: str, device: str | torch.device = "cpu") -> Tensor:
@@ -190,6 +191,18 @@ def check_resolved_temperature(temperature: Tensor, least: float, case: str) -> 
         temperature,
         f"must be at least {least:g} {case}",
         "soft labels at so low a temperature are hard ones; give those as y.",
+    )
+
+
+def check_quotients(teacher_logits: Tensor, temperature: Tensor) -> None:
+    """Raise unless logits, and logits over temperatures, leave room below the largest float64."""
+    size = teacher_logits.abs()
+    require_each(
+        (size <= LARGEST_LOGIT) & (size / temperature <= LARGEST_QUOTIENT),
+        "teacher_logits",
+        teacher_logits,
+        f"must be at most {LARGEST_LOGIT:g} in size, and {LARGEST_QUOTIENT:g} over temperature",
+        "raise temperature, or clip the logits: beyond ±700 no probability changes.",
     )
 
 

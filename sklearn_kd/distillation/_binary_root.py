@@ -87,6 +87,8 @@ def _near_zero(
         rest = None if limit is None else (limit - z).clamp(min=TINY)
         value, slope = _log_equation(Place(z, d, rest), temperature, constant)
         new = (z - value / slope).maximum(z - d / 2)
+        # Above zero the equation is flat; a step from there that spans many T would cancel.
+        new = torch.where(z > 0, new.maximum(-4000 * temperature), new)
         new = new if rest is None else new.minimum(z + rest / 2)
         is_settled = (new - z).abs() <= STEP_TOLERANCE * new.abs()
         z = new

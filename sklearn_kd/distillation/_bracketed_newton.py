@@ -72,6 +72,7 @@ def bracketed_newton(
         is_rounding = move.abs() <= ROUNDING * (x.abs() + at.d)
         done = (size <= STEP_TOLERANCE) & ((value.abs() <= SMALL_VALUE) | is_rounding)
         done |= (size <= 1e-3) & is_rounding
+        done |= high - low <= ROUNDING * v.abs()
         # The root is an end of its bracket, to more than 300 digits.
         done |= (at.d == TINY) & (value > 0)
         if at.rest is not None:

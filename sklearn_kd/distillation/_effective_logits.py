@@ -28,6 +28,7 @@ from sklearn_kd.distillation._arguments import (
     check_broadcast,
     check_finite,
     check_no_outer,
+    check_quotients,
     check_resolved_temperature,
     check_soft_ratio,
     check_temperature,
@@ -175,6 +176,7 @@ def binary_effective_logits(
         *(double(v, teacher_logits) for v in (teacher_logits, y, soft_ratio, temperature))
     )
     columns = [t.reshape(-1) for t in inputs]
+    check_quotients(columns[0], columns[3])
     fractional = (columns[1] > 0) & (columns[1] < 1)
     check_resolved_temperature(
         torch.where(fractional, columns[3], math.inf), LEAST_OF_FRACTIONS, "for fractional labels"
@@ -210,6 +212,7 @@ def multiclass_effective_logits(
         z = torch.stack((-z / 2, z / 2), dim=1)
     else:
         check_resolved_temperature(temperature, LEAST_OF_CLASSES, "for three or more classes")
+        check_quotients(z_t, temperature[:, None])
         z = torch.empty_like(z_t)
         solved = torch.where(soft_ratio == 1, 0.5, soft_ratio)  # any value: those rows are not used
         log_odds = log_weight_ratio(solved, temperature, temperature_scaling)

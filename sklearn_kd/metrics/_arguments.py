@@ -16,8 +16,8 @@ def check_frame(frame: Any) -> None:
     """Raise unless ``frame`` is a tangent frame."""
     if not isinstance(frame, TangentFrame):
         raise TypeError(
-            f"frame must be a TangentFrame; got {type(frame).__name__}. A fitted student has one, "
-            "frame_."
+            f"frame must be a TangentFrame; got {type(frame).__name__}. Take tangent_frame() of a "
+            "fitted student."
         )
 
 

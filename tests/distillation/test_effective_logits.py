@@ -199,6 +199,36 @@ def test_binary_at_any_temperature(log_T, scaling):
         assert is_binary_root(*row, T, scaling)
 
 
+@pytest.mark.parametrize("z_t", [1e-20, 1e-10, 1e-3, 10.0])
+@pytest.mark.parametrize("log_T", [-100, -30, -12, -3])
+def test_binary_hard_labels_at_low_temperatures(log_T, z_t):
+    rho = np.array([1e-16, 0.3, 0.9999, 1 - 1e-16])[:, None]
+    both, y = np.array([-z_t, z_t]), np.array([1.0, 1.0])
+    z = effective_logits(both, y, soft_ratio=rho, temperature=10.0**log_T)
+    for i, j in np.ndindex(z.shape):
+        assert is_binary_root(z[i, j], both[j], y[j], rho[i, 0], 10.0**log_T, "none")
+
+
+@pytest.mark.parametrize("scaling", ["none", "squared"])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-10, 1.0, 1e6, 1e300])
+@pytest.mark.parametrize("size", [1e-300, 1e10, 1e300, 1.7e308])
+def test_a_finite_value_or_an_error_that_says_why(size, temperature, scaling):
+    for z_t, y in (
+        (np.array([-1.0, 1.0, 0.5]), [1, 1, 0]),
+        (np.array([-1.0, 1.0, 0.5]), [0.3, 1e-12, 0.999]),
+        (np.array([[1.0, -1.0, 0.5], [0.2, 0.0, -1.0]]), [0, 1]),
+        (np.array([[1.0, -1.0, 0.5]]), [[0.2, 0.5, 0.3]]),
+    ):
+        for rho in (1e-300, 1e-16, 0.5, 1 - 1e-16, 1.0):
+            options = {"temperature": temperature, "temperature_scaling": scaling}
+            try:
+                z = effective_logits(z_t * size, y, soft_ratio=rho, **options)
+            except ValueError as error:
+                assert "temperature must be at least" in str(error) or "at most" in str(error)  # noqa: PT017
+            else:
+                assert np.isfinite(z).all()
+
+
 def is_binary_root(z, z_t, y, rho, T, scaling):
     """Whether the gradient of Eq. 2 changes its sign within 1e-10 of z, relative to z."""
     with mpmath.workdps(400):

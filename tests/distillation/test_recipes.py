@@ -62,6 +62,18 @@ def test_correction_that_overflows_is_an_error():
         correction_logits([2.0, -700.0], [1, 1], temperature=0.05)
 
 
+@pytest.mark.parametrize("temperature", [1e-100, 1e-3, 1e6, 1e100, 1e150])
+def test_correction_logits_at_any_temperature(temperature):
+    z_t = np.array([-2.0, 0.1, 3.0]) * min(1.0, temperature)
+    exact = [oracles.correction_logit(a, 1, temperature) for a in z_t]
+    correction = correction_logits(z_t, 1, temperature=temperature)
+    for a, b in zip(correction, exact, strict=True):
+        assert abs(mpmath.mpf(a) / b - 1) < 1e-12
+    rows = np.stack((0 * z_t, z_t, z_t), axis=1)
+    # Two classes of equal logits and one of label: a third of the weight each, where T is large.
+    assert np.isfinite(correction_logits(rows, [0, 1, 2], temperature=temperature)).all()
+
+
 # Correction margin
 
 
@@ -174,3 +186,19 @@ def test_recipes_answer_in_kind_and_broadcast():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("weight", [1e-3, 0.5, 1.0])
+@pytest.mark.parametrize("scaling", ["none", "squared"])
+@pytest.mark.parametrize("temperature", [1e-100, 1.0, 1e100, 1e155, 1e300])
+def test_equivalent_soft_ratio_at_any_temperature(weight, scaling, temperature):
+    options = {"temperature_scaling": scaling, "reduction": "mean", "n_classes": 10}
+    a, factor = mpmath.mpf(weight), mpmath.mpf(temperature) ** 2 if scaling == "squared" else 1
+    exact = a * factor / 10 / (a * factor / 10 + (1 - a))
+    ratio = equivalent_soft_ratio(weight, temperature, **options)
+    assert abs(mpmath.mpf(float(ratio)) / exact - 1) < 1e-14
+
+
+def test_equivalent_soft_ratio_below_any_float_is_an_error():
+    with pytest.raises(ValueError, match=r"soft ratio must be positive; .*raise weight or temp"):
+        equivalent_soft_ratio(0.5, 1e-300, temperature_scaling="squared")
