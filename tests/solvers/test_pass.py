@@ -20,12 +20,12 @@ from sklearn_kd.solvers._checkpoint import Checkpoint, Fingerprint
 from sklearn_kd.solvers._pass import (
     LandmarkChoice,
     PassOptions,
-    StreamedRows,
     leave_one_out_blocks,
     nystrom_pass,
     nystrom_student,
     solve_pass,
 )
+from sklearn_kd.solvers._rows_and_targets import StreamedRows
 
 KERNEL = NTK(depth=2)
 METHODS = ["rpcholesky", "uniform"]
@@ -384,6 +384,35 @@ def test_a_write_that_fails_warns_once_and_the_pass_goes_on(tmp_path, small_bloc
     assert len(calls) > 6  # it tries again
     assert len(list(tmp_path.iterdir())) == 1
     torch.testing.assert_close(found.coefficients, expected.coefficients, rtol=0, atol=0)
+
+
+def test_fits_with_the_same_pass_may_tidy_up_for_each_other(tmp_path, small_blocks, monkeypatch):
+    first, second = (Checkpoint(tmp_path / "pass.npz", seconds=0) for _ in range(2))
+    write = Checkpoint._write
+
+    def write_and_end_the_other(path, arrays):
+        write(path, arrays)
+        student(*problem(), checkpoint=first)
+        first.remove()
+
+    expected = student(*problem())
+    monkeypatch.setattr(Checkpoint, "_write", staticmethod(write_and_end_the_other))
+    monkeypatch.setattr(first, "_write", write)
+    found = student(*problem(), checkpoint=second)
+    torch.testing.assert_close(found.coefficients, expected.coefficients, rtol=0, atol=1e-12)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_file_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    checkpoint = Checkpoint(tmp_path / "pass.npz")
+    student(*problem(), checkpoint=checkpoint)
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(pathlib.Path, "unlink", refuse)
+    with pytest.warns(RuntimeWarning, match=r"pass-.*\.npz' is of no use any more; delete it"):
+        checkpoint.remove()
 
 
 class Hostile:
