@@ -83,3 +83,17 @@ def test_dask_of_unknown_shape():
     array = pytest.importorskip("dask.array").from_array(X, chunks=40)
     with pytest.raises(ValueError, match="compute_chunk_sizes"):
         as_row_stream(array[array[:, 0] > 0])
+
+
+def test_the_digest_is_that_of_the_rows_however_they_are_read(stream):
+    kept = np.arange(0, 100, 2)
+    unread = stream.only(kept).digest(torch.float64)
+    assert unread == as_row_stream(X[kept]).digest(torch.float64)
+    expected = as_row_stream(X).digest(torch.float64)
+    assert stream.digest(torch.float64) == expected != stream.digest(torch.float32)
+    changed = X.copy()
+    changed[1] += 1  # is not among those that are kept
+    other = as_row_stream(changed)
+    assert other.digest(torch.float64) != expected
+    # What has been read is not read again: the digest of some rows follows from that of all.
+    assert other.only(kept).digest(torch.float64) != stream.only(kept).digest(torch.float64)
