@@ -34,10 +34,10 @@ from sklearn_kd.rows._copies import merge_rows
 from sklearn_kd.solvers._checkpoint import Checkpoint, Fingerprint, PassState, sketch
 from sklearn_kd.solvers._rows_and_targets import Probes, StreamedRows, sample_numbers
 
-# Landmarks are chosen among at most so many rows per landmark, drawn at random.
+# Candidates per landmark: rows, drawn at random, among which the landmarks are chosen.
 CANDIDATES_PER_LANDMARK = 10
 
-# A worker is sent so many rows per landmark at a time: its M² sums then cost little to send back.
+# Rows per landmark in the task of a worker: its M² sums then cost little to send back.
 ROWS_PER_TASK = 16
 
 # Rows on which the gaps are measured.

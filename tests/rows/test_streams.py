@@ -73,6 +73,21 @@ def test_a_file_that_changes(tmp_path):
         list(stream.blocks(50))
 
 
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">i2", "float16", "longdouble", "uint16", "bool"])
+@pytest.mark.parametrize("source", ["array", "memmap", "npy", "npz", "dask"])
+def test_any_real_dtype_and_byte_order(tmp_path, dtype, source):
+    values = (10 * X).astype(dtype)
+    if source == "memmap":
+        np.save(tmp_path / "rows.npy", values)
+        rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    elif source == "dask":
+        rows = pytest.importorskip("dask.array").from_array(values, chunks=(40, 3))
+    else:
+        rows = values if source == "array" else folder(tmp_path, f".{source}", values)
+    found = torch.cat([block for _, block in as_row_stream(rows).blocks()])
+    np.testing.assert_array_equal(found, values.astype(float))
+
+
 @pytest.mark.parametrize("bad", [X[0], X.astype(complex), np.array([["a"]]), np.empty((3, 0))])
 def test_what_is_no_table(bad):
     with pytest.raises(ValueError, match="must be a table of real numbers"):
