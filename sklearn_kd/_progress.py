@@ -48,7 +48,7 @@ class FitTask:
         context.call_on_fit_task_end(estimator=self.estimator)
 
     def report(self, fraction: float) -> None:
-        """Announce subtasks as done until ``fraction`` of them are."""
+        """Announce so many subtasks that ``fraction`` of them are done."""
         if self.context.max_subtasks is None:
             return
         while self.n_done < int(fraction * self.context.max_subtasks):

@@ -41,11 +41,11 @@ from sklearn_kd.solvers._pass import (
     LandmarkChoice,
     NystromPass,
     PassOptions,
+    StreamedRows,
     leave_one_out_blocks,
     nystrom_pass,
     solve_pass,
 )
-from sklearn_kd.solvers._rows_and_targets import StreamedRows
 from sklearn_kd.students._initial_network import initial_logits
 
 

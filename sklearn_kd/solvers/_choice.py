@@ -46,6 +46,7 @@ from sklearn_kd.solvers._pass import (
     LandmarkChoice,
     NystromStudent,
     PassOptions,
+    StreamedRows,
     candidate_rows,
     nystrom_student,
 )
@@ -59,7 +60,6 @@ from sklearn_kd.solvers._pcg import (
     report_residual,
 )
 from sklearn_kd.solvers._refinement import refinement_bytes
-from sklearn_kd.solvers._rows_and_targets import StreamedRows
 
 # So many times at most a pass over the rows, or an iteration, tells callbacks how far it is.
 N_REPORTS = 100

@@ -81,17 +81,21 @@ class LandmarkChoice:
         random: by randomly pivoted Cholesky or uniformly.
     random_state : int, RandomState or None, default=None
         Draws the candidates, the landmarks and the probes.
+    any_draw : bool, default=False
+        Whether the user asked for no draw in particular, so that those of an interrupted pass will
+        do, whatever ``random_state`` is.
     """
 
     n_landmarks: int
     method: str = "rpcholesky"
     random_state: Any = None
+    any_draw: bool = False
 
     @property
     def seed(self) -> str:
         """The random state in words; None and numpy's global generator stand for any draw."""
         state = self.random_state
-        if state is None or state is np.random:
+        if self.any_draw or state is None or state is np.random:
             return "None"
         if not isinstance(state, np.random.RandomState):
             return str(int(state))

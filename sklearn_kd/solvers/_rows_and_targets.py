@@ -87,7 +87,7 @@ class StreamedRows:
     def take(self, numbers: np.ndarray, dtype: torch.dtype, device: torch.device) -> Probes:
         """Return the rows with these increasing numbers, Δz and weights."""
         X = self.stream.take(numbers, dtype=dtype).to(device)
-        return Probes(numbers, X, *self.fitted_to(torch.as_tensor(numbers), device))
+        return Probes(numbers, X, *self.fitted_to(torch.from_numpy(numbers), device))
 
 
 def sample_numbers(n: int, size: int, random_state: np.random.RandomState) -> np.ndarray:
