@@ -106,8 +106,8 @@ def merge_rows(X: Tensor) -> MergedRows:
 def copies_in(stream: RowStream, dtype: torch.dtype) -> MergedRows:
     """Return which rows are copies of which, once rounded to ``dtype``; reads every row once.
 
-    Rows are told apart by 128 bits of a hash of theirs. Among 10⁹ rows two that differ have the
-    same with a probability of 10⁻²¹.
+    Rows are told apart by a hash of 128 bits. Among 10⁹ different rows two share theirs with a
+    probability of 10⁻²¹.
 
     Raises
     ------

@@ -22,7 +22,7 @@ from sklearn_kd.rows._parts import NO_ROWS, ArrayPart, DaskPart, FilePart, Part
 
 _SUFFIXES = (".npy", ".npz")
 
-# Rows that are read at a time where nothing else decides it: 16 MiB, but at most so many.
+# The size of a block where nothing else decides it: 16 MiB of float64, but at most so many rows.
 _BLOCK_BYTES, _MOST_BLOCK_ROWS = 16 * 2**20, 65_536
 
 
@@ -206,7 +206,7 @@ def as_row_stream(X: Any) -> RowStream:
     if _is_dask(X):
         return _dask_stream(X)
     array = X if hasattr(X, "shape") and hasattr(X, "dtype") else np.asarray(X)
-    _require_table(array.shape, str(array.dtype), "X")
+    _require_table(array.shape, array.dtype, "X")
     return RowStream([ArrayPart(array)], array.shape[1])
 
 
@@ -225,7 +225,7 @@ def _folder_stream(folder: Path) -> RowStream:
     shapes = []
     for path in files:
         shape, dtype = shape_and_dtype(path, "X", what=NO_ROWS)
-        _require_table(shape, str(dtype), f"{path.name} in X={str(folder)!r}")
+        _require_table(shape, dtype, f"{path.name} in X={str(folder)!r}")
         shapes.append(shape)
         if shape[1] != shapes[0][1]:
             raise ValueError(
@@ -241,13 +241,14 @@ def _dask_stream(X: Any) -> RowStream:
         raise ValueError(
             "X is a dask array whose shape is not known; call X.compute_chunk_sizes() first."
         )
-    _require_table(X.shape, str(X.dtype), "X")
+    _require_table(X.shape, X.dtype, "X")
     parts = [DaskPart(X.blocks[i], n_rows) for i, n_rows in enumerate(X.chunks[0])]
     return RowStream(parts, X.shape[1])
 
 
-def _require_table(shape: tuple[int, ...], dtype: str, name: str) -> None:
-    is_number = dtype.removeprefix("torch.").startswith(("float", "int", "uint", "bool"))
+def _require_table(shape: tuple[int, ...], dtype: Any, name: str) -> None:
+    kind = str(getattr(dtype, "name", dtype)).rpartition(".")[2]  # ">f8" is named "float64"
+    is_number = kind.startswith(("float", "bfloat", "int", "uint", "bool"))
     if len(shape) != 2 or shape[1] == 0 or not is_number:
         raise ValueError(
             f"{name} has shape {tuple(shape)} and dtype {dtype}; it must be a table of real "

@@ -28,7 +28,8 @@ from sklearn_kd.search._problem import Fold, Problem, Setting
 from sklearn_kd.search._protocol import CandidateSearch
 from sklearn_kd.search._scores import FoldScores
 from sklearn_kd.solvers._nystrom import Nystrom, restricted_solution
-from sklearn_kd.solvers._pass import NystromPass, StreamedRows, leave_one_out_blocks, solve_pass
+from sklearn_kd.solvers._pass import NystromPass, leave_one_out_blocks, solve_pass
+from sklearn_kd.solvers._rows_and_targets import StreamedRows
 from sklearn_kd.solvers._system import Solution
 from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.students._posed import PosedStudent, Rows

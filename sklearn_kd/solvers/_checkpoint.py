@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._landmarks import LandmarkBasis, RowSums
 from sklearn_kd.rows._copies import mixed
 from sklearn_kd.rows._files import read_archive
+from sklearn_kd.solvers._rows_and_targets import Probes
 
 # Two evaluations of the same numbers may differ by rounding, such as with other thread counts:
 # what differs by less than the first is the same, what differs by more than the second has
@@ -32,15 +33,6 @@ _TOLERANCE = {torch.float64: (1e-9, 1e-6), torch.float32: (1e-5, 1e-4)}
 
 _SUMS = ("gram", "moments", "trace", "captured")
 _ARRAYS = ("landmarks", *_SUMS, "next_row", "probe_numbers")
-
-
-class Probes(NamedTuple):
-    """A few training rows: their numbers, rows (m, d), targets (m, C) and weights (m,)."""
-
-    numbers: np.ndarray
-    X: Tensor
-    targets: Tensor
-    weights: Tensor | None
 
 
 @dataclass
@@ -188,7 +180,9 @@ class Checkpoint:
         try:
             with self._removed_at_the_end(unfinished):
                 self._write(unfinished, arrays | fingerprint.arrays())
-                unfinished.replace(file)
+                # Where it is gone, a fit with the same pass has ended and tidied up.
+                with contextlib.suppress(FileNotFoundError):
+                    unfinished.replace(file)
         except OSError as error:
             if not self._has_warned:
                 self._has_warned = True
@@ -232,12 +226,21 @@ class Checkpoint:
         return PassState(basis, sums, probes, int(saved["next_row"]))
 
     def remove(self) -> None:
-        """Remove the files of the passes that were written or read; at the end of a fit."""
+        """Remove the files of the passes that were written or read; at the end of a fit.
+
+        Warns
+        -----
+        RuntimeWarning
+            If a file cannot be removed.
+        """
         for file in self._files:
             # A process that is killed while it writes leaves an unfinished file.
             unfinished = glob.escape(file.name) + ".*.part"
-            for path in (file, *file.parent.glob(unfinished)):
-                path.unlink(missing_ok=True)
+            try:
+                for path in (file, *file.parent.glob(unfinished)):
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                warn(f"{str(file)!r} is of no use any more; delete it ({error}).", RuntimeWarning)
         self._files.clear()
 
     @staticmethod

@@ -18,15 +18,16 @@ from sklearn_kd.linalg._landmarks import nystrom_bytes
 from sklearn_kd.rows._streams import RowStream, as_row_stream
 from sklearn_kd.solvers._checkpoint import Checkpoint
 from sklearn_kd.solvers._pass import (
+    NYSTROM_REMEDY,
     LandmarkChoice,
     NystromPass,
     NystromStudent,
     PassOptions,
-    StreamedRows,
     candidate_rows,
     nystrom_pass,
     solve_pass,
 )
+from sklearn_kd.solvers._rows_and_targets import StreamedRows
 from sklearn_kd.solvers._system import N_REPORTS, Size, Solution, Solver, System
 
 
@@ -76,9 +77,7 @@ class Nystrom(Solver):
     """
 
     name: ClassVar[str] = "nystrom"
-    remedy: ClassVar[str] = (
-        "Use a smaller n_landmarks, fewer candidates at once, or raise memory_limit."
-    )
+    remedy: ClassVar[str] = NYSTROM_REMEDY
     takes_streams: ClassVar[bool] = True
     keeps_all_rows: ClassVar[bool] = False
 

@@ -7,7 +7,6 @@ the answer. The algebra is in `linalg._landmarks`.
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ import joblib
 import numpy as np
 import torch
 from sklearn.utils import Bunch, check_random_state
-from sklearn.utils.random import sample_without_replacement
 from torch import Tensor
 
 from sklearn_kd._array import to_numpy
@@ -33,13 +31,13 @@ from sklearn_kd.linalg._landmarks import (
 from sklearn_kd.linalg._operator import TiledOperator
 from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
 from sklearn_kd.rows._copies import merge_rows
-from sklearn_kd.rows._streams import RowStream
-from sklearn_kd.solvers._checkpoint import Checkpoint, Fingerprint, PassState, Probes, sketch
+from sklearn_kd.solvers._checkpoint import Checkpoint, Fingerprint, PassState, sketch
+from sklearn_kd.solvers._rows_and_targets import Probes, StreamedRows, sample_numbers
 
-# Landmarks are chosen among at most so many rows per landmark, drawn at random.
+# Candidates per landmark: rows, drawn at random, among which the landmarks are chosen.
 CANDIDATES_PER_LANDMARK = 10
 
-# A worker is sent so many rows per landmark at a time: its M² sums then cost little to send back.
+# Rows per landmark in the task of a worker: its M² sums then cost little to send back.
 ROWS_PER_TASK = 16
 
 # Rows on which the gaps are measured.
@@ -57,72 +55,6 @@ NYSTROM_REMEDY = "Use a smaller n_landmarks, fewer candidates at once, or raise 
 def candidate_rows(n_rows: int, n_landmarks: int) -> int:
     """Return the number of rows among which that many landmarks are chosen."""
     return min(n_rows, CANDIDATES_PER_LANDMARK * n_landmarks)
-
-
-@dataclass(frozen=True)
-class StreamedRows:
-    """Training rows that are read block by block, with what they are to be fitted to.
-
-    Parameters
-    ----------
-    stream : RowStream
-        The rows.
-    targets : callable
-        ``targets(rows)`` returns Δz of these rows, (b, ...), for a slice or a tensor of row
-        numbers: one trailing entry per candidate (ρ, T) and class.
-    weights : Tensor of shape (n,), default=None
-        Row weights; rows of weight 0 do not count. None means 1.
-    """
-
-    stream: RowStream
-    targets: Callable[[slice | Tensor], Tensor]
-    weights: Tensor | None = None
-
-    @property
-    def target_shape(self) -> tuple[int, ...]:
-        """Shape of one row's Δz."""
-        return tuple(self.targets(slice(0, 1)).shape[1:])
-
-    @property
-    def n_targets(self) -> int:
-        """Number of columns of Δz."""
-        return math.prod(self.target_shape)
-
-    def fitted_to(self, rows: slice | Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Return Δz (b, C) and the weights (b,), float64."""
-        targets = self.targets(rows)
-        targets = targets.reshape(len(targets), -1).to(device, torch.float64)
-        if self.weights is None:
-            return targets, None
-        return targets, self.weights[rows].to(device, torch.float64)
-
-    def blocks(
-        self, n_landmarks: int, dtype: torch.dtype, device: torch.device, start: int = 0
-    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
-        """Yield (rows, X, Δz, weights), in blocks as large as ``n_landmarks`` landmarks allow."""
-        size = block_rows(n_landmarks)
-        for rows, X in self.stream.blocks(size, start, dtype=dtype, device=device):
-            yield rows, X, *self.fitted_to(rows, device)
-
-    def between(self, start: int, stop: int) -> StreamedRows:
-        """Return the rows from ``start`` on, before ``stop``, with no more than is theirs."""
-        rows = slice(start, stop)
-        # Clones: the pickle of a view would hold all of its base.
-        targets = self.targets(rows).clone()
-        weights = None if self.weights is None else self.weights[rows].clone()
-        return StreamedRows(self.stream.between(start, stop), targets.__getitem__, weights)
-
-    def sample(self, size: int, random_state: np.random.RandomState) -> np.ndarray:
-        """Return increasing numbers of at most ``size`` rows of positive weight, at random."""
-        if self.weights is None:
-            return _sample(self.stream.n_rows, size, random_state)
-        eligible = np.flatnonzero(to_numpy(self.weights > 0))
-        return eligible[_sample(len(eligible), size, random_state)]
-
-    def take(self, numbers: np.ndarray, dtype: torch.dtype, device: torch.device) -> Probes:
-        """Return the rows with these increasing numbers, Δz and weights."""
-        X = self.stream.take(numbers, dtype=dtype).to(device)
-        return Probes(numbers, X, *self.fitted_to(torch.from_numpy(numbers), device))
 
 
 @dataclass
@@ -403,7 +335,7 @@ def _added(
     n_rows, Z = rows.stream.n_rows, basis.landmarks
     span = max(block_rows(len(Z)), ROWS_PER_TASK * len(Z))
     if joblib.effective_n_jobs(n_jobs) == 1 or n_rows - start <= span:
-        for block, X, targets, weights in rows.blocks(len(Z), Z.dtype, Z.device, start):
+        for block, X, targets, weights in rows.blocks(block_rows(len(Z)), Z.dtype, Z.device, start):
             sums.add(basis, X, targets, weights)
             yield block.stop
         return
@@ -422,7 +354,7 @@ def _sums_over(basis: LandmarkBasis, rows: StreamedRows) -> RowSums:
     """Return the sums over some rows; what a worker does."""
     Z = basis.landmarks
     sums = RowSums.zeros(len(Z), rows.n_targets, Z.device)
-    for _, X, targets, weights in rows.blocks(len(Z), Z.dtype, Z.device):
+    for _, X, targets, weights in rows.blocks(block_rows(len(Z)), Z.dtype, Z.device):
         sums.add(basis, X, targets, weights)
     return sums
 
@@ -443,15 +375,10 @@ def _choose_landmarks(
     if len(X) <= M:
         return X
     if choice.method == "uniform":
-        return X[torch.as_tensor(_sample(len(X), M, random_state), device=device)]
+        return X[torch.as_tensor(sample_numbers(len(X), M, random_state), device=device)]
     generator = torch.Generator().manual_seed(random_state.randint(2**31))
     found = randomly_pivoted_cholesky(TiledOperator(kernel, X), M, generator=generator)
     return X[found.pivots]
-
-
-def _sample(n: int, size: int, random_state: np.random.RandomState) -> np.ndarray:
-    """Return min(n, size) increasing numbers below n, drawn without replacement."""
-    return np.sort(sample_without_replacement(n, min(n, size), random_state=random_state))
 
 
 def solve_pass(done: NystromPass, ridge: float = 0.0) -> NystromStudent:
@@ -496,6 +423,6 @@ def leave_one_out_blocks(
     `RestrictedStudent.leave_one_out` for its cost.
     """
     Z = solution.basis.landmarks
-    for block, X, targets, weights in rows.blocks(len(Z), Z.dtype, Z.device):
+    for block, X, targets, weights in rows.blocks(block_rows(len(Z)), Z.dtype, Z.device):
         logits = solution.leave_one_out(X, targets, weights)
         yield block, logits.reshape(-1, *rows.target_shape)

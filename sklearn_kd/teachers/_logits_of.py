@@ -59,6 +59,11 @@ def logits_of(teacher: Any, X: Any, classes: np.ndarray) -> Logits:
     raw = teacher.predict_proba(X)
     dtype = torch.float32 if str(getattr(raw, "dtype", "")).endswith("float32") else torch.float64
     probabilities = to_tensor(raw, dtype=dtype)
+    if probabilities.ndim != 2:
+        raise ValueError(
+            f"{name}.predict_proba(X) has shape {tuple(probabilities.shape)}; it must have one "
+            f"column for each of {len(classes)} classes."
+        )
     floor = torch.finfo(dtype).eps
     clipped = int((probabilities < floor).any(dim=1).sum())
     logs = probabilities.clamp_min(floor).log()

@@ -73,6 +73,21 @@ def test_a_file_that_changes(tmp_path):
         list(stream.blocks(50))
 
 
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">i2", "float16", "longdouble", "uint16", "bool"])
+@pytest.mark.parametrize("source", ["array", "memmap", "npy", "npz", "dask"])
+def test_any_real_dtype_and_byte_order(tmp_path, dtype, source):
+    values = (10 * X).astype(dtype)
+    if source == "memmap":
+        np.save(tmp_path / "rows.npy", values)
+        rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    elif source == "dask":
+        rows = pytest.importorskip("dask.array").from_array(values, chunks=(40, 3))
+    else:
+        rows = values if source == "array" else folder(tmp_path, f".{source}", values)
+    found = torch.cat([block for _, block in as_row_stream(rows).blocks()])
+    np.testing.assert_array_equal(found, values.astype(float))
+
+
 @pytest.mark.parametrize("bad", [X[0], X.astype(complex), np.array([["a"]]), np.empty((3, 0))])
 def test_what_is_no_table(bad):
     with pytest.raises(ValueError, match="must be a table of real numbers"):
@@ -83,3 +98,17 @@ def test_dask_of_unknown_shape():
     array = pytest.importorskip("dask.array").from_array(X, chunks=40)
     with pytest.raises(ValueError, match="compute_chunk_sizes"):
         as_row_stream(array[array[:, 0] > 0])
+
+
+def test_the_digest_is_that_of_the_rows_however_they_are_read(stream):
+    kept = np.arange(0, 100, 2)
+    unread = stream.only(kept).digest(torch.float64)
+    assert unread == as_row_stream(X[kept]).digest(torch.float64)
+    expected = as_row_stream(X).digest(torch.float64)
+    assert stream.digest(torch.float64) == expected != stream.digest(torch.float32)
+    changed = X.copy()
+    changed[1] += 1  # is not among those that are kept
+    other = as_row_stream(changed)
+    assert other.digest(torch.float64) != expected
+    # What has been read is not read again: the digest of some rows follows from that of all.
+    assert other.only(kept).digest(torch.float64) != stream.only(kept).digest(torch.float64)
