@@ -49,8 +49,9 @@ from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.rows._copies import merge_rows
 from sklearn_kd.rows._streams import as_row_stream
 from sklearn_kd.solvers import Nystrom
-from sklearn_kd.solvers._pass import LandmarkChoice, StreamedRows, nystrom_student
+from sklearn_kd.solvers._pass import LandmarkChoice, nystrom_student
 from sklearn_kd.solvers._pcg import pcg_student, plan_pcg
+from sklearn_kd.solvers._rows_and_targets import StreamedRows
 
 SOFT_RATIOS = [0.1, 0.3, 0.5, 0.7, 0.9, 0.96, 0.99, 1.0]
 TEMPERATURES = [1.0, 2.0, 5.0, 10.0]

@@ -10,6 +10,7 @@ import torch
 from sklearn.model_selection import check_cv
 from torch import Tensor
 
+from sklearn_kd._array import to_tensor
 from sklearn_kd._progress import FitTask
 from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import HeldOutStudent
@@ -93,7 +94,8 @@ def folds_of(cv: Any, splitter: Any, rows: Rows) -> list[Fold]:
     position[kept] = everything
 
     def positions_of(samples: np.ndarray) -> Tensor:
-        positions = position[torch.as_tensor(samples, device=position.device)]
+        numbers = to_tensor(samples, dtype=torch.int64, device=position.device)
+        positions = position[numbers]
         return positions[positions >= 0]
 
     splits = splitter.split(np.zeros((len(labels), 1)), labels)

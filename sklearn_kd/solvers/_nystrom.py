@@ -103,6 +103,11 @@ class Nystrom(Solver):
         self.n_jobs = n_jobs
         self.checkpoint = checkpoint
 
+    def check_options(self) -> None:
+        """Raise unless the options are valid, and the checkpoint can be written."""
+        super().check_options()
+        self.checkpoints()
+
     def planned_bytes(self, size: Size, memory_limit: float | str) -> int:
         """Return the peak bytes of the choice of landmarks, the pass and its solution."""
         n_landmarks = min(self.n_landmarks, size.n_rows)

@@ -94,7 +94,8 @@ class LinearizedKDStudent(TangentKernelClassifier):
     dtype : {"auto", "float32", "float64"}, default="auto"
         Working precision. "auto" is float64 whatever the dtype of ``X``.
     memory_limit : "auto" or float, default="auto"
-        Bytes that the fit may take; "auto" is 90 % of what is free.
+        Bytes that the fit may take; "auto" is 90 % of what is free, shared with the workers of a
+        joblib pool.
 
     Attributes
     ----------
