@@ -94,8 +94,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
     dtype : {"auto", "float32", "float64"}, default="auto"
         Working precision. "auto" is float64 whatever the dtype of ``X``.
     memory_limit : "auto" or float, default="auto"
-        Bytes that the fit may take; "auto" is 90 % of what is free, shared with the workers of a
-        joblib pool.
+        Bytes that a fit may take; "auto" is 90 % of what is free, by worker of a joblib pool.
 
     Attributes
     ----------
@@ -136,7 +135,7 @@ class LinearizedKDStudent(TangentKernelClassifier):
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
-        Feature names, where ``X`` has string names.
+        Their names, if they are strings.
 
     Raises
     ------
