@@ -51,6 +51,9 @@ _DEPENDENT = 1e-10
 # rise for long before it falls: 150 iterations were seen at a condition of 1e10.
 _PATIENCE = 250
 
+# Nor may it rise by more than about the root of the largest condition that float64 resolves.
+_DIVERGED = 1e10
+
 # A replaced residual that is not below this share of the one before shows the limit of precision.
 _LEAST_PROGRESS = 0.5
 
@@ -79,7 +82,9 @@ class PCGResult:
         r, the number of columns solved for.
     stopped : {"converged", "max_iter", "precision", "stagnation"}
         Why it ended: every residual is at most ``tol``; no more iterations; the residual in float64
-        no longer falls, though that of the recursion does; neither does.
+        no longer falls, though that of the recursion does, or rows i with A_ii = 0 cannot be solved
+        for; neither falls, or both rise without end, as they may where A is singular. What is
+        returned is the best iterate.
     """
 
     solution: Tensor
@@ -133,7 +138,7 @@ def block_pcg(
     NotPSDError
         If a search direction has a negative squared length xᵀ A x, beyond rounding.
     ValueError
-        If a product is not finite.
+        If a product is not finite, or the solution leaves the range of the operator's dtype.
 
     Notes
     -----
@@ -157,38 +162,14 @@ def block_pcg(
     targets = targets.double()
     exact = operator if exact is None else exact
     preconditioner = IdentityPreconditioner() if preconditioner is None else preconditioner
+    # Rows without a feature, A_ii = 0, are out of reach: the others are solved for.
+    out_of_reach = operator.diag() == 0
     compressed = compress(targets, _TRUNCATION_SHARE * tol)
+    compressed.basis[out_of_reach] = 0
     recursion = _Recursion(operator, preconditioner, compressed)
-    n_iter = n_products = 0
-    stopped = "converged" if not recursion.residuals().gt(tol).any() else ""
-    # What the recursion has to claim, and the largest residual in float64 so far.
-    claim, confirmed = tol, 1.0
-    smallest, smallest_at = math.inf, 0
-    half_of_digits = math.sqrt(torch.finfo(operator.dtype).eps)
-    while not stopped:
-        moved = n_iter < max_iter and recursion.step()
-        n_iter, n_products = n_iter + moved, n_products + moved
-        worst = recursion.residuals().max().item()
-        if worst < 0.99 * smallest:
-            smallest, smallest_at = worst, n_iter
-        is_stuck = n_iter - smallest_at >= _PATIENCE
-        if on_iteration is not None and moved:
-            on_iteration(n_iter, worst)
-        if moved and not is_stuck and worst > max(claim, half_of_digits * confirmed):
-            continue
-        recursion.replace_residual(exact)
-        n_products += 1
-        before, confirmed = confirmed, recursion.residuals().max().item()
-        if confirmed <= tol:
-            stopped = "converged"
-        elif n_iter == max_iter:
-            stopped = "max_iter"
-        elif is_stuck:
-            stopped = "stagnation"
-        elif not moved or confirmed > _LEAST_PROGRESS * before:
-            stopped = "precision"
-        if worst <= claim:  # the claim was wrong: next time, leave room for what was missed
-            claim = _LEAST_PROGRESS * tol
+    n_iter, n_products, stopped = _iterate(recursion, exact, tol, max_iter, on_iteration)
+    if stopped == "converged" and targets[out_of_reach].any():
+        stopped = "precision"
     nonzero = compressed.norms > 0
     product = compressed.expand(compressed.basis - recursion.R)  # A X: R has just been replaced
     residual = (targets - product) / torch.where(nonzero, compressed.norms, 1.0)
@@ -202,6 +183,93 @@ def block_pcg(
         n_solved=compressed.basis.shape[1],
         stopped=stopped,
     )
+
+
+def _iterate(
+    recursion: _Recursion,
+    exact: KernelOperator,
+    tol: float,
+    max_iter: int,
+    on_iteration: Callable[[int, float], None] | None,
+) -> tuple[int, int, str]:
+    """Iterate until the residual is at most ``tol``, or nothing more is to be had.
+
+    Returns the number of iterations, that of products, and why it ended. The recursion is left at
+    the best iterate, with its residual replaced.
+    """
+    n_iter = n_products = 0
+    # What the recursion has to claim, and the largest residual in float64 so far.
+    claim, confirmed = tol, 1.0
+    smallest, smallest_at = math.inf, 0
+    half_of_digits = math.sqrt(torch.finfo(recursion.operator.dtype).eps)
+    best = _BestIterate(recursion)
+    stopped = "converged" if not recursion.residuals().gt(tol).any() else ""
+    while not stopped:
+        moved = n_iter < max_iter and recursion.step()
+        n_iter, n_products = n_iter + moved, n_products + moved
+        worst = recursion.residuals().max().item()
+        best.update(recursion)
+        if worst < 0.99 * smallest:
+            smallest, smallest_at = worst, n_iter
+        is_stuck = n_iter - smallest_at >= _PATIENCE or not worst < _DIVERGED * smallest
+        if on_iteration is not None and moved:
+            on_iteration(n_iter, worst)
+        if moved and not is_stuck and worst > max(claim, half_of_digits * confirmed):
+            continue
+        recursion.replace_residual(exact)
+        n_products += 1
+        before, confirmed = confirmed, recursion.residuals().max().item()
+        if confirmed <= tol:
+            stopped = "converged"
+        elif n_iter == max_iter:
+            stopped = "max_iter"
+        elif is_stuck:
+            stopped = "stagnation"
+        elif not moved or not confirmed <= _LEAST_PROGRESS * before:
+            stopped = "precision"
+        if worst <= claim:  # the claim was wrong: next time, leave room for what was missed
+            claim = _LEAST_PROGRESS * tol
+    if stopped != "converged":
+        n_products += best.restore(recursion, exact)
+    return n_iter, n_products, stopped
+
+
+class _BestIterate:
+    """The iterate of the smallest residuals, squares summed over the right-hand sides.
+
+    Where A is singular, or so nearly that rounding decides, iterates diverge in the end.
+    """
+
+    def __init__(self, recursion: _Recursion) -> None:
+        self.X = recursion.X.clone()
+        self.total = self.total_of_zero = recursion.total()
+        self.n_steps = 0
+
+    def update(self, recursion: _Recursion) -> None:
+        """Keep the current iterate if it is the best so far, by what the recursion claims."""
+        total = recursion.total()
+        if total < self.total:
+            self.X.copy_(recursion.X)
+            self.total, self.n_steps = total, len(recursion.gains)
+
+    def restore(self, recursion: _Recursion, exact: KernelOperator) -> int:
+        """Go back to the best iterate, or to zero, where the last one is worse.
+
+        Residuals are compared in float64. Returns the number of products that this took.
+        """
+        n_products = 0
+        zero = torch.zeros_like(self.X)
+        candidates = ((self.X, self.total, self.n_steps), (zero, self.total_of_zero, 0))
+        for X, claimed, n_steps in candidates:
+            total, last, n_last = recursion.total(), recursion.X, len(recursion.gains)
+            if total <= claimed:
+                break
+            recursion.go_to(X, n_steps, exact)
+            n_products += 1
+            if total <= recursion.total():
+                recursion.go_to(last, n_last, exact)
+                n_products += 1
+        return n_products
 
 
 class _Recursion:
@@ -269,8 +337,21 @@ class _Recursion:
 
     def replace_residual(self, exact: KernelOperator) -> None:
         """Replace what the recursion made of R by B − A X."""
-        self.R = self.compressed.basis - exact.matmat(self.X.to(exact.dtype)).double()
+        X = self.X.to(exact.dtype)
+        if not X.isfinite().all():
+            raise ValueError(
+                f"Solving with the kernel matrix leaves the range of {exact.dtype}: its entries "
+                f"are at most {exact.diag().amax().item():.3g}, against targets of order one. "
+                "Scale the inputs so that kernel values are of order one."
+            )
+        self.R = self.compressed.basis - exact.matmat(X).double()
         self.R_ = self.preconditioner.solve(self.R)
+
+    def go_to(self, X: Tensor, n_steps: int, exact: KernelOperator) -> None:
+        """Take an iterate of ``n_steps`` steps for the current one, with its residual."""
+        self.X = X
+        del self.gains[n_steps:], self.squares[n_steps:]
+        self.replace_residual(exact)
 
     def _squares(self, columns: Tensor) -> Tensor:
         """Return ‖V c_j‖² (m,) of V (n, r), relative to the norms of the targets."""
@@ -280,6 +361,10 @@ class _Recursion:
     def residuals(self) -> Tensor:
         """Return an upper bound on the relative residuals (m,), as the recursion has them."""
         return self._squares(self.R).sqrt() + self.compressed.truncation
+
+    def total(self) -> float:
+        """Return the sum of the squared relative residuals over the right-hand sides."""
+        return self._squares(self.R).sum().item()
 
     def energy_errors(self, residual: Tensor) -> Tensor:
         """Return the estimates (m,) from the residuals (n, m), relative to the norms."""

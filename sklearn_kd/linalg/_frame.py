@@ -18,21 +18,20 @@ features [φ(xᵢ), √(α/wᵢ) eᵢ], and all statements hold for the ridge st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from sklearn_kd._memory import CPU, MEMORY_REMEDY, WORKSPACE_BYTES, require
 from sklearn_kd._warnings import warn
-from sklearn_kd.exceptions import IllConditionedWarning, NotPSDError
+from sklearn_kd.exceptions import IllConditionedWarning
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.kernels._tiles import kernel_bytes
-from sklearn_kd.linalg._cholesky import Factor, factor_in_place, reciprocal_condition
+from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition
 
+# Copies of the right-hand sides that a solve works with.
 _COLUMN_COPIES = 6
-
 
 # Rows of L⁻¹ that are computed at a time.
 _SUBSTITUTION_ROWS = 256
@@ -116,10 +115,7 @@ class TangentFrame:
         self.X = X
         self.ridge = ridge
         self.weights = X.new_ones(n) if weights is None else weights
-        self._adopt(factor_in_place(self._assembler(gram)))
-
-    def _adopt(self, factor: Factor) -> None:
-        self.lower, self.jitter = factor
+        self.lower, self.jitter = factor_in_place(self._assembler(gram))
         self.rcond = reciprocal_condition(self.lower)
         self.warn_if_ill_conditioned()
 
@@ -337,13 +333,8 @@ class TangentFrame:
 
     @full_precision()
     def loo(self, targets: Tensor) -> Tensor:
-        """Return each row's prediction by the student trained on all the other rows.
-
-        With A = L Lᵀ and a = A⁻¹ Δz: f₋ᵢ(xᵢ) = Δzᵢ − aᵢ / (A⁻¹)ᵢᵢ.
-        """
-        inverse_diagonal = self.inverse_diagonal()
-        shape = (-1, *[1] * (targets.ndim - 1))
-        return targets - self.solve(targets) / inverse_diagonal.reshape(shape)
+        """Return each row's prediction by the student trained on all the other rows."""
+        return leave_one_out_logits(targets, self.solve(targets), 1 / self.inverse_diagonal())
 
     def inverse_diagonal(self) -> Tensor:
         """Return diag(A⁻¹): the squared column norms of L⁻¹, a block of columns at a time."""
@@ -383,73 +374,18 @@ class TangentFrame:
             part.copy_(torch.linalg.solve_triangular(corner, part.T, upper=False).T)
         return inverse
 
-    @full_precision()
-    def kfold(self, targets: Tensor, folds: Tensor) -> Tensor:
-        """Return each row's prediction by the student trained on the rows of the other folds.
 
-        With A = L Lᵀ, a = A⁻¹ Δz and S the rows of a fold:
-        f₋S(x_S) = Δz_S − [(A⁻¹)_SS]⁻¹ a_S.
+def leave_one_out_logits(targets: Tensor, coefficients: Tensor, s: Tensor) -> Tensor:
+    """Return f₋ᵢ(xᵢ) = Δzᵢ − aᵢ sᵢ, the prediction for each row by the student of all the others.
 
-        Parameters
-        ----------
-        targets : Tensor of shape (n,) or (n, K)
-        folds : Tensor of int of shape (n,)
-            The fold that holds each row out.
-
-        Raises
-        ------
-        NotPSDError
-            If the kernel matrix is so ill-conditioned that a fold's block of A⁻¹ is not positive
-            definite, beyond rounding.
-        """
-        a = self.solve(targets).reshape(self.n_rows, -1)
-        out = targets.reshape(self.n_rows, -1).clone()
-        for fold in folds.unique():
-            held_out = (folds == fold).nonzero()[:, 0]
-            block, info = torch.linalg.cholesky_ex(self.inverse_block(held_out))
-            if info.item() > 0:
-                raise NotPSDError(
-                    f"The rows of fold {fold.item()} are so close to each other that rounding "
-                    "decides their predictions; use ridge > 0 or remove near-duplicate rows."
-                )
-            out[held_out] -= torch.cholesky_solve(a[held_out], block)
-        return out.reshape(targets.shape)
-
-    @full_precision()
-    def append(self, X: Tensor, weights: Tensor | None = None) -> Self:
-        """Return the frame of the training rows followed by ``X``; this one stays as it is.
-
-        The new rows of the factor are [Uᵀ, chol(Θ(X, X) + α W⁻¹ − Uᵀ U)]: O(n² m) instead of
-        the O(n³) of a new factorization.
-
-        Raises
-        ------
-        NotPSDError
-            If the new rows add no direction, such as copies of rows already there.
-        """
-        n, m = self.n_rows, len(X)
-        weights = X.new_ones(m) if weights is None else weights
-        storage = self.X.new_zeros((n + m, n + m)).T
-        storage[:n, :n] = self.lower
-        cross = self.kernel.block(self.X, X)
-        u = torch.linalg.solve_triangular(self.lower, cross, upper=False).T
-        schur = self.kernel.gram(X)
-        schur.diagonal().add_(self.ridge / weights + self.jitter)
-        schur -= u @ u.T
-        corner, info = torch.linalg.cholesky_ex(schur)
-        if info.item() > 0:
-            raise NotPSDError(
-                f"Appended row {info.item() - 1} adds no direction to the frame: it repeats an "
-                "earlier row, or rounding decides. Merge duplicates, or build a new TangentFrame."
-            )
-        storage[n:, :n] = u
-        storage[n:, n:] = corner
-        grown = object.__new__(type(self))
-        grown.kernel, grown.ridge = self.kernel, self.ridge
-        grown.X = torch.cat([self.X, X])
-        grown.weights = torch.cat([self.weights, weights])
-        grown._adopt(Factor(storage, self.jitter))
-        return grown
+    Parameters
+    ----------
+    targets, coefficients : Tensor of shape (n, ...)
+        Δz, and a = A⁻¹ Δz with A = L Lᵀ.
+    s : Tensor of shape (n,)
+        1 / (A⁻¹)ᵢᵢ, the squared norm of what row i adds to the others, with its ridge.
+    """
+    return targets - coefficients * s.reshape(-1, *[1] * (targets.ndim - 1))
 
 
 def frame_bytes(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
-from sklearn_kd.linalg._frame import TangentFrame
+from sklearn_kd.linalg._frame import TangentFrame, leave_one_out_logits
 
 # Of the kernel matrix, what is copied at a time to gather a fold's part of it.
 GATHER_BYTES = 4 * 2**20
@@ -216,6 +216,6 @@ def leave_one_out(frame: TangentFrame, targets: Tensor) -> HeldOut:
     """
     _, _, a, total = Solved.of(frame, targets)
     s = 1 / frame.inverse_diagonal()
-    logits = targets - a * s.reshape(-1, *[1] * (targets.ndim - 1))
+    logits = leave_one_out_logits(targets, a, s)
     squared_norms = (total - class_sum(a.square()) * s[:, None]).clamp_min(0)
     return HeldOut(logits, lambda: s, squared_norms, frame.n_rows - 1)

@@ -7,7 +7,6 @@ entries live, in memory, in a file or nowhere, is the operator's affair.
 operator             bytes for n rows            a product with (n, k)
 ===================  ==========================  ==================================
 `DenseOperator`      n² entries in memory        one matrix product
-`MemmapOperator`     n² entries on disk          reads the file once
 `TiledOperator`      the tiles that it keeps,    reads those, and evaluates the others, of the
                      up to n²/2 entries          upper half
 `ShardedOperator`    likewise, of its share      of P processes each does one P-th of that
@@ -18,19 +17,12 @@ operator             bytes for n rows            a product with (n, k)
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_kd._memory import WORKSPACE_BYTES, format_bytes
-from sklearn_kd.exceptions import MemoryBudgetError
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.kernels._tiles import tile_size
@@ -107,85 +99,6 @@ class DenseOperator(KernelOperator):
         """Return the product with ``V`` of shape (n, k), shape (n, k)."""
         # = Θ V by symmetry; MKL takes up to three times as long for Θ V of few columns
         return (V.T @ self.matrix).T
-
-
-class MemmapOperator(KernelOperator):
-    """A kernel matrix in a file, of which row blocks are read as a product passes through it.
-
-    Parameters
-    ----------
-    matrix : ndarray of shape (n, n)
-        A `numpy.memmap` in general; both triangles, rows contiguous.
-    device : torch.device, default="cpu"
-        Where products are computed.
-    """
-
-    def __init__(self, matrix: np.ndarray, device: str | torch.device = "cpu") -> None:
-        self.matrix = matrix
-        self.n_rows, self.device = len(matrix), torch.device(device)
-        self.dtype = torch.from_numpy(np.empty(0, matrix.dtype)).dtype
-
-    @classmethod
-    def write(cls, kernel: KernelFunction, X: Tensor, path: str | os.PathLike) -> Self:
-        """Write K(X, X) into a new file, tile by tile, and return it as an operator.
-
-        Parameters
-        ----------
-        kernel : KernelFunction
-        X : Tensor of shape (n, d)
-        path : path-like
-            File of n² entries in the dtype of ``X``, without header.
-
-        Raises
-        ------
-        MemoryBudgetError
-            If the disk is too small; a memory map of a file that the disk cannot hold would end
-            the process at some later write.
-        """
-        n = len(X)
-        needed = n * n * X.element_size()
-        free = shutil.disk_usage(Path(path).absolute().parent).free
-        if needed > free:
-            raise MemoryBudgetError(
-                f"The kernel matrix of n={n} rows takes {format_bytes(needed)} on disk, but only "
-                f"{format_bytes(free)} are free beside path={os.fspath(path)!r}. Choose another "
-                "disk, or evaluate the kernel on the fly."
-            )
-        dtype = np.dtype(str(X.dtype).removeprefix("torch."))
-        matrix = np.memmap(path, dtype=dtype, mode="w+", shape=(n, n))
-        for rows, columns in upper_parts(n, tile_side(n, X.device)):
-            tile = tile_of(kernel, X, rows, columns).cpu().numpy()
-            matrix[rows, columns] = tile
-            if rows != columns:
-                matrix[columns, rows] = tile.T
-        matrix.flush()
-        return cls(matrix, X.device)
-
-    def _read(self, entries: np.ndarray) -> Tensor:
-        # a copy: torch has no read-only tensors, and the file must not change under the caller
-        return torch.from_numpy(np.array(entries, order="C")).to(self.device)
-
-    def diag(self) -> Tensor:
-        """Return the diagonal, shape (n,)."""
-        return self._read(self.matrix.diagonal())
-
-    def block(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return the entries of these rows and columns, shape (n_rows, n_columns)."""
-        return self._read(self.matrix[np.ix_(rows.cpu().numpy(), columns.cpu().numpy())])
-
-    def columns(self, indices: Tensor) -> Tensor:
-        """Return whole columns, shape (n, n_indices)."""
-        return self._read(self.matrix[indices.cpu().numpy()]).T
-
-    @full_precision()
-    def matmat(self, V: Tensor) -> Tensor:
-        """Return the product with ``V`` of shape (n, k), shape (n, k)."""
-        result = torch.empty_like(V)
-        step = max(1, WORKSPACE_BYTES // (self.n_rows * self.matrix.itemsize))
-        for start in range(0, self.n_rows, step):
-            rows = slice(start, start + step)
-            result[rows] = self._read(self.matrix[rows]) @ V
-        return result
 
 
 class TiledOperator(KernelOperator):

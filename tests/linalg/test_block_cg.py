@@ -137,7 +137,9 @@ def test_energy_error_is_estimated_and_bounds_every_prediction(n_features, rank,
     energy = (error * (A @ error)).sum(dim=0).sqrt()
     ratio = result.energy_errors / energy
     assert ratio.min() > 0.9
-    assert ratio.max() < 10
+    # The estimate takes the smallest mean eigenvalue of Ã that any step has seen. Without a
+    # preconditioner the last step may leave an error among much larger ones.
+    assert ratio.max() < (10 if rank else 20)
     errors = (kernel().block(X_new, X) @ error).abs()
     bound = result.energy_errors * kernel().diag(X_new).sqrt()[:, None]
     assert (errors <= bound).all()
@@ -240,6 +242,41 @@ def test_infinite_entries_are_an_error():
     A[0, 0] = math.inf
     with pytest.raises(ValueError, match="not finite"):
         block_pcg(DenseOperator(A), torch.ones(5, 1).double())
+
+
+def singular(name):
+    """Return a singular kernel matrix, and targets that are not in its range."""
+    X = normal(60, 3)
+    if name == "a row of zeros":
+        X[7] = 0
+    elif name == "rows of one direction":
+        X = X[:, :1].clone()
+    elif name == "zero":
+        X *= 0
+    return DenseOperator(InfiniteKernel(bias_std=0.0).gram(X)), normal(60, 4, seed=1)
+
+
+@pytest.mark.parametrize("rank", [0, 20])
+@pytest.mark.parametrize("name", ["a row of zeros", "rows of one direction", "zero"])
+def test_the_best_iterate_is_returned_where_later_ones_diverge(name, rank):
+    operator, T = singular(name)
+    result = block_pcg(operator, T, precondition(operator, rank), tol=1e-8)
+    assert result.stopped in {"precision", "stagnation"}
+    A, X = operator.matrix, result.solution
+    residuals = (T - A @ X).norm(dim=0) / T.norm(dim=0)
+    torch.testing.assert_close(result.residuals, residuals)
+    assert residuals.square().mean() <= 1 + 1e-12  # no worse than the solution 0
+    assert X.abs().max() < 1e4
+    if name == "a row of zeros":  # the others are solved for
+        others = torch.arange(60) != 7
+        assert ((T - A @ X)[others].norm(dim=0) < 1e-7 * T.norm(dim=0)).all()
+        assert (X[7] == 0).all()
+
+
+def test_a_solution_out_of_range_is_an_error():
+    A = TiledOperator(InfiniteKernel(bias_std=0.0), (1e-20 * normal(50, 3)).float())
+    with pytest.raises(ValueError, match=r"leaves the range of torch\.float32.*Scale the inputs"):
+        block_pcg(A, normal(50, 2), tol=1e-8)
 
 
 def test_basis_drops_dependent_and_zero_columns_whatever_their_scale():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_kd.exceptions import IllConditionedWarning, MemoryBudgetError, NotPSDError
+from sklearn_kd.exceptions import IllConditionedWarning, MemoryBudgetError
+from sklearn_kd.kernels import NTK
 from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.metrics._inefficiency import held_out_data_inefficiency
@@ -17,7 +18,7 @@ def laplacian(X, Y):
     return np.exp(-np.linalg.norm(X[:, None] - Y[None], axis=2))
 
 
-KERNELS = {"ntk": None, "laplacian": laplacian}
+KERNELS = {"ntk": NTK(), "laplacian": laplacian}
 
 
 def refit(kernel, X, targets, X_new, row_ridges=0.0):
@@ -153,38 +154,6 @@ def test_leave_one_out_in_blocks(problem, frame, monkeypatch):
     close(frame.loo(problem[1]), whole)
 
 
-def test_kfold(kernel, problem, frame, row_ridges):
-    X, targets, _ = problem
-    folds = torch.as_tensor(np.random.default_rng(2).integers(0, 5, size=40))
-    predictions = frame.kfold(targets, folds)
-    for fold in range(5):
-        out, rest = (folds == fold).numpy(), (folds != fold).numpy()
-        close(predictions[out], refit(kernel, X[rest], targets[rest], X[out], row_ridges[rest]))
-
-
-def test_kfold_with_single_rows_is_leave_one_out(problem, frame):
-    close(frame.kfold(problem[1], torch.arange(40)), frame.loo(problem[1]))
-
-
-def test_append(kernel, problem, ridge):
-    X, targets, _ = problem
-    weights = weights_of(ridge)
-    head, tail = (None, None) if weights is None else (weights[:30], weights[30:])
-    start = TangentFrame(kernel, X[:30], ridge=ridge, weights=head)
-    grown = start.append(X[30:], tail)
-    whole = TangentFrame(kernel, X, ridge=ridge, weights=weights)
-    close(grown.lower, whole.lower)
-    close(grown.solve(targets), whole.solve(targets))
-    assert grown.rcond == pytest.approx(whole.rcond)
-    assert start.n_rows == 30
-
-
-def test_append_refuses_copies(kernel, problem):
-    frame = TangentFrame(kernel, problem[0])
-    with pytest.raises(NotPSDError, match="Appended row 1 adds no direction"):
-        frame.append(torch.cat([problem[2][:1], problem[0][:1]]))
-
-
 def test_held_out_data_inefficiency_equals_refits(kernel, problem, frame, ridge, row_ridges):
     X, targets, X_new = problem
     new_targets = torch.as_tensor(np.random.default_rng(3).normal(size=(7, *targets.shape[1:])))
@@ -249,10 +218,3 @@ def test_ridge_shares_in_blocks(monkeypatch, kernel, problem):
     whole = frame.prefix_ridge_shares(problem[1])
     monkeypatch.setattr("sklearn_kd.linalg._frame.WORKSPACE_BYTES", 4 * 40 * 8 * 7)
     close(frame.prefix_ridge_shares(problem[1]), whole)
-
-
-def test_fold_whose_rows_rounding_cannot_tell_apart_is_named():
-    frame = TangentFrame(as_kernel_function(laplacian), torch.eye(2, dtype=torch.float64))
-    frame.lower = torch.tensor([[1.0, 0.0], [-1.0, 1e-9]], dtype=torch.float64)
-    with pytest.raises(NotPSDError, match="rows of fold 5 are so close"):
-        frame.kfold(torch.ones(2, dtype=torch.float64), torch.tensor([5, 5]))

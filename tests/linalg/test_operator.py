@@ -1,18 +1,13 @@
-import warnings
-
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from sklearn_kd.exceptions import MemoryBudgetError
 from sklearn_kd.kernels import EmpiricalNTK
 from sklearn_kd.kernels._array_kernel import ArrayKernel
 from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
-from sklearn_kd.linalg import _operator
 from sklearn_kd.linalg._operator import (
     DenseOperator,
-    MemmapOperator,
     RidgeOperator,
     TiledOperator,
     tile_side,
@@ -33,35 +28,23 @@ def X(dtype):
     return torch.as_tensor(np.random.default_rng(0).normal(size=(N_ROWS, 4)), dtype=dtype)
 
 
-@pytest.fixture
-def blocks_of_128(monkeypatch):
-    """So that 300 rows of a file make two whole blocks and a ragged one."""
-    monkeypatch.setattr(_operator, "WORKSPACE_BYTES", 128 * N_ROWS * 8)
-
-
-def build(name, X, folder):
+def build(name, X):
     """Return an operator and the matrix it stands for."""
     matrix = KERNEL.gram(X)
     if name == "dense":
         return DenseOperator(matrix), matrix
-    if name == "memmap":
-        return MemmapOperator.write(KERNEL, X, folder / "gram"), matrix
-    if name == "memmap, read only":
-        MemmapOperator.write(KERNEL, X, folder / "gram")
-        dtype = np.dtype(str(X.dtype).removeprefix("torch."))
-        return MemmapOperator(np.memmap(folder / "gram", dtype, "r", shape=matrix.shape)), matrix
     if not name.endswith("ridge"):
         operator = TiledOperator if name.startswith("tiled") else ShardedOperator
         share = {"kept": 1, "half kept": 0.5}.get(name.partition(", ")[2], 0)
         kept_bytes = int(0.6 * share * matrix.nbytes)
         return operator(KERNEL, X, kept_bytes=kept_bytes), matrix
     row_ridges = torch.linspace(0, 2, len(X), dtype=X.dtype)
-    operator, matrix = build(name.removesuffix(" with ridge"), X, folder)
+    operator, matrix = build(name.removesuffix(" with ridge"), X)
     return RidgeOperator(operator, row_ridges), matrix + row_ridges.diag()
 
 
-OPERATORS = ["dense", "memmap", "memmap, read only", "tiled", "tiled, half kept", "tiled, kept"]
-OPERATORS += ["dense with ridge", "memmap with ridge", "tiled with ridge"]
+OPERATORS = ["dense", "tiled", "tiled, half kept", "tiled, kept"]
+OPERATORS += ["dense with ridge", "tiled with ridge"]
 OPERATORS += ["sharded", "sharded, half kept", "sharded, kept", "sharded with ridge"]
 
 
@@ -74,12 +57,12 @@ def group_of_one(tmp_path_factory):
     dist.destroy_process_group()
 
 
-@pytest.mark.usefixtures("blocks_of_128", "group_of_one")
+@pytest.mark.usefixtures("group_of_one")
 @pytest.mark.parametrize("name", OPERATORS)
 class TestContract:
     @pytest.fixture(autouse=True)
-    def _build(self, name, X, tmp_path):
-        self.operator, self.matrix = build(name, X, tmp_path)
+    def _build(self, name, X):
+        self.operator, self.matrix = build(name, X)
         self.tolerance = 100 * torch.finfo(X.dtype).eps * self.matrix.max().item()
 
     def assert_equal(self, actual, expected):
@@ -124,24 +107,6 @@ class TestContract:
             part().fill_(7)
         self.assert_equal(self.operator.diag(), self.matrix.diagonal())
         self.assert_equal(self.operator.columns(torch.tensor([3])), self.matrix[:, [3]])
-
-
-def test_memory_map_has_both_triangles_without_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(_operator, "_SMALLEST_TILE", 10)
-    X = torch.linspace(-1, 1, 33, dtype=torch.float64)[:, None]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        operator = MemmapOperator.write(KERNEL, X, tmp_path / "gram")
-    assert np.array_equal(operator.matrix, operator.matrix.T)
-    assert (tmp_path / "gram").stat().st_size == 33**2 * 8
-
-
-def test_memory_map_that_the_disk_cannot_hold(tmp_path, monkeypatch):
-    free = _operator.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(_operator.shutil, "disk_usage", lambda path: free)
-    with pytest.raises(MemoryBudgetError, match=r"n=33 .* 4\.254 KiB on disk, but only 1000"):
-        MemmapOperator.write(KERNEL, torch.ones(33, 1), tmp_path / "gram")
-    assert not (tmp_path / "gram").exists()
 
 
 @pytest.mark.parametrize("n_rows", [128, 300, 5000])
