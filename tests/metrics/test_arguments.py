@@ -231,7 +231,7 @@ def test_a_column_against_a_vector_is_no_square(function, columns):
     ],
 )
 def test_scorers_refuse_weights_that_make_no_mean(scorer, weights, message):
-    student = LinearizedKDStudent().fit(X, Y, Z)
+    student = LinearizedKDStudent().fit(X, Y, teacher_logits=Z)
     with pytest.raises((TypeError, ValueError), match=message):
         scorer(student, X[::-1] / 2, Y, teacher_logits=Z, sample_weight=weights)
 
