@@ -25,7 +25,7 @@ class DistillationScorer(BaseScorer):
     ``teacher_logits`` where the student was fitted on logits and has no teacher.
 
     The data inefficiency takes a student that was fitted with a factor of the kernel matrix,
-    ``solver="cholesky"``; other solvers have none, and it is a `ValueError`.
+    ``solver="cholesky"``. Other solvers have none; the error names the solver.
 
     Examples
     --------

@@ -190,6 +190,16 @@ def test_what_the_student_refuses_is_passed_on(student, data, monkeypatch):
         neg_data_inefficiency_scorer(make_pipeline(student).fit(X, y), X, y)
 
 
+@pytest.mark.parametrize("solver", ["pcg", "refinement", "nystrom"])
+def test_data_inefficiency_needs_a_factor(data, solver):
+    X, y = data
+    student = LinearizedKDStudent(LogisticRegression(), ridge=0.1, solver=solver)
+    pipeline = make_pipeline(student).fit(X[:90], y[:90])
+    assert np.isfinite(neg_transfer_risk_scorer(pipeline, X[90:], y[90:]))
+    with pytest.raises((AttributeError, ValueError), match=f"(?s){solver}.*cholesky"):
+        neg_data_inefficiency_scorer(pipeline, X[90:], y[90:])
+
+
 def test_teacher_logits_routed_through_a_search(teacher, data):
     X, y = data
     method = "predict_log_proba" if len(np.unique(y)) > 2 else "decision_function"
