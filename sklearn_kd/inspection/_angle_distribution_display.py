@@ -18,6 +18,7 @@ from sklearn_kd.inspection._plotting import (
     require_two_classes,
 )
 from sklearn_kd.metrics import feature_angles, transfer_risk_bound, weight_change_angles
+from sklearn_kd.metrics._scorers import student_and_rows
 
 HALF_PI = np.pi / 2
 TICKS = {0: "0", np.pi / 8: "π/8", np.pi / 4: "π/4", 3 * np.pi / 8: "3π/8", HALF_PI: "π/2"}
@@ -237,6 +238,7 @@ class AngleDistributionDisplay:
         array([1., 1., 1., 1.])
         """
         import_pyplot(cls)
+        student, _ = student_and_rows(student)
         check_is_fitted(student)
         require_two_classes(student, cls, "an angle to the oracle is defined for one logit")
         frame = student.tangent_frame()

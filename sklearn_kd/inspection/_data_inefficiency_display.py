@@ -18,6 +18,7 @@ from sklearn_kd.inspection._plotting import (
     import_pyplot,
     over_candidates,
 )
+from sklearn_kd.metrics._scorers import student_and_rows
 
 CURVES = (
     "data_inefficiency",
@@ -220,6 +221,7 @@ class DataInefficiencyDisplay:
         'training rows n'
         """
         import_pyplot(cls)
+        student, _ = student_and_rows(student)
         check_is_fitted(student)
         if sizes is None:  # the steps from the first few rows are large and would fill the axis
             n = len(student.X_fit_)

@@ -20,6 +20,7 @@ from sklearn_kd.inspection._plotting import (
     legend_below,
 )
 from sklearn_kd.inspection._training_rows import merged_training_labels
+from sklearn_kd.metrics._scorers import student_and_rows
 
 LOGIT_LABELS = ("teacher's logit $z_t$", r"effective logit $z_\mathrm{eff}$")
 MARGIN_LABELS = (
@@ -384,6 +385,7 @@ class EffectiveLogitsDisplay:
         <sklearn_kd.inspection._effective_logits_display.EffectiveLogitsDisplay object at ...>
         """
         import_pyplot(cls)
+        student, _ = student_and_rows(student)
         check_is_fitted(student)
         z_t, labels = merged_training_labels(student)
         return cls.from_predictions(

@@ -13,6 +13,7 @@ from sklearn_kd._logits import canonical_logits
 from sklearn_kd.inspection._plotting import COLOURS, import_pyplot
 from sklearn_kd.inspection._training_rows import merged_training_labels
 from sklearn_kd.metrics import hard_label_effect
+from sklearn_kd.metrics._scorers import student_and_rows
 
 SOFT_RATIOS = (0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.999, 1.0)
 TOWARDS = "hard labels turn the\nweights towards the truth"
@@ -291,6 +292,7 @@ class HardLabelEffectDisplay:
         <sklearn_kd.inspection._hard_label_effect_display.HardLabelEffectDisplay object at ...>
         """
         import_pyplot(cls)
+        student, X = student_and_rows(student, X)
         check_is_fitted(student)
         recipe = student._recipe()
         z_t, labels = map(student._to_working, merged_training_labels(student))

@@ -26,6 +26,7 @@ from sklearn_kd.metrics import (
     power_function_bound,
     transfer_risk_bound,
 )
+from sklearn_kd.metrics._scorers import student_and_rows
 
 
 class TransferRiskDisplay:
@@ -311,6 +312,7 @@ class TransferRiskDisplay:
         ['ρ = 0.5, T = 2', 'ρ = 1, T = 2']
         """
         import_pyplot(cls)
+        student, X = student_and_rows(student, X)
         check_is_fitted(student)
         if oracle_norm is not None:
             _require_oracle(student, n_permutations, param_grid)

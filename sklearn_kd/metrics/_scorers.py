@@ -70,7 +70,7 @@ class DistillationScorer(BaseScorer):
         return self._score(None, estimator, X, y_true, **metadata)
 
     def _score(self, method_caller, estimator, X, y_true, **metadata):
-        student, X = _student_and_rows(estimator, X)
+        student, X = student_and_rows(estimator, X)
         return self._sign * self._score_func(student, X, y_true, **metadata)
 
     def __repr__(self):
@@ -88,19 +88,26 @@ class DistillationScorer(BaseScorer):
         return BaseScorer.set_score_request(copy.deepcopy(self), **kwargs)
 
 
-def _student_and_rows(estimator: Any, X: Any) -> tuple[Any, Any]:
-    """Return the student inside ``estimator`` and the rows as the student sees them."""
+def student_and_rows(estimator: Any, X: Any = None) -> tuple[Any, Any]:
+    """Return the student inside ``estimator`` and the rows, if given, as the student sees them.
+
+    Raises
+    ------
+    TypeError
+        If there is none.
+    """
     while not hasattr(estimator, "effective_decision_function"):
         if isinstance(estimator, Pipeline):
             for _, step in estimator.steps[:-1]:
-                X = X if step is None or step == "passthrough" else step.transform(X)
+                is_open = X is None or step is None or step == "passthrough"
+                X = X if is_open else step.transform(X)
             estimator = estimator.steps[-1][1]
         elif hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_
         else:
             raise TypeError(
                 f"{type(estimator).__name__} is not a LinearizedKDStudent, nor a fitted Pipeline "
-                "or search that ends in one; this scorer asks a student for its teacher. Give the "
+                "or search that ends in one, but a student and its teacher are asked. Give the "
                 "fitted student."
             )
     return estimator, X

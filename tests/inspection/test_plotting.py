@@ -5,8 +5,20 @@ import sys
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from sklearn_kd import inspection
+from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, inspection
+from sklearn_kd.inspection import (
+    AngleDistributionDisplay,
+    DataInefficiencyDisplay,
+    EffectiveLogitsDisplay,
+    HardLabelEffectDisplay,
+    TransferRiskDisplay,
+)
 from sklearn_kd.inspection._plotting import candidate_label, candidate_style, over_candidates
 
 DISPLAYS = [getattr(inspection, name) for name in inspection.__all__]
@@ -130,3 +142,40 @@ def test_arrays_gain_an_axis_of_candidates():
 def test_arrays_that_do_not_fit_their_candidates_are_refused(shape, params):
     with pytest.raises(ValueError, match=r"risk has shape .* does not fit params"):
         over_candidates(np.zeros(shape), params, 1, "risk")
+
+
+def searches():
+    X, y = make_classification(n_samples=60, n_features=4, random_state=0)
+    student = LinearizedKDStudent(LogisticRegression())
+    grid = {"linearizedkdstudent__soft_ratio": [0.5]}
+    pipeline = make_pipeline(StandardScaler(), student)
+    return (
+        X,
+        y,
+        {
+            "search": LinearizedKDStudentCV(LogisticRegression(), cv=3).fit(X, y),
+            "grid search": GridSearchCV(student, {"soft_ratio": [0.5]}, cv=2).fit(X, y),
+            "pipeline": pipeline.fit(X, y),
+            "grid search of a pipeline": GridSearchCV(pipeline, grid, cv=2).fit(X, y),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    "display",
+    [
+        EffectiveLogitsDisplay,
+        DataInefficiencyDisplay,
+        TransferRiskDisplay,
+        HardLabelEffectDisplay,
+        AngleDistributionDisplay,
+    ],
+)
+def test_displays_find_the_student_in_searches_and_pipelines(display):
+    X, y, estimators = searches()
+    arguments = {TransferRiskDisplay: (X,), HardLabelEffectDisplay: (X, y)}.get(display, ())
+    for estimator in estimators.values():
+        drawn = display.from_estimator(estimator, *arguments)
+        assert isinstance(drawn, display)
+    with pytest.raises(TypeError, match=r"LogisticRegression is not a LinearizedKDStudent"):
+        display.from_estimator(LogisticRegression().fit(X, y), *arguments)
