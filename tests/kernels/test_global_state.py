@@ -95,7 +95,7 @@ def test_results_are_the_same_in_any_state(state, module):
 def test_the_message_about_the_smallest_eigenvalue_is_too(state):
     matrix = torch.linspace(-1, 1, 1200, dtype=torch.float64).diag()
     expected = smallest_eigenvalue(matrix)
-    assert expected == pytest.approx(-1, abs=0.1)
+    assert -1 - 1e-12 <= expected < 0
     message = f"eigenvalue is about {expected:.3g}"
     with STATES[state](), pytest.raises(NotPSDError, match=re.escape(message)):
         factor_in_place(matrix.clone)
