@@ -239,7 +239,10 @@ def _check_shape(n_samples: int, n_features: int) -> None:
 
 
 def _check_width(width: Sequence[float]) -> tuple[float, float]:
-    limits = np.asarray(width, dtype=float)
+    limits = np.asarray(width)
+    if limits.dtype.kind not in "iuf":
+        raise TypeError(f"width must be a pair of numbers, such as (0.3, 0.7); got {width!r}.")
+    limits = limits.astype(float)
     if limits.shape != (2,) or not np.isfinite(limits).all() or not 0 < limits[0] <= limits[1]:
         raise ValueError(
             f"width must be a pair (smallest, largest) with 0 < smallest <= largest, got {width!r}."

@@ -113,6 +113,7 @@ def test_bad_shapes(make, name):
         ({"width": (0.0, 0.2)}, ValueError, "width must be a pair"),
         ({"width": (0.1, np.inf)}, ValueError, "width must be a pair"),
         ({"width": 0.3}, ValueError, "width must be a pair"),
+        ({"width": ("a", "b")}, TypeError, "width must be a pair of numbers"),
     ],
 )
 def test_bad_arguments(argument, error, message):

@@ -70,7 +70,6 @@ def test_correction_logits_at_any_temperature(temperature):
     for a, b in zip(correction, exact, strict=True):
         assert abs(mpmath.mpf(a) / b - 1) < 1e-12
     rows = np.stack((0 * z_t, z_t, z_t), axis=1)
-    # Two classes of equal logits and one of label: a third of the weight each, where T is large.
     assert np.isfinite(correction_logits(rows, [0, 1, 2], temperature=temperature)).all()
 
 
