@@ -4,15 +4,15 @@ Symbols (paper -> code -> shape), with n distinct training rows and K classes:
 
 =============  ==============  ===========================================================
 Θ_n            ``kernel``      (n, n) tangent kernel of the rows
-L              ``lower``       (n, n) Θ_n + α W⁻¹ = L Lᵀ
+L              ``lower``       (n, n) Θ_n + λ W⁻¹ = L Lᵀ
 Δz             ``targets``     (n,) or (n, K) logit change, z_eff − z₀
 q              coordinates     (n,) or (n, K) L⁻¹ Δz: Δ_ŵ in the frame
 u, v           features        (m, n), (m,) φ(x) in the frame, squared norm of the remainder
 =============  ==============  ===========================================================
 
 The columns of φ(X) L⁻ᵀ are orthonormal and row i adds exactly axis i, so the student trained on
-the first m rows is ``q[:m]``. With a ridge α, or weights W, the frame is that of the augmented
-features [φ(xᵢ), √(α/wᵢ) eᵢ], and all statements hold for the ridge student.
+the first m rows is ``q[:m]``. With a ridge λ, or weights W, the frame is that of the augmented
+features [φ(xᵢ), √(λ/wᵢ) eᵢ], and all statements hold for the ridge student.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SUBSTITUTION_ROWS = 256
 
 
 class TangentFrame:
-    """Orthonormal frame of the span of the training features, L with Θ_n + α W⁻¹ = L Lᵀ.
+    """Orthonormal frame of the span of the training features, L with Θ_n + λ W⁻¹ = L Lᵀ.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ class TangentFrame:
     X : Tensor of shape (n, d)
         Distinct training rows; their dtype and device are the frame's.
     ridge : float, default=0.0
-        Ridge α ≥ 0.
+        Ridge λ ≥ 0.
     weights : Tensor of shape (n,), default=None
-        Positive row weights w, which divide the ridge: α / wᵢ. None means 1.
+        Positive row weights w, which divide the ridge: λ / wᵢ. None means 1.
     gram : Tensor of shape (n, n), default=None
         The kernel matrix of ``X``, where it is at hand; it is copied. None: computed.
     memory_limit : "auto" or number of bytes, default="auto"
@@ -164,7 +164,7 @@ class TangentFrame:
 
     @full_precision()
     def solve(self, targets: Tensor) -> Tensor:
-        """Return the dual coefficients (Θ_n + α W⁻¹)⁻¹ Δz (Eq. 4)."""
+        """Return the dual coefficients (Θ_n + λ W⁻¹)⁻¹ Δz (Eq. 4)."""
         q = self.coordinates(targets).reshape(self.n_rows, -1)
         coefficients = torch.linalg.solve_triangular(self.lower.T, q, upper=True)
         self._require_finite(coefficients)
@@ -187,7 +187,7 @@ class TangentFrame:
         targets, coefficients : Tensor of shape (n,) or (n, K)
             Δz, and a = `solve` (Δz).
         """
-        # aᵀ Θ a = aᵀ Δz − aᵀ (α W⁻¹ + jitter) a; without a ridge just aᵀ Δz = ‖q‖².
+        # aᵀ Θ a = aᵀ Δz − aᵀ (λ W⁻¹ + jitter) a; without a ridge just aᵀ Δz = ‖q‖².
         row_ridges = (self.ridge / self.weights + self.jitter).reshape(
             -1, *[1] * (targets.ndim - 1)
         )

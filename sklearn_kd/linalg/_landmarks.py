@@ -12,8 +12,8 @@ G, r        ``gram``, ``moments`` (M, M), (M, C) ΦᵀWΦ and ΦᵀWΔz
 b           ``coefficients``      (M, C) of the kernel expansion f(x) = Θ(x, Z) b
 ==========  ====================  ==========================================================
 
-The student minimises Σᵢ wᵢ (f(xᵢ) − Δzᵢ)² + α bᵀ Θ_ZZ b over f = Θ(·, Z) b (subset of regressors).
-With c = Rᵀ b it is (G + αI) c = r. G and r are sums over the rows, so neither their order nor
+The student minimises Σᵢ wᵢ (f(xᵢ) − Δzᵢ)² + λ bᵀ Θ_ZZ b over f = Θ(·, Z) b (subset of regressors).
+With c = Rᵀ b it is (G + λI) c = r. G and r are sums over the rows, so neither their order nor
 their division into blocks matters, and copies of a row count as one row with their total weight
 and their weighted mean target. With all n rows as landmarks it is the exact student.
 
@@ -153,7 +153,7 @@ class RowSums:
 
 
 class RestrictedStudent:
-    """The minimiser of Σᵢ wᵢ (f(xᵢ) − Δzᵢ)² + α bᵀ Θ_ZZ b over f = Θ(·, Z) b.
+    """The minimiser of Σᵢ wᵢ (f(xᵢ) − Δzᵢ)² + λ bᵀ Θ_ZZ b over f = Θ(·, Z) b.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ class RestrictedStudent:
     sums : RowSums
         Sums over all training rows; they are left as they are.
     ridge : float, default=0.0
-        Ridge α ≥ 0.
+        Ridge λ ≥ 0.
 
     Attributes
     ----------
@@ -172,12 +172,12 @@ class RestrictedStudent:
     jitter : float
         The largest that a factorization needed; 0 almost always.
     rcond : float
-        Estimate of 1 / cond₁(G + αI).
+        Estimate of 1 / cond₁(G + λI).
 
     Raises
     ------
     NotPSDError
-        If G + αI is not positive definite, beyond rounding.
+        If G + λI is not positive definite, beyond rounding.
 
     Warns
     -----
@@ -215,7 +215,7 @@ class RestrictedStudent:
             storage.diagonal().add_(ridge)
             return storage
 
-        # G + αI = S Sᵀ
+        # G + λI = S Sᵀ
         self.lower, jitter = factor_in_place(assemble)
         self.jitter = max(jitter, basis.jitter)
         self.rcond = reciprocal_condition(self.lower)
@@ -226,7 +226,7 @@ class RestrictedStudent:
 
     @functools.cached_property
     def _both(self) -> Tensor:
-        """R S (M, M), lower triangular: φᵀ (G + αI)⁻¹ φ = ‖(R S)⁻¹ Θ(Z, x)‖²."""
+        """R S (M, M), lower triangular: φᵀ (G + λI)⁻¹ φ = ‖(R S)⁻¹ Θ(Z, x)‖²."""
         return self.basis.lower @ self.lower
 
     def _warn_if_ill_conditioned(self) -> None:
@@ -240,7 +240,7 @@ class RestrictedStudent:
 
     @full_precision()
     def fit_and_remainder(self, X: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return f(x) (n, C), and 1 − h (n,) with h = w φᵀ (G + αI)⁻¹ φ, φ a row of Φ.
+        """Return f(x) (n, C), and 1 − h (n,) with h = w φᵀ (G + λI)⁻¹ φ, φ a row of Φ.
 
         h is the derivative of f(xᵢ) in Δzᵢ. 1 − h is returned as 0 where rounding leaves less
         than half of its digits.
@@ -272,9 +272,9 @@ class RestrictedStudent:
 
         Notes
         -----
-        Where h = 1 the loss without the row has many minimisers, as at α = 0 with as many landmarks
+        Where h = 1 the loss without the row has many minimisers, as at λ = 0 with as many landmarks
         as rows, or where a landmark is far from all other rows. Of these the one of least norm
-        counts, the limit α → 0.
+        counts, the limit λ → 0.
         """
         logits, remainder = self.fit_and_remainder(X, weights)
         alone = (remainder == 0).nonzero()[:, 0]

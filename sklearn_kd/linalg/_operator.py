@@ -184,14 +184,14 @@ class TiledOperator(KernelOperator):
 
 
 class RidgeOperator(KernelOperator):
-    """Θ + diag(row_ridges): the matrix A = Θ + α W⁻¹ of the ridge student.
+    """Θ + diag(row_ridges): the matrix A = Θ + λ W⁻¹ of the ridge student.
 
     Parameters
     ----------
     operator : KernelOperator
         Θ.
     row_ridges : Tensor of shape (n,)
-        α / wᵢ ≥ 0.
+        λ / wᵢ ≥ 0.
     """
 
     def __init__(self, operator: KernelOperator, row_ridges: Tensor) -> None:

@@ -70,8 +70,8 @@ def warn_if_not_converged(student: IteratedStudent, tol: float, max_iter: int) -
     if report.stopped == "converged":
         return
     reasons = {
-        "max_iter": f"max_iter={max_iter} iterations were not enough: raise max_iter, or tol if "
-        "this residual will do; ridge > 0 makes the problem easier.",
+        "max_iter": f"max_iter={max_iter} iterations were not enough: raise max_iter, or raise tol "
+        "to accept this residual; ridge > 0 makes the problem easier.",
         "precision": "rounding in float64 allows no less with this kernel matrix, which is too "
         "ill-conditioned: raise tol, use ridge > 0, remove near-duplicate rows, or use a deeper "
         "or less smooth kernel.",

@@ -154,12 +154,12 @@ def nystrom_student(
 ) -> NystromStudent:
     """Fit the student restricted to landmarks, in one pass over the rows.
 
-    It minimises Σᵢ wᵢ (f(xᵢ) − Δzᵢ)² + α bᵀ Θ_ZZ b over f = Θ(·, Z) b, for all columns of Δz at
+    It minimises Σᵢ wᵢ (f(xᵢ) − Δzᵢ)² + λ bᵀ Θ_ZZ b over f = Θ(·, Z) b, for all columns of Δz at
     once. The sum treats copies of a row as one row with their total weight and mean Δz. Eq. 3 is
     not linear in the labels, so where copies carry different ones, and the student is to be that
     of merged rows, ``rows.targets`` has to give each copy the Δz of the merged row.
 
-    Parameters are those of `nystrom_pass`, and the ridge α ≥ 0.
+    Parameters are those of `nystrom_pass`, and the ridge λ ≥ 0.
 
     Returns
     -------
@@ -389,7 +389,7 @@ def solve_pass(done: NystromPass, ridge: float = 0.0) -> NystromStudent:
     NystromStudent
         Its report holds, beside that of the pass, ``ridge``, ``jitter``, ``rcond`` and two root
         mean squares over up to 1000 random training rows, shaped as one row's Δz:
-        ``fit_gap`` of Δz − f, which at α = 0 is how far this student is from the exact one on
+        ``fit_gap`` of Δz − f, which at λ = 0 is how far this student is from the exact one on
         training rows, since that one interpolates; and ``held_out_gap`` of Δz − f₋ᵢ, with f₋ᵢ
         trained on all rows but that one (None where this leaves it undetermined).
     """
