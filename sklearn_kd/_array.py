@@ -80,6 +80,23 @@ def to_tensor(
     return tensor.clone() if tensor.is_inference() else tensor  # kernels may need gradients of it
 
 
+def plain(X: Any, name: str = "X") -> Any:
+    """Return a tensor as scikit-learn can check it: without a gradient, in a dtype numpy knows.
+
+    Everything else is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        If it is a sparse tensor.
+    """
+    if not isinstance(X, Tensor):
+        return X
+    if X.layout != torch.strided:
+        raise ValueError(f"{name} is a sparse tensor; pass its to_dense().")
+    return X.detach().float() if X.dtype == torch.bfloat16 else X.detach()
+
+
 def _from_foreign(array: Any, name: str) -> Tensor:
     """Return what is no tensor as one, in a dtype that holds it."""
     if hasattr(array, "toarray"):

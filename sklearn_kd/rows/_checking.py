@@ -10,7 +10,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from sklearn_kd._array import resolve_device, resolve_dtype, to_tensor
+from sklearn_kd._array import plain, resolve_device, resolve_dtype, to_tensor
 from sklearn_kd._sklearn import check_same_namespace, check_sample_weight, get_namespace, move_to
 from sklearn_kd.rows._streams import RowStream, as_row_stream, is_streamed
 from sklearn_kd.rows._training_rows import TrainingRows
@@ -24,6 +24,7 @@ def check_rows(estimator: Any, X: Any, y: Any, sample_weight: Any) -> TrainingRo
     ValueError
         If ``X``, ``y`` or ``sample_weight`` is not what ``estimator`` can be fitted to.
     """
+    X, y = plain(X), plain(y, "y")
     xp, _ = get_namespace(X)
     if y is not None:
         y = move_to(y, xp=np, device="cpu")
@@ -66,6 +67,7 @@ def check_new_rows(estimator: Any, X: Any, method: str) -> Any:
     check_is_fitted(estimator)
     if is_streamed(X):
         return check_stream(estimator, X, reset=False)
+    X = plain(X)
     check_same_namespace(X, estimator, attribute="X_fit_", method=method)
     xp, _ = get_namespace(X)
     return validate_data(estimator, X, dtype=[xp.float64, xp.float32], reset=False)

@@ -13,7 +13,7 @@ import torch
 from sklearn.utils import check_array
 from torch import Tensor, nn
 
-from sklearn_kd._array import resolve_device, to_tensor
+from sklearn_kd._array import plain, resolve_device, to_tensor
 from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd._logits import canonical_logits
 from sklearn_kd._modules import on_device, tensors_of
@@ -147,6 +147,7 @@ class TorchTeacher(LogitClassifier):
 
     def _check_new_rows(self, X: Any, method: str) -> Any:
         self._validate_params()
+        X = plain(X)
         xp, _ = get_namespace(X)
         X = check_array(X, dtype=[xp.float64, xp.float32], input_name="X")
         if self.input_shape is not None and X.shape[1] != math.prod(self.input_shape):
