@@ -45,8 +45,8 @@ def factor_in_place(assemble: Callable[[], Tensor]) -> Factor:
     NotPSDError
         If no admissible jitter makes A positive definite. The jitters tried are 0, then
         10·ε·mean(diag A) and 100 times more at each try, up to 1e-8 (float64) or 1e-4
-        (float32) times mean(diag A), until one makes A positive definite with a reciprocal
-        condition of 100 ε or more; of the largest the former will do.
+        (float32) times mean(diag A). A jitter is accepted if A is then positive definite with
+        a reciprocal condition of at least 100 ε; the largest needs only the former.
     """
     matrix = assemble()
     scale = matrix.diagonal().mean().item()

@@ -92,6 +92,9 @@ def test_zero_bias_is_fixed():
         ({"weight_std": 0.0}, r"weight_std=0 makes the kernel constant"),
         ({"bias_std": np.nan}, r"bias_std=nan must be a finite number"),
         ({"bias_std": "1"}, r"bias_std='1' must be a finite number"),
+        ({"weight_std": 1e300}, r"weight_std=1e\+300 must lie between 1e-50 and 1e\+50"),
+        ({"weight_std": 1e-300}, r"weight_std=1e-300 must lie between .* Rescale the rows"),
+        ({"bias_std": 1e-300}, r"bias_std=1e-300 must lie between 1e-50 and 1e\+50"),
     ],
 )
 def test_parameters_out_of_range(params, message, X):
@@ -164,3 +167,19 @@ def test_kernel_pca():
 def test_import_pulls_in_no_plotting():
     script = "import sys, sklearn_kd.kernels; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("depth", [1, 1000])
+@pytest.mark.parametrize("bias_std", [0.0, 1e-50, 1e10, 1e50])
+@pytest.mark.parametrize("activation", ["relu", "erf", "gelu"])
+def test_extreme_parameters_give_finite_values_or_a_clear_error(activation, bias_std, depth):
+    rows = np.array([[1.0, -2.0], [-1.0, 2.0], [0.0, 0.0], [0.3, 0.1]])
+    for weight_std in (1.0,) if depth > 1 else (1e-50, 1.0, 1e50):
+        kernel = NTK(depth, activation, weight_std, bias_std)
+        results, message = (), "weight_std"
+        try:
+            results = kernel(rows), kernel(rows, rows), kernel.diag(rows)
+        except ValueError as error:
+            message = str(error)
+        assert "weight_std" in message or "activation='erf' is a step" in message
+        assert all(np.isfinite(values).all() for values in results)

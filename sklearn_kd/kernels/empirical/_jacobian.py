@@ -3,7 +3,7 @@
     J_k(x) = ∂f_k(x)/∂θ,    Jᵀ V = Σ_i Σ_k V_ik J_k(x_i).
 
 Nothing is assumed about how the module uses its parameters, so this is exact for what
-`_empirical_layers` has no rule for, and slower.
+`_layers` has no rule for, and slower.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Convolutions are linear in the patches of their input, embeddings in one-hot inp
 normalisations scale and shift normalised inputs. A layer that is called several times, or a weight
 that several layers share, only has more positions, so both are exact; and so does a layer whose
 batch holds several entries for each row, such as the tokens of all rows one after the other. What
-is used in any other way is left to `_empirical_jacobian`.
+is used in any other way is left to `_jacobian`.
 """
 
 from __future__ import annotations

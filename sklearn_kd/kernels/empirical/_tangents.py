@@ -15,7 +15,7 @@ from sklearn_kd.kernels.empirical._jacobian import looped_gradients, mapped_grad
 from sklearn_kd.kernels.empirical._layers import Call, LayerCalls, LayerUnit, layer_units
 from sklearn_kd.kernels.empirical._network import Network
 
-# Rows on which it is looked at whether each layer sees them in their order.
+# Rows on which to check that each layer sees them in their order.
 _PROBED = 8
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
