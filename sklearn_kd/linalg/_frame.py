@@ -36,6 +36,9 @@ _COLUMN_COPIES = 6
 # Rows of L⁻¹ that are computed at a time.
 _SUBSTITUTION_ROWS = 256
 
+# Of a difference of two terms, the share of them below which it has lost half of its digits.
+_CANCELLED = 1e-7
+
 
 class TangentFrame:
     """Orthonormal frame of the span of the training features, L with Θ_n + λ W⁻¹ = L Lᵀ.
@@ -188,10 +191,12 @@ class TangentFrame:
             Δz, and a = `solve` (Δz).
         """
         # aᵀ Θ a = aᵀ Δz − aᵀ (λ W⁻¹ + jitter) a; without a ridge just aᵀ Δz = ‖q‖².
-        row_ridges = (self.ridge / self.weights + self.jitter).reshape(
-            -1, *[1] * (targets.ndim - 1)
-        )
-        squared = (coefficients * (targets - row_ridges * coefficients)).sum()
+        a = coefficients.reshape(self.n_rows, -1)
+        along_ridge = (self.ridge / self.weights + self.jitter)[:, None] * a
+        total = (a * targets.reshape(self.n_rows, -1)).sum()
+        squared = total - (a * along_ridge).sum()
+        if squared < _CANCELLED * total:  # a ridge far above the kernel leaves no digits
+            squared = (a * self.kernel.matmat(self.X, self.X, a)).sum()
         return squared.clamp_min(0).sqrt().item()
 
     @full_precision()

@@ -218,3 +218,14 @@ def test_ridge_shares_in_blocks(monkeypatch, kernel, problem):
     whole = frame.prefix_ridge_shares(problem[1])
     monkeypatch.setattr("sklearn_kd.linalg._frame.WORKSPACE_BYTES", 4 * 40 * 8 * 7)
     close(frame.prefix_ridge_shares(problem[1]), whole)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e-4, 1e-6])
+def test_weight_change_norm_under_a_ridge_far_above_the_kernel(scale):
+    X = scale * torch.randn(30, 3, generator=torch.Generator().manual_seed(0)).double()
+    targets = torch.linspace(-1, 1, 30).double()
+    kernel = NTK(bias_std=0.0).to_torch()
+    frame = TangentFrame(kernel, X, ridge=1e6)
+    a = frame.solve(targets)
+    expected = (a @ kernel.gram(X) @ a).sqrt().item()
+    assert frame.weight_change_norm(targets, a) == pytest.approx(expected, rel=1e-6)
