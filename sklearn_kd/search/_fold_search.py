@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sklearn_kd._array import to_tensor
 from sklearn_kd._progress import FitTask
+from sklearn_kd.rows._splits import splits_of
 from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import HeldOutStudent
 from sklearn_kd.search._problem import Fold, Problem, Setting
@@ -98,7 +99,7 @@ def folds_of(cv: Any, splitter: Any, rows: Rows) -> list[Fold]:
         positions = position[numbers]
         return positions[positions >= 0]
 
-    splits = splitter.split(np.zeros((len(labels), 1)), labels)
+    splits = splits_of(splitter, labels, cv=cv)
     folds = [Fold(positions_of(train), positions_of(test)) for train, test in splits]
     for index, (train, test) in enumerate(folds):
         if train is None or not len(train) or not len(test):

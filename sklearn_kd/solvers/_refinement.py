@@ -107,7 +107,7 @@ def refinement_bytes(n_rows: int, n_features: int, n_targets: int) -> int:
     They are those of the factor, the vectors of `block_pcg`, the rows in float64 and float32, and
     the tiles of the kernel.
     """
-    vectors = 8 * n_rows * (18 * n_targets + 2 * n_features)
+    vectors = 8 * n_rows * (20 * n_targets + 2 * n_features)
     return 4 * n_rows**2 + vectors + 3 * WORKSPACE_BYTES
 
 

@@ -16,6 +16,7 @@ from sklearn_kd._array import to_numpy, to_tensor
 from sklearn_kd._logits import canonical_logits
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import safe_indexing
+from sklearn_kd.rows._splits import splits_of
 from sklearn_kd.rows._streams import as_row_stream, is_streamed
 
 
@@ -93,9 +94,9 @@ def cross_fitted_logits(
     values = torch.full((n_rows, *width), torch.nan, dtype=torch.float64, device="cpu")
     n_clipped = 0
     splitter = check_cv(cv, labels, classifier=True)
-    n_folds = splitter.get_n_splits(np.zeros(n_rows), labels)
-    with progress.stage("cross-fit-teacher", n_folds) as folds:
-        for train, test in splitter.split(np.zeros(n_rows), labels):
+    splits = splits_of(splitter, labels, cv=cv)
+    with progress.stage("cross-fit-teacher", len(splits)) as folds:
+        for train, test in splits:
             missing = np.setdiff1d(np.arange(len(classes)), labels[train])
             if len(missing):
                 raise ValueError(
