@@ -1,4 +1,4 @@
-"""Splits of rows into training and test rows, as `sklearn.model_selection.check_cv` reads ``cv``."""
+"""Splits of rows into training and test rows, by whatever `check_cv` made of ``cv``."""
 
 from __future__ import annotations
 

@@ -192,8 +192,8 @@ def pcg_bytes(n_rows: int, n_features: int, n_targets: int, rank: int) -> int:
     """Return the peak bytes of preconditioner and iteration beside Θ, from shapes alone.
 
     The targets, their compression and the solution take six arrays of n × m in float64, the
-    iteration twelve, a product three; a factor of n × k, its small matrices, and a block of columns of
-    the kernel are in float64 too; the rows are there twice, in two precisions.
+    iteration twelve, a product three; a factor of n × k, its small matrices, and a block of columns
+    of the kernel are in float64 too; the rows are there twice, in two precisions.
     """
     vectors = 8 * n_rows * (21 * n_targets + 2 * n_features)
     factor = 8 * n_rows * (rank + 4 * PIVOT_BLOCK) + 8 * 6 * rank**2
