@@ -102,7 +102,10 @@ def _from_foreign(array: Any, name: str) -> Tensor:
     if hasattr(array, "toarray"):
         raise ValueError(f"{name} is a sparse matrix; pass its toarray().")
     if not isinstance(array, np.ndarray) and hasattr(array, "__dlpack__"):
-        return torch.from_dlpack(array)
+        try:
+            return torch.from_dlpack(array)
+        except BufferError:  # read-only: numpy exports such arrays from 2.1 on
+            pass
     if np.ma.is_masked(array):
         raise ValueError(f"{name} has masked entries; fill or drop them.")
     try:

@@ -251,7 +251,7 @@ class Checkpoint:
     @staticmethod
     def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
         with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
             file.flush()
             os.fsync(file.fileno())
 

@@ -214,7 +214,7 @@ class Hostile:
 def hostile_archive(file, path, names):
     objects = np.empty(1, dtype=object)
     objects[0] = Hostile(path)
-    np.savez(file, allow_pickle=True, **dict.fromkeys(names, objects))
+    np.savez(file, **dict.fromkeys(names, objects))
 
 
 def test_damaged_checkpoints_are_named_and_nothing_is_unpickled(tmp_path, small_blocks):
