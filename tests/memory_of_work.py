@@ -24,7 +24,7 @@ UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 def fit(**options):
     return lambda X, y, z_t: (
-        lambda limit: LinearizedKDStudent(memory_limit=limit, random_state=0, **options).fit(
+        lambda limit: LinearizedKDStudent(memory_limit=limit, **options).fit(
             X, y, teacher_logits=z_t
         )
     )

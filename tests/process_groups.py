@@ -134,9 +134,12 @@ def dies_in_a_product(rank, victim, n_rows):
 
 def memory_of_each(rank):
     """Return the bytes that each process may take with memory_limit="auto"."""
-    seen = []
+    seen, plan_pcg = [], _pcg.plan_pcg
     _pcg.plan_pcg = lambda *arguments: seen.append(arguments[4])
-    PCG(distributed=True).plan(Size(100, 3, 1, torch.float64, torch.device("cpu")), "auto")
+    try:
+        PCG(distributed=True).plan(Size(100, 3, 1, torch.float64, torch.device("cpu")), "auto")
+    finally:
+        _pcg.plan_pcg = plan_pcg
     return seen[0]
 
 

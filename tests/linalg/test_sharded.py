@@ -11,6 +11,7 @@ from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 from sklearn_kd.linalg._operator import TiledOperator, tile_entries, tile_side
 from sklearn_kd.linalg._sharded import largest_share, shares
+from sklearn_kd.solvers import PCG, Cholesky, Nystrom, Refinement
 
 CPU = torch.device("cpu")
 
@@ -137,10 +138,11 @@ def test_every_tile_is_in_one_share_and_shares_are_even(n_rows, n_shares):
 def test_without_a_process_group():
     X, y, logits = process_groups.problem(20)
     with pytest.raises(ValueError, match=r"init_process_group\(\) first, .* torchrun"):
-        LinearizedKDStudent(distributed=True).fit(X, y, teacher_logits=logits)
+        LinearizedKDStudent(solver=PCG(distributed=True)).fit(X, y, teacher_logits=logits)
 
 
 def test_only_for_pcg():
-    X, y, logits = process_groups.problem(20)
-    with pytest.raises(ValueError, match="solver='cholesky'; use solver='pcg'"):
-        LinearizedKDStudent(solver="cholesky", distributed=True).fit(X, y, teacher_logits=logits)
+    # an option of that solver: the others have none of this name
+    for solver in (Cholesky, Refinement, Nystrom):
+        with pytest.raises(TypeError, match="distributed"):
+            solver(distributed=True)
