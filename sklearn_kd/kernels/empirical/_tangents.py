@@ -350,7 +350,8 @@ class Tangents:
             gradients = {}
         for unit, gradient in gradients.items():
             feature = dense(gradient, full)
-            if _is_complete(unit, feature, weighted):
+            size = len(inputs) * len(cotangents) * unit.change(self.network.parameters).numel()
+            if gradient.numel() == size and _is_complete(unit, feature, weighted):
                 found[unit] = feature
         looped = [unit for unit in units if unit not in found]
         self.looped.update(unit.names[0] for unit in looped)

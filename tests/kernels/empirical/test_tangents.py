@@ -305,9 +305,18 @@ def test_hooks_on_gradients_play_no_part():
     torch.testing.assert_close(EmpiricalKernel(module).gram(X), expected)
 
 
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(3))
+
+    def forward(self, x):
+        return x * self.scale
+
+
 @pytest.mark.parametrize("rule", ["linear", "generic"])
 def test_modules_that_work_in_place_leave_the_rows_alone(rule):
-    scale = nn.PReLU() if rule == "generic" else nn.Identity()
+    scale = Scale() if rule == "generic" else nn.Identity()
     module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 3), scale).double()
     outside = nn.Sequential(nn.ReLU(), *module[1:])
     X = rows_for("mlp, one output", 5)
