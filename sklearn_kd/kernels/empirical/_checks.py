@@ -54,7 +54,7 @@ class Weighted:
         strays = set()
         for index, found in self.by_call.items():
             n_entries = n_rows * entries[index]
-            if not n_entries or not len(found) == len(calls[index].input) == n_entries:
+            if not fits(calls[index], n_entries):
                 strays.add(index)
                 continue
             pairs = zip(self.mix, gradients, strict=True)
@@ -72,6 +72,11 @@ class Weighted:
         sizes = [gradient.abs().max() for gradient in self.by_name.values() if gradient.numel()]
         allowed = tolerance(found) * max(sizes) + torch.finfo(found.dtype).tiny
         return not found.numel() or bool((found - expected).abs().max() <= allowed)
+
+
+def fits(call: Call, n_entries: int) -> bool:
+    """Whether the batch that a layer sees, and the one it returns, have so many entries, not 0."""
+    return 0 < n_entries == len(call.input) == call.output_shape[0]
 
 
 def weighted_gradients(

@@ -11,6 +11,7 @@ from torch import Tensor
 from sklearn_kd.kernels.empirical._checks import (
     Weighted,
     call_gradients,
+    fits,
     mixture,
     require_equal,
     require_registered,
@@ -150,11 +151,11 @@ class Tangents:
         """
         if not units:
             return []
-        found, _ = self._layer_features(batches[0], mix[None], units, full=False)
+        found, *_ = self._layer_features(batches[0], mix[None], units, full=False)
         right = [unit for unit in units if self._agrees(unit, found[unit], expected)]
         for inputs in batches[1:]:
-            others, weighted = self._layer_features(inputs, mix[None], right, full=False)
-            right = [unit for unit in right if _is_complete(unit, others[unit], weighted)]
+            _, _, wrong = self._layer_features(inputs, mix[None], right, full=False)
+            right = [unit for unit in right if unit not in wrong]
         return [form for unit in right for form in self._cheaper_form(unit, found[unit])]
 
     def _measure(self, layers: LayerCalls, n_rows: int) -> None:
@@ -287,23 +288,22 @@ class Tangents:
         self, inputs: Tensor, cotangents: Tensor, units: Sequence[Unit], *, full: bool
     ) -> list[Feature]:
         layered = [unit for unit in units if isinstance(unit, LayerUnit)]
-        found, weighted = self._layer_features(inputs, cotangents, layered, full=full)
-        for unit, feature in found.items():
-            if not _is_complete(unit, feature, weighted):
-                raise ValueError(
-                    f"module: for some rows, the gradients of {' and '.join(unit.names)} are not "
-                    "those of a layer, so that something else uses the parameter too, which those "
-                    "rows did not show that the kernel looked at first. Let the first row be one "
-                    "of those."
-                )
+        found, weighted, wrong = self._layer_features(inputs, cotangents, layered, full=full)
+        if wrong:
+            raise ValueError(
+                f"module: for some rows, the gradients of {' and '.join(wrong[0].names)} are not "
+                "those of a layer, so that something else uses the parameter too, which those "
+                "rows did not show that the kernel looked at first. Let the first row be one "
+                "of those."
+            )
         generic = [unit for unit in units if isinstance(unit, GenericUnit)]
         found.update(self._generic_features(inputs, cotangents, generic, weighted, full=full))
         return [found[unit] for unit in units]
 
     def _layer_features(
         self, inputs: Tensor, cotangents: Tensor, units: Sequence[LayerUnit], *, full: bool
-    ) -> tuple[dict[Unit, Feature], Weighted]:
-        """Return the features of layers, and by what features are to be checked."""
+    ) -> tuple[dict[Unit, Feature], Weighted, list[LayerUnit]]:
+        """Return the features of layers, by what features are checked, and which are wrong."""
         indices = sorted({index for unit in units for index in unit.indices})
         layers, outputs = self._forward(inputs)
         if indices and layers.signature != self._signature:
@@ -318,16 +318,19 @@ class Tangents:
             for cotangent in cotangents
         ]
         weighted = weighted_gradients(calls, indices, self.network.parameters, outputs, cotangents)
-        if weighted.strays(calls, gradients, self._entries):
+        in_place = all(fits(calls[i], len(inputs) * self._entries[i]) for i in indices)
+        found: dict[Unit, Feature] = {}
+        if in_place:
+            found.update((u, u.feature(calls, gradients, len(inputs), full)) for u in units)
+        wrong = [u for u in units if in_place and not _is_complete(u, found[u], weighted)]
+        # Gradients that cancel are rounding, in no order: only what is wrong is looked into.
+        if not in_place or (wrong and weighted.strays(calls, gradients, self._entries)):
             raise ValueError(
                 "module: which rows a layer sees, or in which order, depends on what is in them, "
                 "which those rows did not show that the kernel looked at first. It does not "
                 "support that; send all rows through the layer, in their order."
             )
-        found: dict[Unit, Feature] = {
-            unit: unit.feature(calls, gradients, len(inputs), full) for unit in units
-        }
-        return found, weighted
+        return found, weighted, wrong
 
     def _generic_features(
         self,
