@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor
 
 # Rows times positions of the blocks in which products over all pairs of positions are formed.
@@ -43,6 +44,9 @@ class Feature(Protocol):
 
     def apply(self, change: Tensor) -> Tensor:
         """Return J w, shape (n, R), for a change w of the layer's parameters."""
+
+    def pull_back(self, V: Tensor, like: Tensor) -> Tensor:
+        """Return Σ_i Σ_k V_ik J_k(x_i), ``like`` a change of the parameters; V is (n, k)."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,10 @@ class Dense:
     def apply(self, change: Tensor) -> Tensor:
         """Return J w, shape (n, R), for a change w of the parameters of any shape, P in all."""
         return self.values @ change.ravel()
+
+    def pull_back(self, V: Tensor, like: Tensor) -> Tensor:
+        """Return Σ_i Σ_k V_ik J_k(x_i) for V of shape (n, k), the outputs side by side or apart."""
+        return (V.ravel() @ self.values.reshape(V.numel(), -1)).reshape(like.shape)
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,19 @@ class Outer:
         """Return J w, shape (n, R), for a change w of shape (o, i)."""
         return (self.right * (self.left @ change.T)[:, None]).sum(dim=(-1, -2))
 
+    def pull_back(self, V: Tensor, like: Tensor) -> Tensor:
+        """Return Σ_i Σ_k V_ik J_k(x_i) for V of shape (n, k), the outputs side by side or apart."""
+        return self._mixed(V).flatten(0, 1).T @ self.left.flatten(0, 1)
+
+    def _mixed(self, V: Tensor) -> Tensor:
+        """Return Σ_k V_ik right_k, shape (n, S, o)."""
+        if V.shape[1] == 1:
+            return self.right[:, 0] * V[:, :, None]
+        if self.right.shape[1] == V.shape[1]:
+            return torch.einsum("nk,nkso->nso", V, self.right)
+        apart = self.right[:, 0].unflatten(-1, (V.shape[1], -1))
+        return torch.einsum("nk,nsko->nso", V, apart)
+
 
 @dataclass(frozen=True)
 class Lookup(Outer):
@@ -142,6 +163,11 @@ class Lookup(Outer):
     def apply(self, change: Tensor) -> Tensor:
         """Return J w, shape (n, R), for a change w of shape (n_tokens, o)."""
         return (self.right * change[self.left][:, None]).sum(dim=(-1, -2))
+
+    def pull_back(self, V: Tensor, like: Tensor) -> Tensor:
+        """Return Σ_i Σ_k V_ik J_k(x_i) for V of shape (n, k), like (n_tokens, o)."""
+        mixed = self._mixed(V).flatten(0, 1)
+        return torch.zeros_like(like).index_add_(0, self.left.flatten(), mixed)
 
 
 def dense(gradients: Tensor, full: bool) -> Dense:

@@ -9,12 +9,14 @@ Nothing is assumed about how the module uses its parameters, so this is exact fo
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, vjp, vmap
+from torch.overrides import TorchFunctionMode
 
 from sklearn_kd.kernels.empirical._network import Network
 
@@ -56,6 +58,24 @@ def _switch_fused(flash: bool, mem_efficient: bool, cudnn: bool, layers: bool) -
     torch.backends.mha.set_fastpath_enabled(layers)
 
 
+class MappablePReLU(TorchFunctionMode):
+    """Has PReLU computed by its definition: torch maps its derivative wrongly over several rows."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call ``func``, or what is equal to it and can be mapped."""
+        return (_prelu if func is torch.prelu else func)(*args, **(kwargs or {}))
+
+
+def _prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """Return x where x > 0, else a x, with a slope a for each channel or one for all."""
+    slopes = weight
+    if weight.numel() > 1 and input.ndim > 2:
+        slopes = weight.reshape(-1, *[1] * (input.ndim - 2))
+    return torch.where(input > 0, input, slopes * input)
+
+
 def mapped_gradients(
     network: Network, names: Sequence[str], inputs: Tensor, cotangents: Tensor
 ) -> list[Tensor]:
@@ -84,7 +104,7 @@ def mapped_gradients(
         (gradients,) = vmap(pull_back)(cotangents)
         return tuple(gradients[name] for name in names)
 
-    with network.lock, plain_attention():
+    with network.lock, plain_attention(), MappablePReLU():
         return list(vmap(of_one)(inputs))
 
 

@@ -41,7 +41,6 @@ class Bundle(NamedTuple):
     units: Sequence[Unit]
     cotangents: Tensor  # (k, K)
     rows: int  # of a chunk
-    first: bool  # of those that the same rows go through
 
 
 class EmpiricalKernel(KernelFunction):
@@ -109,7 +108,7 @@ class EmpiricalKernel(KernelFunction):
         """Return Θ(X, Y), shape (n, m), or (n K, m K) of all outputs."""
         if not len(X) or not len(Y):
             return X.new_zeros(len(X), len(Y))
-        tangents = self._prepare(X)
+        tangents = self._prepare(X, Y)
         R = self._rows_per_input(tangents)
         out = X.new_zeros(len(X) * R, len(Y) * R)
         left, right = self._move(X), self._move(Y)
@@ -198,7 +197,7 @@ class EmpiricalKernel(KernelFunction):
         """
         if not len(X) or not len(Y):
             return V.new_zeros(len(X) * (self.n_outputs(X) if self.full else 1), V.shape[1])
-        tangents = self._prepare(Y)
+        tangents = self._prepare(Y, X)
         # the product by entries knows one row of Θ per input only
         if not self.full and not self._is_product_cheaper(tangents, len(X), len(Y), V.shape[1]):
             return super().matmat(X, Y, V)
@@ -239,14 +238,18 @@ class EmpiricalKernel(KernelFunction):
                 total[name] += gradient
         return total
 
-    def _prepare(self, X: Tensor) -> Tangents:
-        """Return the features of the module on the device and in the dtype in which to compute."""
+    def _prepare(self, X: Tensor, *others: Tensor) -> Tangents:
+        """Return the features of the module on the device and in the dtype in which to compute.
+
+        A single row shows little: then the rows on the other side are looked at too.
+        """
         rows = self._move(X)
         key = (rows.device, rows.dtype)
         if key not in self._tangents:
             tangents = Tangents(Network(self.module, self.input_shape, *key), rows)
             if tangents.n_probed == 1:
-                return tangents  # other rows may still show more
+                # other rows may still show more
+                return self._prepare(torch.cat([X[:1], *others])) if others else tangents
             self._tangents[key] = tangents
         return self._tangents[key]
 
@@ -285,15 +288,13 @@ class EmpiricalKernel(KernelFunction):
         # Outputs first: each needs a backward pass of its own anyway.
         while not self.full and k > 1 and tangents.row_bytes(tangents.units, k) > per_row:
             k = (k + 1) // 2
-        first = True
         for part in cotangents.split(k):
             for units in _split(tangents, k, per_row):
                 rows = budget // tangents.row_bytes(units, k)
                 if sides == 1 and rows < n_rows:
                     rows //= 2  # a second chunk stands beside the first
                 rows = self.batch_size or max(1, rows)
-                yield Bundle(units, part, min(rows, n_rows), first)
-                first = False
+                yield Bundle(units, part, min(rows, n_rows))
 
     def _chunks(
         self, tangents: Tangents, bundle: Bundle, X: Tensor
@@ -309,7 +310,6 @@ class EmpiricalKernel(KernelFunction):
                     bundle.units,
                     full=self.full,
                     batch_rows=self._batch_rows(tangents),
-                    checked=bundle.first,
                 ),
             )
 

@@ -6,11 +6,11 @@ the positions s at which the layer is used (Eq. 2 of Goodfellow 2015, arXiv 1510
 
     ∂f_k/∂W = Σ_s G_s A_sᵀ,    ∂f_k/∂b = Σ_s G_s.
 
-Convolutions are linear in the patches of their input, embeddings in one-hot inputs, and
-normalisations scale and shift normalised inputs. A layer that is called several times, or a weight
-that several layers share, only has more positions, so both are exact; and so does a layer whose
-batch holds several entries for each row, such as the tokens of all rows one after the other. What
-is used in any other way is left to `_jacobian`.
+Convolutions are linear in the patches of their input, embeddings in one-hot inputs, normalisations
+scale and shift normalised inputs, and a PReLU scales the negative parts of its input. A layer that
+is called several times, or a weight that several layers share, only has more positions, so both
+are exact; and so does a layer whose batch holds several entries for each row, such as the tokens of
+all rows one after the other. What is used in any other way is left to `_jacobian`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from sklearn_kd.kernels.empirical._features import Dense, Feature, Lookup, Outer, dense
+from sklearn_kd.kernels.empirical._rules import RULES
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class LayerCalls(TorchFunctionMode):
         output = func(*args, **kwargs)
         used = [self._names[id(t)] for t in _tensors((args, kwargs)) if id(t) in self._names]
         if used and any(tensor.requires_grad for tensor in _tensors(output)):
-            call = self._call(func, output, args, kwargs) if func in _RULES else None
+            call = self._call(func, output, args, kwargs) if func in RULES else None
             roles = [] if call is None else [call.weight, call.bias]
             if call is not None and sorted(used) == sorted(filter(None, roles)):
                 self.calls.append(call)
@@ -88,7 +88,7 @@ class LayerCalls(TorchFunctionMode):
         return output
 
     def _call(self, func: Callable, output: Tensor, args: Any, kwargs: Any) -> Call | None:
-        rule = _RULES[func](*args, **kwargs)
+        rule = RULES[func](*args, **kwargs)
         if rule is None:
             return None
         return Call(
@@ -123,194 +123,11 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-class _Rule(NamedTuple):
-    """What a function does with its parameters; see `Call`."""
-
-    kind: str
-    input: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    left: Callable[[Tensor], Tensor]
-    right: Callable[[Tensor], Tensor]
-
-
-def _rows_of_vectors(values: Tensor) -> Tensor:
-    """Return (n, ..., i) as (n, S, i)."""
-    return values.flatten(1, -2) if values.ndim > 2 else values[:, None]
-
-
 def _by_row(values: Tensor, n_rows: int) -> Tensor:
     """Return (n q, ..., S, i), with q entries of a batch for each row, as (n, ..., q S, i)."""
     if len(values) == n_rows:
         return values
     return values.unflatten(0, (n_rows, -1)).movedim(1, -3).flatten(-3, -2)
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _Rule | None:
-    if input.ndim < 2 or weight.ndim != 2:
-        return None
-    return _Rule("linear", input, weight, bias, _rows_of_vectors, _rows_of_vectors)
-
-
-def _convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> _Rule | None:
-    n_dims = weight.ndim - 2
-    if input.ndim != n_dims + 2:
-        return None  # a single image, without the dimension of the rows
-    kernel = tuple(weight.shape[2:])
-    strides, dilations = _per_dimension(stride, n_dims), _per_dimension(dilation, n_dims)
-    spans = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-    if padding == "valid":
-        padding = 0
-    if padding == "same":
-        sides = [(span // 2, span - span // 2) for span in spans]
-    else:
-        sides = [(p, p) for p in _per_dimension(padding, n_dims)]
-    # F.pad counts dimensions from the last; one-dimensional images become one row high.
-    pads = [side for pair in reversed(sides) for side in pair]
-    one = (1,) * (2 - n_dims)
-    kernel, strides, dilations = one + kernel, one + strides, one + dilations
-
-    def patches(images: Tensor) -> Tensor:
-        images = F.pad(images, pads)
-        if n_dims == 1:
-            images = images[:, :, None]
-        columns = F.unfold(images, kernel, dilation=dilations, stride=strides)
-        return _split_groups(columns, groups)
-
-    def positions(gradient: Tensor) -> Tensor:
-        return _split_groups(gradient.flatten(2), groups)
-
-    kind = "linear" if groups == 1 else "grouped"
-    return _Rule(kind, input, weight, bias, patches, positions)
-
-
-def _per_dimension(value: Any, n_dims: int) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * n_dims if len(values) == 1 else values
-
-
-def _split_groups(columns: Tensor, groups: int) -> Tensor:
-    """Return (n, groups · c, S) as (n, S, c), or (n, groups, S, c) of several groups."""
-    if groups == 1:
-        return columns.mT
-    return columns.unflatten(1, (groups, -1)).mT
-
-
-def _embedding(
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> _Rule | None:
-    if max_norm is not None or scale_grad_by_freq or input.ndim < 1:
-        return None
-    ids = input.flatten(1) if input.ndim > 1 else input[:, None]
-
-    def right(gradient: Tensor) -> Tensor:
-        gradient = _rows_of_vectors(gradient)
-        if padding_idx is None:
-            return gradient
-        padding = padding_idx % len(weight)
-        return gradient.masked_fill((ids == padding)[:, :, None], 0)
-
-    return _Rule("embedding", input, weight, None, lambda _: ids[:, :, None], right)
-
-
-def _layer_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> _Rule | None:
-    if input.ndim <= len(normalized_shape):
-        return None
-
-    def positions(values: Tensor) -> Tensor:
-        return _rows_of_vectors(values.flatten(-len(normalized_shape)))
-
-    def normalised(values: Tensor) -> Tensor:
-        return positions(F.layer_norm(values, normalized_shape, eps=eps))
-
-    return _Rule("norm", input, weight, bias, normalised, positions)
-
-
-def _rms_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-) -> _Rule | None:
-    if input.ndim <= len(normalized_shape):
-        return None
-
-    def positions(values: Tensor) -> Tensor:
-        return _rows_of_vectors(values.flatten(-len(normalized_shape)))
-
-    def normalised(values: Tensor) -> Tensor:
-        return positions(F.rms_norm(values, normalized_shape, eps=eps))
-
-    return _Rule("norm", input, weight, None, normalised, positions)
-
-
-def _positions_of_channels(values: Tensor) -> Tensor:
-    """Return (n, C, ...) as (n, S, C)."""
-    return values.flatten(2).mT if values.ndim > 2 else values[:, None]
-
-
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> _Rule | None:
-    if training:
-        return None
-
-    def normalised(values: Tensor) -> Tensor:
-        return _positions_of_channels(F.batch_norm(values, running_mean, running_var, eps=eps))
-
-    return _Rule("norm", input, weight, bias, normalised, _positions_of_channels)
-
-
-def _group_norm(
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> _Rule | None:
-    def normalised(values: Tensor) -> Tensor:
-        return _positions_of_channels(F.group_norm(values, num_groups, eps=eps))
-
-    return _Rule("norm", input, weight, bias, normalised, _positions_of_channels)
-
-
-_RULES: dict[Callable, Callable[..., _Rule | None]] = {
-    F.linear: _linear,
-    F.conv1d: _convolution,
-    F.conv2d: _convolution,
-    F.embedding: _embedding,
-    F.layer_norm: _layer_norm,
-    F.rms_norm: _rms_norm,
-    F.batch_norm: _batch_norm,
-    F.group_norm: _group_norm,
-}
 
 
 @dataclass(frozen=True)

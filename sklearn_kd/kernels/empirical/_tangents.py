@@ -1,23 +1,31 @@
-"""The tangent features of a network: which parameter takes which path, checked on two rows."""
+"""The tangent features of a network: which parameter takes which path, checked on all rows."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sklearn_kd.kernels.empirical._checks import (
+    Weighted,
+    call_gradients,
+    fits,
+    mixture,
+    require_equal,
+    require_registered,
+    tolerance,
+    two_rows,
+    weighted_gradients,
+)
 from sklearn_kd.kernels.empirical._features import Feature, Outer, dense
 from sklearn_kd.kernels.empirical._jacobian import looped_gradients, mapped_gradients
-from sklearn_kd.kernels.empirical._layers import Call, LayerCalls, LayerUnit, layer_units
+from sklearn_kd.kernels.empirical._layers import LayerCalls, LayerUnit, layer_units
 from sklearn_kd.kernels.empirical._network import Network
 
 # Rows on which to check that each layer sees them in their order.
 _PROBED = 8
-_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,6 @@ class GenericUnit:
     """A parameter whose gradients are computed row by row, however it is used."""
 
     names: tuple[str, ...]
-    mapped: bool  # whether torch.func can map the module over rows
 
     def change(self, changes: Mapping[str, Tensor]) -> Tensor:
         """Return a change of the parameter as what features are applied to."""
@@ -42,7 +49,8 @@ class Tangents:
     with the gradients that autograd computes for one row at a time, and a parameter for which they
     differ, or for which there is no rule, takes the path that assumes nothing. So does a parameter
     of a layer that sees other entries than one or several for each row, in the order of the rows;
-    a few more rows decide on that.
+    a few more rows decide on that. Gradients may vanish on these rows, so that any rule agrees
+    there: each feature is checked again wherever it is computed, by a backward pass of all rows.
 
     Parameters
     ----------
@@ -54,9 +62,11 @@ class Tangents:
     ----------
     n_outputs : int
     n_probed : int
-        Rows on which the rules were checked: one if there are no two that differ, else two.
+        Different rows among the two on which the rules were checked.
     units : list of LayerUnit or GenericUnit
         Every trainable parameter is in exactly one.
+    looped : set of str
+        Parameters that torch.func cannot map over rows, or maps wrongly.
     activation_bytes : float
         What a forward and backward pass takes for one row, beside the features.
     pass_cost : float
@@ -71,8 +81,8 @@ class Tangents:
 
     def __init__(self, network: Network, X: Tensor) -> None:
         self.network = network
-        inputs = network.inputs(_two_rows(X))
-        self.n_probed = len(inputs)
+        inputs = network.inputs(two_rows(X))
+        self.n_probed = 1 + int(not torch.equal(inputs[0], inputs[1]))
         if network.is_random(inputs):
             raise ValueError(
                 "module: its forward pass draws random numbers although it is in evaluation mode, "
@@ -82,31 +92,33 @@ class Tangents:
         layers, outputs = self._forward(inputs)
         self.n_outputs = outputs.shape[1]
         self._signature = layers.signature
-        # one combination of the outputs, in which all of them count
-        mix = torch.arange(1, self.n_outputs + 1, device=outputs.device).to(outputs).cos()
+        mix = mixture(self.n_outputs, outputs)
         expected = self._one_by_one(inputs, outputs, mix)
-        self.units: list[Unit] = []
 
         # entries that each call sees for a row
         self._entries = {
             index: len(call.input) // len(inputs) for index, call in enumerate(layers.calls)
         }
         by_rows = self._calls_by_rows(layers, outputs, mix)
+        batches = [inputs]
         if len(X) > len(inputs):
-            some = X[:: max(1, len(X) // _PROBED)][:_PROBED]
-            more_layers, more_outputs = self._forward(network.inputs(some))
-            _require_equal(outputs[0], more_outputs[0])
+            batches.append(network.inputs(X[:: max(1, len(X) // _PROBED)][:_PROBED]))
+            more_layers, more_outputs = self._forward(batches[1])
+            require_equal(outputs[0], more_outputs[0])
             by_rows &= self._calls_by_rows(more_layers, more_outputs, mix)
         candidates = [] if layers.overwritten() else network.parameters.keys() - layers.loose
         in_order = [name for name in network.parameters if name in candidates]
-        for unit in layer_units(layers.calls, in_order, by_rows):
-            (feature,) = self._of_batch(inputs, mix[None], [unit], full=False)
-            if self._agrees(unit, feature, expected):
-                self.units += self._cheaper_form(unit, feature)
+        self.units: list[Unit] = []
+        self.units += self._right_units(
+            layer_units(layers.calls, in_order, by_rows), batches, mix, expected
+        )
         covered = {name for unit in self.units for name in unit.names}
+        self.looped: set[str] = set()
         for name in network.parameters:
             if name not in covered:
-                self.units.append(self._generic(name, inputs, mix, expected))
+                unit = GenericUnit((name,))
+                self.units.append(unit)
+                self._of_batch(inputs, mix[None], [unit], full=False)  # whether it can be mapped
 
         self._shapes = {
             unit: [tensor.shape[1:] for tensor in feature.tensors]
@@ -122,47 +134,29 @@ class Tangents:
         if layers.signature != self._signature:
             return set()
         indices = range(len(layers.calls))
-        found = _gradients(layers.calls, indices, outputs, mix.expand_as(outputs))
-        return set(indices) - self._strays(layers.calls, outputs, [found], mix[None])
+        found = call_gradients(layers.calls, indices, outputs, mix.expand_as(outputs))
+        weighted = weighted_gradients(layers.calls, indices, {}, outputs, mix[None])
+        return set(indices) - weighted.strays(layers.calls, [found], self._entries)
 
-    def _strays(
+    def _right_units(
         self,
-        calls: Sequence[Call],
-        outputs: Tensor,
-        gradients: Sequence[Mapping[int, Tensor]],
-        cotangents: Tensor,
-    ) -> set[int]:
-        """Return those calls whose batches do not hold the rows in their order.
+        units: Sequence[LayerUnit],
+        batches: Sequence[Tensor],
+        mix: Tensor,
+        expected: list[dict[str, Tensor]],
+    ) -> list[LayerUnit]:
+        """Return the units whose rules hold on some batches, each in its cheaper form.
 
-        Where entry j belongs to row i, and to no other, the gradient there is wᵢ times as large if
-        the outputs for row i are multiplied by wᵢ. The ``gradients`` are those of the
-        ``cotangents``, (k, K).
+        The ``expected`` gradients are those of the rows of the first batch.
         """
-        n_rows = len(outputs)
-        # multiples of the golden ratio modulo 1: neighbours differ, and all others
-        numbers = torch.arange(n_rows, dtype=torch.float64, device=outputs.device)
-        weights = (1 + numbers * _GOLDEN % 1).to(outputs)
-        mix = torch.arange(1, len(cotangents) + 1, device=outputs.device).to(outputs).cos()
-        cotangent = weights[:, None] * (mix @ cotangents)
-        weighted = _gradients(calls, gradients[0].keys(), outputs, cotangent, last=True)
-        strays = set()
-        for index, found in weighted.items():
-            n_entries = n_rows * self._entries[index]
-            if not n_entries or not len(found) == len(calls[index].input) == n_entries:
-                strays.add(index)
-                continue
-            total = sum(c * per_call[index] for c, per_call in zip(mix, gradients, strict=True))
-            expected = total.reshape(n_rows, -1) * weights[:, None]
-            difference = (expected - found.reshape(n_rows, -1)).abs().max()
-            size = found.abs().max()
-            if not size.isfinite():
-                raise ValueError(
-                    "module: the gradients of its outputs are not finite for some rows, as those "
-                    "of a square root or of a norm are not at 0. Give it a derivative everywhere."
-                )
-            if difference > _tolerance(found) * size:
-                strays.add(index)
-        return strays
+        if not units:
+            return []
+        found, *_ = self._layer_features(batches[0], mix[None], units, full=False)
+        right = [unit for unit in units if self._agrees(unit, found[unit], expected)]
+        for inputs in batches[1:]:
+            _, _, wrong = self._layer_features(inputs, mix[None], right, full=False)
+            right = [unit for unit in right if unit not in wrong]
+        return [form for unit in right for form in self._cheaper_form(unit, found[unit])]
 
     def _measure(self, layers: LayerCalls, n_rows: int) -> None:
         """Work out what a forward and backward pass takes, from the shapes of the layers."""
@@ -214,34 +208,13 @@ class Tangents:
         for row, batched in zip(inputs, outputs, strict=True):
             with torch.enable_grad():
                 alone = self.network(row[None])[0]
-            _require_equal(alone, batched)
-            self._require_registered(alone)
+            require_equal(alone, batched)
+            require_registered(alone, parameters)
             gradients = torch.autograd.grad(
                 alone, list(parameters.values()), mix, allow_unused=True, materialize_grads=True
             )
             per_row.append(dict(zip(parameters, gradients, strict=True)))
         return per_row
-
-    def _require_registered(self, outputs: Tensor) -> None:
-        """Raise unless the outputs depend on trainable parameters of the module, and on no others.
-
-        The copy of a module whose ``forward`` holds on to the original would give a kernel of 0.
-        """
-        known = {id(parameter) for parameter in self.network.parameters.values()}
-        used = list(_trainable_leaves(outputs))
-        strangers = [leaf for leaf in used if id(leaf) not in known]
-        if strangers:
-            raise ValueError(
-                f"module: its outputs depend on a tensor of shape {tuple(strangers[0].shape)} with "
-                "requires_grad=True that is not among module.parameters(), or not of a copy of the "
-                "module. Register it as a parameter, or detach it, and refer to it as an attribute "
-                "of self."
-            )
-        if not used:
-            raise ValueError(
-                "module: its outputs depend on no parameter with requires_grad=True, so its "
-                "tangent kernel is zero."
-            )
 
     def _agrees(self, unit: Unit, feature: Feature, expected: list[dict[str, Tensor]]) -> bool:
         """Whether the unit's kernel of two rows is that of the expected gradients."""
@@ -254,7 +227,7 @@ class Tangents:
             [torch.stack([g.square().sum() for g in row.values()]).sum() for row in expected]
         )
         # Of a parameter without effect, such as a bias before a normalisation, rounding is all.
-        allowed = _tolerance(gram) * gram.diagonal().max() + _tolerance(gram) ** 2 * total.max()
+        allowed = tolerance(gram) * gram.diagonal().max() + tolerance(gram) ** 2 * total.max()
         return bool(difference <= allowed)
 
     def _cheaper_form(self, unit: LayerUnit, feature: Feature) -> list[LayerUnit]:
@@ -265,17 +238,6 @@ class Tangents:
         is_dense = n_in * n_out < n_positions**2 * (n_in + n_out)
         return unit.as_dense() if is_dense else [unit]
 
-    def _generic(
-        self, name: str, inputs: Tensor, mix: Tensor, expected: list[dict[str, Tensor]]
-    ) -> GenericUnit:
-        unit = GenericUnit((name,), mapped=True)
-        try:
-            (feature,) = self._of_batch(inputs, mix[None], [unit], full=False)
-        except RuntimeError:
-            # torch.func has no rule for something in the module, such as a recurrent layer.
-            return GenericUnit((name,), mapped=False)
-        return dataclasses.replace(unit, mapped=self._agrees(unit, feature, expected))
-
     def features(
         self,
         X: Tensor,
@@ -284,7 +246,6 @@ class Tangents:
         *,
         full: bool,
         batch_rows: int,
-        checked: bool,
     ) -> list[Feature]:
         """Return the features of rows, one for each unit.
 
@@ -298,14 +259,17 @@ class Tangents:
             Whether the combinations keep rows of their own; otherwise they are summed over.
         batch_rows : int
             Rows of one forward and backward pass.
-        checked : bool
-            Whether to check that all layers see these rows in their order: needed once.
+
+        Raises
+        ------
+        ValueError
+            If what holds for the rows that were looked at first does not hold for all.
         """
         features: list[Feature] = []
         start = 0
         for rows in X.split(batch_rows):
             inputs = self.network.inputs(rows)
-            parts = self._of_batch(inputs, cotangents, units, full=full, checked=checked)
+            parts = self._of_batch(inputs, cotangents, units, full=full)
             if len(rows) == len(X):
                 return parts
             if not features:
@@ -321,41 +285,28 @@ class Tangents:
         return features
 
     def _of_batch(
-        self,
-        inputs: Tensor,
-        cotangents: Tensor,
-        units: Sequence[Unit],
-        *,
-        full: bool,
-        checked: bool = False,
+        self, inputs: Tensor, cotangents: Tensor, units: Sequence[Unit], *, full: bool
     ) -> list[Feature]:
-        found: dict[Unit, Feature] = {}
         layered = [unit for unit in units if isinstance(unit, LayerUnit)]
-        if layered or checked:
-            found.update(self._layer_features(inputs, cotangents, layered, full, checked))
-        for mapped, gradients_of in ((True, mapped_gradients), (False, looped_gradients)):
-            generic = [u for u in units if isinstance(u, GenericUnit) and u.mapped == mapped]
-            if generic:
-                names = [unit.names[0] for unit in generic]
-                gradients = gradients_of(self.network, names, inputs, cotangents)
-                for unit, gradient in zip(generic, gradients, strict=True):
-                    found[unit] = dense(gradient, full)
+        found, weighted, wrong = self._layer_features(inputs, cotangents, layered, full=full)
+        if wrong:
+            raise ValueError(
+                f"module: for some rows, the gradients of {' and '.join(wrong[0].names)} are not "
+                "those of a layer, so that something else uses the parameter too, which those "
+                "rows did not show that the kernel looked at first. Let the first row be one "
+                "of those."
+            )
+        generic = [unit for unit in units if isinstance(unit, GenericUnit)]
+        found.update(self._generic_features(inputs, cotangents, generic, weighted, full=full))
         return [found[unit] for unit in units]
 
     def _layer_features(
-        self,
-        inputs: Tensor,
-        cotangents: Tensor,
-        units: Sequence[LayerUnit],
-        full: bool,
-        checked: bool,
-    ) -> dict[Unit, Feature]:
-        needed = self.units if checked else units
-        indices = sorted({i for u in needed if isinstance(u, LayerUnit) for i in u.indices})
-        if not indices:
-            return {}
+        self, inputs: Tensor, cotangents: Tensor, units: Sequence[LayerUnit], *, full: bool
+    ) -> tuple[dict[Unit, Feature], Weighted, list[LayerUnit]]:
+        """Return the features of layers, by what features are checked, and which are wrong."""
+        indices = sorted({index for unit in units for index in unit.indices})
         layers, outputs = self._forward(inputs)
-        if layers.signature != self._signature:
+        if indices and layers.signature != self._signature:
             raise ValueError(
                 "module: the forward pass calls other layers, or layers on other shapes, for "
                 "some rows than for others, which the kernel does not support. Compute rows of "
@@ -363,77 +314,67 @@ class Tangents:
             )
         calls = layers.calls
         gradients = [
-            _gradients(calls, indices, outputs, cotangent.expand_as(outputs))
+            call_gradients(calls, indices, outputs, cotangent.expand_as(outputs))
             for cotangent in cotangents
         ]
-        if checked and self._strays(calls, outputs, gradients, cotangents):
+        weighted = weighted_gradients(calls, indices, self.network.parameters, outputs, cotangents)
+        in_place = all(fits(calls[i], len(inputs) * self._entries[i]) for i in indices)
+        found: dict[Unit, Feature] = {}
+        if in_place:
+            found.update((u, u.feature(calls, gradients, len(inputs), full)) for u in units)
+        wrong = [u for u in units if in_place and not _is_complete(u, found[u], weighted)]
+        # Gradients that cancel are rounding, in no order: only what is wrong is looked into.
+        if not in_place or (wrong and weighted.strays(calls, gradients, self._entries)):
             raise ValueError(
                 "module: which rows a layer sees, or in which order, depends on what is in them, "
                 "which those rows did not show that the kernel looked at first. It does not "
                 "support that; send all rows through the layer, in their order."
             )
-        return {unit: unit.feature(calls, gradients, len(inputs), full) for unit in units}
+        return found, weighted, wrong
+
+    def _generic_features(
+        self,
+        inputs: Tensor,
+        cotangents: Tensor,
+        units: Sequence[GenericUnit],
+        weighted: Weighted,
+        *,
+        full: bool,
+    ) -> dict[Unit, Feature]:
+        """Return the features of the other parameters: mapped, or else row by row."""
+        found: dict[Unit, Feature] = {}
+        mapped = [unit for unit in units if unit.names[0] not in self.looped]
+        try:
+            gradients = self._gradients_by(mapped_gradients, mapped, inputs, cotangents)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            # torch.func has no rule for something in the module, such as a recurrent layer.
+            gradients = {}
+        for unit, gradient in gradients.items():
+            feature = dense(gradient, full)
+            size = len(inputs) * len(cotangents) * unit.change(self.network.parameters).numel()
+            if gradient.numel() == size and _is_complete(unit, feature, weighted):
+                found[unit] = feature
+        looped = [unit for unit in units if unit not in found]
+        self.looped.update(unit.names[0] for unit in looped)
+        gradients = self._gradients_by(looped_gradients, looped, inputs, cotangents)
+        return found | {unit: dense(gradient, full) for unit, gradient in gradients.items()}
+
+    def _gradients_by(
+        self,
+        function: Callable[..., list[Tensor]],
+        units: Sequence[GenericUnit],
+        inputs: Tensor,
+        cotangents: Tensor,
+    ) -> dict[GenericUnit, Tensor]:
+        if not units:
+            return {}
+        names = [unit.names[0] for unit in units]
+        return dict(zip(units, function(self.network, names, inputs, cotangents), strict=True))
 
 
-def _gradients(
-    calls: Sequence[Call],
-    indices: Iterable[int],
-    outputs: Tensor,
-    cotangent: Tensor,
-    *,
-    last: bool = False,
-) -> dict[int, Tensor]:
-    """Return the gradients of Σ_i cotangent_i · f(x_i) with respect to the outputs of calls.
-
-    The ``last`` of several frees what they share.
-    """
-    indices = list(indices)
-    if not indices:
-        return {}
-    found = torch.autograd.grad(
-        outputs,
-        [calls[index].edge for index in indices],
-        cotangent,
-        retain_graph=not last,
-        allow_unused=True,
-    )
-    return {
-        index: outputs.new_zeros(calls[index].output_shape) if gradient is None else gradient
-        for index, gradient in zip(indices, found, strict=True)
-    }
-
-
-def _require_equal(outputs: Tensor, others: Tensor) -> None:
-    """Raise unless these are the outputs for a row, in two batches."""
-    scale = torch.maximum(outputs.abs().max(), others.abs().max())
-    if (outputs - others).abs().max() > _tolerance(outputs) * scale:
-        raise ValueError(
-            "module: the outputs for a row by itself and in a batch differ, or in two batches, "
-            f"{outputs[:3].tolist()} and {others[:3].tolist()}: they depend on the other rows. "
-            "Each row must be treated by itself, and the first dimension of the batch must be that "
-            "of the rows (batch_first=True)."
-        )
-
-
-def _two_rows(X: Tensor) -> Tensor:
-    """Return the first row and the first one that differs from it, or the first alone."""
-    others = (X[0] != X).any(dim=1).nonzero().ravel()
-    return torch.cat([X[:1], X[others[:1]]])
-
-
-def _tolerance(values: Tensor) -> float:
-    """Return the relative difference above which two results are not the same."""
-    return math.sqrt(torch.finfo(values.dtype).eps)
-
-
-def _trainable_leaves(outputs: Tensor) -> Iterator[Tensor]:
-    """Yield the tensors on which the outputs depend and whose gradients autograd would keep."""
-    seen, pending = set(), [outputs.grad_fn]
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        pending.extend(parent for parent, _ in node.next_functions)
+def _is_complete(unit: Unit, feature: Feature, weighted: Weighted) -> bool:
+    """Whether the gradients of the rows add up to those of the batch."""
+    expected = unit.change(weighted.by_name)
+    return weighted.has_sum(feature.pull_back(weighted.weights, expected), expected)

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 from torch.utils.checkpoint import checkpoint
 from torch_modules import ZOO, Experts, Recurrent, Sorts, as_inputs, rows_for
 
-from sklearn_kd.kernels.empirical import _layers
+from sklearn_kd.kernels.empirical import _rules
 from sklearn_kd.kernels.empirical._kernel import EmpiricalKernel
 from sklearn_kd.kernels.empirical._layers import LayerUnit
 from sklearn_kd.kernels.empirical._network import Network
@@ -76,13 +76,13 @@ def test_layers_of_many_positions_form_gradients():
 
 @pytest.mark.parametrize("factor", [1.001, -1.0, 0.0])
 def test_a_wrong_rule_is_found_out(factor, monkeypatch):
-    right = _layers._linear
+    right = _rules._linear
 
     def wrong(*args, **keywords):
         rule = right(*args, **keywords)
         return rule._replace(left=lambda x: rule.left(x) * factor)
 
-    monkeypatch.setitem(_layers._RULES, F.linear, wrong)
+    monkeypatch.setitem(_rules.RULES, F.linear, wrong)
     module, _, _ = ZOO["mlp, one output"]
     X = rows_for("mlp, one output", 6)
     J = torch.stack(
@@ -305,9 +305,18 @@ def test_hooks_on_gradients_play_no_part():
     torch.testing.assert_close(EmpiricalKernel(module).gram(X), expected)
 
 
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(3))
+
+    def forward(self, x):
+        return x * self.scale
+
+
 @pytest.mark.parametrize("rule", ["linear", "generic"])
 def test_modules_that_work_in_place_leave_the_rows_alone(rule):
-    scale = nn.PReLU() if rule == "generic" else nn.Identity()
+    scale = Scale() if rule == "generic" else nn.Identity()
     module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 3), scale).double()
     outside = nn.Sequential(nn.ReLU(), *module[1:])
     X = rows_for("mlp, one output", 5)
