@@ -233,11 +233,11 @@ class Checkpoint:
         RuntimeWarning
             If a file cannot be removed.
         """
-        for file in self._files:
-            # A process that is killed while it writes leaves an unfinished file.
-            unfinished = glob.escape(file.name) + ".*.part"
+        for file in (*self._files, self.path):
+            # A process that is killed while it writes leaves an unfinished file, or its trial.
+            left = list(file.parent.glob(glob.escape(file.name) + ".*.part"))
             try:
-                for path in (file, *file.parent.glob(unfinished)):
+                for path in (file, *left) if file in self._files else left:
                     path.unlink(missing_ok=True)
             except OSError as error:
                 warn(f"{str(file)!r} is of no use any more; delete it ({error}).", RuntimeWarning)

@@ -239,3 +239,15 @@ def test_damaged_checkpoints_are_named_and_nothing_is_unpickled(tmp_path, small_
             student(*problem(), checkpoint=checkpoint)
         assert "unsafe" not in str(caught.value)
         assert not touched.exists()
+
+
+def test_what_a_killed_process_left_unfinished_is_removed_too(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "pass.npz")
+    (tmp_path / "pass.npz.0a1b2c3d.part").write_bytes(b"a trial")
+    (tmp_path / "other.npz.0a1b2c3d.part").write_bytes(b"of someone else")
+    (tmp_path / "pass.npz").write_bytes(b"the user's")
+    checkpoint.remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "other.npz.0a1b2c3d.part",
+        "pass.npz",
+    ]
