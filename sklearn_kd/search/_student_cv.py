@@ -94,7 +94,8 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
     teacher_cv : int, splitter, iterable, "prefit" or None, default=None
         Cross-fitting of an unfitted teacher inside the training rows of each fold: ``cv`` of
         :class:`LinearizedKDStudent`. None: by pairs of the folds of ``cv`` or, where these are no
-        partition of the rows into three or more, by five. "prefit": the teacher is fitted.
+        partition of the rows into three or more, by five. An iterable holds folds of all rows.
+        "prefit": the teacher is fitted.
     solver : {"auto", "cholesky", "pcg", "nystrom"} or solver, default="auto"
         A name, or an object of `sklearn_kd.solvers` with options of its own. "auto" and "cholesky"
         factor the kernel matrix. "pcg" finds the same students by conjugate gradients, one run for

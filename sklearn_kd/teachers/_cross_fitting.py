@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -110,8 +111,9 @@ def nested_logits(
     splits : sequence of (train, test)
         The folds, as row numbers.
     cv : int, splitter, iterable or None
-        Cross-fitting inside the training rows of each fold. None: three folds or more that part
-        the rows share a teacher for each pair of them; others are cross-fitted by five.
+        Cross-fitting inside the training rows of each fold. An iterable is of folds of all rows,
+        as it serves the student of all rows too. None: three folds or more that part the rows
+        share a teacher for each pair of them; others are cross-fitted by five.
     progress : FitTask
     """
     if cv is None and has_pairs(splits, len(rows.labels)):
@@ -181,15 +183,18 @@ def _logits_by_inner_folds(
     teacher: Any, rows: LabelledRows, splits: Splits, cv: Any, progress: FitTask
 ) -> NestedLogits:
     """Return nested logits as a student that cross-fits its teacher by ``cv`` has them."""
-    everything = np.arange(len(rows.labels))
-    cv = check_cv(cv, rows.labels, classifier=True)  # reads an iterator once
-    by_fold = []
+    everything, by_fold = np.arange(len(rows.labels)), []
+    is_list = not (isinstance(cv, Integral) or hasattr(cv, "split"))
+    cv = list(cv) if is_list else cv  # reads an iterator once
     with progress.stage("nest-teacher", len(splits) + 1) as task:
         for train, _ in splits:
             z_t, trained_on = rows.no_logits(), rows.only(train)
             with task.stage("fold", 2) as fold:
                 # 1. z_t on the training rows, cross-fitted among them.
-                z_t[train] = cross_fitted_logits(teacher, trained_on, cv=cv, progress=fold).values
+                inner = folds_among(cv, train, len(everything)) if is_list else cv
+                z_t[train] = cross_fitted_logits(
+                    teacher, trained_on, cv=inner, progress=fold
+                ).values
 
                 # 2. z_t on all others, by the teacher of the training rows.
                 rest = np.setdiff1d(everything, train)
@@ -198,6 +203,23 @@ def _logits_by_inner_folds(
             by_fold.append(z_t)
         whole = cross_fitted_logits(teacher, rows, cv=cv, progress=task)
     return NestedLogits(whole, by_fold)
+
+
+def folds_among(splits: Splits, some: np.ndarray, n_rows: int) -> Splits:
+    """Return folds of all rows as those of some rows, numbered in their order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_kd.teachers._cross_fitting import folds_among
+    >>> [(train, test)] = folds_among([(np.array([0, 1]), np.array([2, 3]))], np.array([3, 1]), 4)
+    >>> train.tolist(), test.tolist()
+    ([1], [0])
+    """
+    position = np.full(n_rows, -1)
+    position[some] = np.arange(len(some))
+    among = [tuple(position[part][position[part] >= 0] for part in split) for split in splits]
+    return [(train, test) for train, test in among if len(test)]
 
 
 def _logits_of_unseen(
@@ -218,8 +240,8 @@ def _logits_of_unseen(
     if len(missing):
         raise ValueError(
             f"Cross-fitting the teacher {how} leaves a training fold without class "
-            f"{rows.classes[missing[0]]!r}; {remedy}, pass a FrozenEstimator as teacher, or pass "
-            "teacher_logits to fit."
+            f"{rows.classes[missing].tolist()[0]!r}; {remedy}, pass a FrozenEstimator as teacher, "
+            "or pass teacher_logits to fit."
         )
     fitted = fit_teacher(clone(teacher), rows.only(train), progress, "fold")
     return logits_of(fitted, safe_indexing(rows.X, test), rows.classes)
