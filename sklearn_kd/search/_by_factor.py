@@ -51,7 +51,7 @@ class SearchByFactor(FoldSearch):
             refit=refit,
         )
         require(
-            planned,
+            planned + self._target_bytes(),
             setting.memory_limit,
             size.device,
             what=f"LinearizedKDStudentCV.fit on n={size.n_rows} distinct rows",

@@ -48,11 +48,11 @@ class FoldSearch(CandidateSearch):
 
     def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:
         """Add the scores of every candidate, by the students that have not seen a fold."""
+        problems = [problem.of_fold(index) for index in range(len(self.folds))]
         for kernel, z_0 in enumerate(self._initial_logits):
             for ridge in self.setting.grid.ridges:
                 with progress.stage("candidates", len(self.folds)) as task:
-                    for index, fold in enumerate(self.folds):
-                        own = problem.of_fold(index)
+                    for own, fold in zip(problems, self.folds, strict=True):
                         with task.stage("fold"):
                             # No name for the students: they hold a factor until scored.
                             scores.add(self._held_out_students(own, kernel, z_0, fold, ridge), fold)
@@ -61,6 +61,15 @@ class FoldSearch(CandidateSearch):
     def posed(self, problem: Problem, candidate: Candidate) -> PosedStudent:
         """Return the problem of one candidate on all rows."""
         return problem.posed(candidate, self._initial_logits[candidate.kernel])
+
+    def _target_bytes(self) -> int:
+        """Return the bytes of z_eff that each fold keeps for all cells, where it has its own.
+
+        In the working precision, and in double precision on the CPU.
+        """
+        size = self.setting.size
+        n_own = len(self.folds) if self.setting.sees_labels else 0
+        return n_own * size.n_rows * size.n_targets * (size.dtype.itemsize + 8)
 
     @abstractmethod
     def _plan(self) -> None:

@@ -31,6 +31,7 @@ class Setting(NamedTuple):
     init: str
     refit: bool
     memory_limit: float | str
+    sees_labels: bool  # whether the teacher is fitted to the labels that are searched
 
     @property
     def n_classes(self) -> int:
@@ -93,11 +94,11 @@ class Problem:
 
     def targets_of(self, distinct: DistinctRows) -> Tensor:
         """Return z_eff of some distinct rows for every recipe, (n, C) or (n, C, K) (Eq. 3)."""
-        columns = [
-            merged_effective_logits(self.teacher_logits, distinct, recipe)
-            for recipe in self.recipes
-        ]
-        return torch.stack(columns, dim=1).to(distinct.X)
+        return torch.stack([self._targets(distinct, recipe) for recipe in self.recipes], dim=1)
+
+    def _targets(self, distinct: DistinctRows, recipe: dict[str, Any]) -> Tensor:
+        """Return z_eff of some distinct rows for a recipe, (n,) or (n, K) (Eq. 3)."""
+        return merged_effective_logits(self.teacher_logits, distinct, recipe).to(distinct.X)
 
     @functools.cached_property
     def single_targets(self) -> Tensor:
@@ -166,6 +167,6 @@ class Problem:
             recipe=grid.recipes[candidate.recipe],
             teacher=self.taught.teacher,
             teacher_logits=self.taught.logits,
-            effective_logits=self.targets[:, candidate.recipe],
+            effective_logits=self._targets(self.distinct, grid.recipes[candidate.recipe]),
             initial_logits=initial_logits,
         )

@@ -101,9 +101,10 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         factor the kernel matrix. "pcg" finds the same students by conjugate gradients, one run for
         each fold, ridge and kernel, but needs folds (``cv``). "nystrom" restricts the
         students to the span of its landmarks, the same for all of them, and scores the whole grid
-        by leave-one-out (``cv=None``): one pass over the rows for each kernel, and one for each
-        ridge. The rows need not be in memory, but effective logits and predictions of all rows and
-        candidates are. With all rows as landmarks it is the exact search.
+        by leave-one-out (``cv=None``, a fitted teacher): one pass over the rows for each kernel,
+        and one for each ridge. The rows need not be in memory, but effective logits and
+        predictions of all rows and candidates are. With all rows as landmarks it is the exact
+        search.
     device : str or torch.device, default="auto"
         Where to compute. "auto" is CUDA where available, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -293,7 +294,7 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
 
             # 2. The teacher's logits z_t on the training rows, once for all candidates. A teacher
             #    that sees the labels has others for each fold: no label reaches its own score.
-            taught = self._taught(students, sees_labels, X, teacher_logits, progress)
+            taught = self._taught(students, X, teacher_logits, progress)
             warn_if_saturated(self.teacher, taught.logits)
 
             # 3. The scores of the students that have not seen the rows they are scored on.
@@ -337,7 +338,9 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
             if isinstance(rows.X, Tensor):
                 solver = Cholesky()  # every row is a landmark: the exact students
         cv = _FOLDS_OF_UNFITTED if sees_labels and self.cv is None else self.cv
-        setting = Setting(grid, rows, solver, cv, self.init, bool(self.refit), self.memory_limit)
+        setting = Setting(
+            grid, rows, solver, cv, self.init, bool(self.refit), self.memory_limit, sees_labels
+        )
         if isinstance(solver, PCG):
             return SearchByIteration(setting)
         if isinstance(solver, Nystrom):
@@ -347,7 +350,6 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
     def _taught(
         self,
         students: CandidateSearch,
-        sees_labels: bool,
         X: Any,
         teacher_logits: Any,
         progress: FitTask,
@@ -359,7 +361,7 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         def default() -> NTKTeacher:
             return default_teacher(self, kernel)
 
-        if sees_labels:
+        if students.setting.sees_labels:
             return teach_folds(
                 self.teacher, X, rows, splits=splits, cv=cv, default=default, progress=progress
             )

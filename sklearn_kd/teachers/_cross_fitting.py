@@ -198,8 +198,9 @@ def _logits_by_inner_folds(
 
                 # 2. z_t on all others, by the teacher of the training rows.
                 rest = np.setdiff1d(everything, train)
-                fitted = fit_teacher(clone(teacher), trained_on, fold, "fit-teacher")
-                z_t[rest] = logits_of(fitted, safe_indexing(rows.X, rest), rows.classes).values
+                if len(rest):
+                    fitted = fit_teacher(clone(teacher), trained_on, fold, "fit-teacher")
+                    z_t[rest] = logits_of(fitted, safe_indexing(rows.X, rest), rows.classes).values
             by_fold.append(z_t)
         whole = cross_fitted_logits(teacher, rows, cv=cv, progress=task)
     return NestedLogits(whole, by_fold)

@@ -22,6 +22,9 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.tree import DecisionTreeClassifier
 
+import sklearn_kd.search._by_factor
+import sklearn_kd.search._by_iteration
+import sklearn_kd.search._problem
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
 from sklearn_kd.kernels import NTK
 from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
@@ -237,6 +240,73 @@ def test_a_class_of_two_folds_is_refused_by_name():
     search = LinearizedKDStudentCV(TEACHER, cv=list(KFold(15).split(y)))
     with pytest.raises(ValueError, match=r"folds 0 and 1 .* class 1; give each class .*teacher_cv"):
         search.fit(X[:30], y)
+
+
+def test_targets_of_a_fold_are_found_once_for_all_cells(monkeypatch):
+    solved, find = [], sklearn_kd.search._problem.merged_effective_logits
+
+    def counting(*arguments):
+        solved.append(1)
+        return find(*arguments)
+
+    monkeypatch.setattr(sklearn_kd.search._problem, "merged_effective_logits", counting)
+    kernels = [NTK(depth=1), NTK(depth=2)]
+    LinearizedKDStudentCV(TEACHER, **GRID, kernel=kernels, cv=6).fit(X, LABELS["two"])
+    n_recipes, n_refits = 4, 1
+    assert len(solved) == 6 * n_recipes + n_refits
+
+
+@pytest.mark.parametrize("y", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("solver", ["auto", "pcg"])
+def test_targets_of_every_fold_are_planned(y, solver, monkeypatch):
+    planned = []
+
+    def recording(n_bytes, *arguments, **options):
+        planned.append(n_bytes)
+
+    for module in (sklearn_kd.search._by_factor, sklearn_kd.search._by_iteration):
+        monkeypatch.setattr(module, "require", recording)
+    frozen = FrozenEstimator(clone(TEACHER).fit(X, y))
+    for teacher in (frozen, TEACHER):
+        # A limit, so that both plans leave out the kernel matrix or both hold it.
+        LinearizedKDStudentCV(teacher, **GRID, cv=6, solver=solver, memory_limit=1e9).fit(X, y)
+    n_columns = 4 * (1 if len(np.unique(y)) == 2 else 3)
+    assert planned[1] - planned[0] == 6 * len(X) * n_columns * (8 + 8)
+
+
+class Stages:
+    """A callback that writes down the stages of a fit."""
+
+    max_propagation_depth = 0
+
+    def __init__(self):
+        self.begun = []
+
+    def setup(self, estimator, context):
+        pass
+
+    def on_fit_task_begin(self, estimator, context):
+        self.begun.append(context.task_name)
+
+    def on_fit_task_end(self, estimator, context):
+        pass
+
+    def teardown(self, estimator, context):
+        pass
+
+
+@pytest.mark.parametrize("teacher_cv", [None, 2])
+def test_the_fits_of_the_teacher_reach_the_callbacks(teacher_cv):
+    stages = Stages()
+    search = LinearizedKDStudentCV(TEACHER, cv=3, teacher_cv=teacher_cv, refit=False)
+    search.set_callbacks(stages).fit(X, LABELS["two"])
+    inner = ["cross-fit-teacher", "fold", "fold"]
+    teaching = {
+        None: ["cross-fit-teacher", *["fold"] * 6],
+        2: ["nest-teacher", *["fold", *inner, "fit-teacher"] * 3, *inner],
+    }
+    scoring = ["candidates", "fold", "fold", "fold"]
+    assert stages.begun == ["fit", *teaching[teacher_cv], "fit-teacher", *scoring]
 
 
 TEACHERS = {
