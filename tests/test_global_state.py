@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import make_classification
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher, TorchTeacher
@@ -15,6 +16,7 @@ from sklearn_kd.solvers import PCG, Cholesky, Nystrom, Refinement
 
 X, Y = make_classification(n_samples=70, n_features=5, random_state=0)
 X_NEW = X[::7] + 0.1
+FROZEN = FrozenEstimator(LogisticRegression().fit(X, Y))
 
 
 def module():
@@ -59,7 +61,7 @@ WORK = {
     ),
     "search": lambda: predictions(LinearizedKDStudentCV()),
     "search by pass": lambda: predictions(
-        LinearizedKDStudentCV(solver=Nystrom(20, random_state=0))
+        LinearizedKDStudentCV(FROZEN, solver=Nystrom(20, random_state=0))
     ),
     "prefix path": path,
     "gradient": lambda: NTK()(X, eval_gradient=True)[1],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class SearchByFactor(FoldSearch):
             refit=refit,
         )
         require(
-            planned,
+            planned + self._target_bytes(),
             setting.memory_limit,
             size.device,
             what=f"LinearizedKDStudentCV.fit on n={size.n_rows} distinct rows",
@@ -167,6 +167,7 @@ class WholeKernel:
         self._matrix: Tensor | None = None
         self._frame: TangentFrame | None = None
         self._solved: Solved | None = None
+        self._solved_for: Tensor | None = None  # the teacher's logits that it has learnt
 
     def use(self, function: KernelFunction) -> None:
         """Use this kernel from now on, and free what belongs to another one."""
@@ -205,8 +206,11 @@ class WholeKernel:
             )
         return self._frame
 
-    def solved(self, ridge: float, targets: Callable[[], Tensor]) -> Solved | None:
-        """Return the student of all rows, if folds are left out of it; else None."""
+    def solved(self, ridge: float, problem: Problem, z_0: Tensor) -> Solved | None:
+        """Return the student of all rows, if folds are left out of it; else None.
+
+        It is solved once for all folds whose teacher has the same logits.
+        """
         if not self._serves_folds or ridge in self._unresolved:
             return None
         try:
@@ -216,8 +220,10 @@ class WholeKernel:
         if frame is None or not resolves_blocks(frame):
             self._unresolved.add(ridge)
             return None
-        if self._solved is None:
-            self._solved = Solved.of(frame, targets())
+        if self._solved is None or self._solved_for is not problem.teacher_logits:
+            self._solved = None  # frees that of another fold first
+            self._solved = Solved.of(frame, problem.targets - z_0)
+            self._solved_for = problem.teacher_logits
         return self._solved
 
 
@@ -239,7 +245,7 @@ def held_out_students(
             by_row.squared_norms[number],
             by_row.n_rows,
         )
-    elif student := whole.solved(ridge, lambda: problem.targets - z_0):
+    elif student := whole.solved(ridge, problem, z_0):
         held_out = block_held_out(student, number)
     else:
         numbers, train, targets = problem.trained_on(fold.train)

@@ -41,7 +41,7 @@ class SearchByIteration(FoldSearch):
 
     def _plan(self) -> None:
         size, memory_limit = self.setting.size, self.setting.memory_limit
-        beside = prediction_bytes(size)
+        beside = prediction_bytes(size) + self._target_bytes()
         left = max(0, budget_bytes(memory_limit, size.device) - beside)
         # The folds are planned as if they were all rows, as the last fit is on all of them.
         self.plan = self.solver.plan(size, left)

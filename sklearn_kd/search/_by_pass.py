@@ -35,7 +35,7 @@ from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.students._posed import PosedStudent, Rows
 
 
-def rows_of_landmarks(search: Any, rows: Rows, solver: Nystrom) -> Rows:
+def rows_of_landmarks(search: Any, rows: Rows, solver: Nystrom, sees_labels: bool) -> Rows:
     """Return the rows as a stream if there are more than landmarks, else in memory.
 
     Where all distinct rows would be landmarks the restricted student is the exact one, of which
@@ -44,13 +44,21 @@ def rows_of_landmarks(search: Any, rows: Rows, solver: Nystrom) -> Rows:
     Raises
     ------
     ValueError
-        If the search has folds.
+        If the search has folds, or a teacher that is yet to be fitted to the labels.
     """
     if search.cv is not None:
         raise ValueError(
             "solver='nystrom' scores by leave-one-out in closed form and needs cv=None, not "
             f"cv={search.cv!r}; for folds, use GridSearchCV with "
             "LinearizedKDStudent(solver='nystrom')."
+        )
+    if sees_labels:
+        name = "None, which is NTKTeacher()," if search.teacher is None else repr(search.teacher)
+        raise ValueError(
+            f"teacher={name} is unfitted, and solver='nystrom' scores by leave-one-out, by which "
+            "each label would reach its own score through the teacher. Fit the teacher on other "
+            "rows and pass FrozenEstimator(teacher), pass teacher_logits to fit, or use "
+            "solver='auto' or 'pcg'."
         )
     X = rows.X if isinstance(rows.X, RowStream) else as_row_stream(rows.X)
     if len(X) > solver.n_landmarks:
@@ -77,7 +85,7 @@ class SearchByPass(CandidateSearch):
     """
 
     def __init__(self, setting: Setting) -> None:
-        super().__init__(setting, teacher_cv=5)
+        super().__init__(setting, splits=[])
         assert isinstance(setting.solver, Nystrom)
         assert isinstance(setting.rows.X, RowStream)
         self.solver, self.stream = setting.solver, setting.rows.X

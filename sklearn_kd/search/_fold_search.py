@@ -20,6 +20,7 @@ from sklearn_kd.search._protocol import CandidateSearch
 from sklearn_kd.search._scores import FoldScores
 from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.students._posed import PosedStudent, Rows
+from sklearn_kd.teachers._cross_fitting import Splits
 
 
 class FoldSearch(CandidateSearch):
@@ -35,10 +36,9 @@ class FoldSearch(CandidateSearch):
     """
 
     def __init__(self, setting: Setting) -> None:
-        cv, rows = setting.cv, setting.rows
-        splitter = None if cv is None else check_cv(cv, rows.checked.labels, classifier=True)
-        super().__init__(setting, splitter or 5)
-        self.folds = folds_of(cv, splitter, rows)
+        rows = setting.rows
+        super().__init__(setting, all_splits(setting.cv, rows.checked.labels))
+        self.folds = folds_of(setting.cv, self.splits, rows)
         self._plan()
         grid = setting.grid
         self._initial_logits = [
@@ -48,20 +48,28 @@ class FoldSearch(CandidateSearch):
 
     def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:
         """Add the scores of every candidate, by the students that have not seen a fold."""
+        problems = [problem.of_fold(index) for index in range(len(self.folds))]
         for kernel, z_0 in enumerate(self._initial_logits):
             for ridge in self.setting.grid.ridges:
                 with progress.stage("candidates", len(self.folds)) as task:
-                    for fold in self.folds:
+                    for own, fold in zip(problems, self.folds, strict=True):
                         with task.stage("fold"):
                             # No name for the students: they hold a factor until scored.
-                            scores.add(
-                                self._held_out_students(problem, kernel, z_0, fold, ridge), fold
-                            )
+                            scores.add(self._held_out_students(own, kernel, z_0, fold, ridge), fold)
                 scores.close_cell()
 
     def posed(self, problem: Problem, candidate: Candidate) -> PosedStudent:
         """Return the problem of one candidate on all rows."""
         return problem.posed(candidate, self._initial_logits[candidate.kernel])
+
+    def _target_bytes(self) -> int:
+        """Return the bytes of z_eff that each fold keeps for all cells, where it has its own.
+
+        In the working precision, and in double precision on the CPU.
+        """
+        size = self.setting.size
+        n_own = len(self.folds) if self.setting.sees_labels else 0
+        return n_own * size.n_rows * size.n_targets * (size.dtype.itemsize + 8)
 
     @abstractmethod
     def _plan(self) -> None:
@@ -74,7 +82,14 @@ class FoldSearch(CandidateSearch):
         """Return the students of every recipe that have not seen the rows of the fold."""
 
 
-def folds_of(cv: Any, splitter: Any, rows: Rows) -> list[Fold]:
+def all_splits(cv: Any, labels: np.ndarray) -> Splits:
+    """Return the folds of ``cv`` as row numbers, none for leave-one-out; drawn once for all."""
+    if cv is None:
+        return []
+    return splits_of(check_cv(cv, labels, classifier=True), labels, cv=cv)
+
+
+def folds_of(cv: Any, splits: Splits, rows: Rows) -> list[Fold]:
     """Return the folds as positions among the rows of positive weight.
 
     Raises
@@ -84,7 +99,7 @@ def folds_of(cv: Any, splitter: Any, rows: Rows) -> list[Fold]:
     """
     kept, labels = rows.distinct.kept, rows.checked.labels
     everything = torch.arange(len(kept), device=kept.device)
-    if splitter is None:
+    if cv is None:
         if len(rows.distinct.X) < 2:
             raise ValueError(
                 "cv=None leaves one distinct row out at a time, and X holds only one of "
@@ -99,7 +114,6 @@ def folds_of(cv: Any, splitter: Any, rows: Rows) -> list[Fold]:
         positions = position[numbers]
         return positions[positions >= 0]
 
-    splits = splits_of(splitter, labels, cv=cv)
     folds = [Fold(positions_of(train), positions_of(test)) for train, test in splits]
     for index, (train, test) in enumerate(folds):
         if train is None or not len(train) or not len(test):

@@ -1,10 +1,10 @@
-"""What all folds of a search share: rows, the teacher's logits, targets of every recipe."""
+"""What the students of a search learn: rows, the teacher's logits, targets of every recipe."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from sklearn_kd.rows._training_rows import DistinctRows
 from sklearn_kd.search._grid import Candidate, Grid
 from sklearn_kd.solvers._system import Size, Solver
 from sklearn_kd.students._posed import PosedStudent, Rows
-from sklearn_kd.teachers._logits_of import Logits
+from sklearn_kd.teachers._teaching import Taught
 
 
 class Setting(NamedTuple):
@@ -31,6 +31,7 @@ class Setting(NamedTuple):
     init: str
     refit: bool
     memory_limit: float | str
+    sees_labels: bool  # whether the teacher is fitted to the labels that are searched
 
     @property
     def n_classes(self) -> int:
@@ -55,11 +56,21 @@ class Fold(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """What all folds share."""
+    """The students of all rows, or of a fold: rows, the teacher's logits, targets."""
 
     setting: Setting
-    teacher: Any
-    logits_of_teacher: Logits
+    taught: Taught
+
+    def of_fold(self, index: int) -> Self:
+        """Return the problem of the students that are scored on a fold.
+
+        It differs where the teacher was fitted to these rows: its logits on the rows, held-out
+        ones too, are then by teachers that have seen no label of the fold.
+        """
+        teacher, z_t, by_fold = self.taught
+        if by_fold is None:
+            return self
+        return replace(self, taught=Taught(teacher, z_t._replace(values=by_fold[index]), None))
 
     @property
     def distinct(self) -> DistinctRows:
@@ -74,7 +85,7 @@ class Problem:
     @property
     def teacher_logits(self) -> Tensor:
         """z_t of all rows, (n_samples,) or (n_samples, K)."""
-        return self.logits_of_teacher.values
+        return self.taught.logits.values
 
     @functools.cached_property
     def targets(self) -> Tensor:
@@ -83,11 +94,11 @@ class Problem:
 
     def targets_of(self, distinct: DistinctRows) -> Tensor:
         """Return z_eff of some distinct rows for every recipe, (n, C) or (n, C, K) (Eq. 3)."""
-        columns = [
-            merged_effective_logits(self.teacher_logits, distinct, recipe)
-            for recipe in self.recipes
-        ]
-        return torch.stack(columns, dim=1).to(distinct.X)
+        return torch.stack([self._targets(distinct, recipe) for recipe in self.recipes], dim=1)
+
+    def _targets(self, distinct: DistinctRows, recipe: dict[str, Any]) -> Tensor:
+        """Return z_eff of some distinct rows for a recipe, (n,) or (n, K) (Eq. 3)."""
+        return merged_effective_logits(self.teacher_logits, distinct, recipe).to(distinct.X)
 
     @functools.cached_property
     def single_targets(self) -> Tensor:
@@ -154,8 +165,8 @@ class Problem:
             init=setting.init,
             ridge=grid.ridges[candidate.ridge],
             recipe=grid.recipes[candidate.recipe],
-            teacher=self.teacher,
-            teacher_logits=self.logits_of_teacher,
-            effective_logits=self.targets[:, candidate.recipe],
+            teacher=self.taught.teacher,
+            teacher_logits=self.taught.logits,
+            effective_logits=self._targets(self.distinct, grid.recipes[candidate.recipe]),
             initial_logits=initial_logits,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 from sklearn_kd._progress import FitTask
 from sklearn_kd.search._grid import Candidate
@@ -11,6 +10,7 @@ from sklearn_kd.search._problem import Problem, Setting
 from sklearn_kd.search._scores import FoldScores
 from sklearn_kd.solvers._system import Solution
 from sklearn_kd.students._posed import PosedStudent
+from sklearn_kd.teachers._cross_fitting import Splits
 
 
 class CandidateSearch(ABC):
@@ -21,13 +21,13 @@ class CandidateSearch(ABC):
     Attributes
     ----------
     setting : Setting
-    teacher_cv : int or splitter
-        How an unfitted teacher is cross-fitted unless the user says otherwise.
+    splits : list of (train, test)
+        The folds as row numbers; empty for leave-one-out.
     """
 
-    def __init__(self, setting: Setting, teacher_cv: Any) -> None:
+    def __init__(self, setting: Setting, splits: Splits) -> None:
         self.setting = setting
-        self.teacher_cv = teacher_cv
+        self.splits = splits
 
     @abstractmethod
     def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:

@@ -29,7 +29,17 @@ from sklearn_kd.solvers._choice import named_solver, require_no_options_of_a_nam
 from sklearn_kd.solvers._system import Solver
 from sklearn_kd.students._posed import default_teacher, read_rows
 from sklearn_kd.students._student import LinearizedKDStudent
-from sklearn_kd.teachers._teaching import teach, warn_if_saturated
+from sklearn_kd.teachers._ntk_teacher import NTKTeacher
+from sklearn_kd.teachers._teaching import (
+    Taught,
+    is_fitted,
+    teach,
+    teach_folds,
+    warn_if_saturated,
+)
+
+# Leave-one-out in closed form is for logits that do not depend on the labels.
+_FOLDS_OF_UNFITTED = 5
 
 # What a fit without ``refit``, or without a deciding score, does not set.
 _OF_THE_BEST = (
@@ -54,7 +64,8 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
     Parameters
     ----------
     teacher : classifier, default=None
-        As in :class:`LinearizedKDStudent`; cross-fitted once for all candidates.
+        As in :class:`LinearizedKDStudent`. An unfitted one is cross-fitted within the folds, once
+        for all candidates, so that no label reaches its own score: see Notes.
     soft_ratios : sequence of float in (0, 1], default=(0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
         Candidates for the weight ρ of the soft labels.
     temperatures : sequence of float > 0, default=(1.0, 2.0, 5.0)
@@ -69,7 +80,8 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         As in :class:`LinearizedKDStudent`.
     cv : int, splitter, iterable or None, default=None
         Folds, as `sklearn.model_selection.check_cv` reads them. None: leave-one-out in closed
-        form, by distinct rows: exact copies of a row are left out together.
+        form, by distinct rows: exact copies of a row are left out together. With an unfitted
+        teacher, which would be fitted once for each pair of rows, None is five stratified folds.
     scoring : str, callable, list, tuple or dict, default=None
         Score, or several, as in :class:`~sklearn.model_selection.GridSearchCV`. None: accuracy. A
         callable gets the held-out rows, and may ask its student about these only.
@@ -80,16 +92,19 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         Whether to choose, among the candidates within one standard error of the best score, the
         one with the largest ρ, rather than the best.
     teacher_cv : int, splitter, iterable, "prefit" or None, default=None
-        Cross-fitting of an unfitted teacher: ``cv`` of :class:`LinearizedKDStudent`. None: by the
-        folds of ``cv``, five for leave-one-out.
+        Cross-fitting of an unfitted teacher inside the training rows of each fold: ``cv`` of
+        :class:`LinearizedKDStudent`. None: by pairs of the folds of ``cv`` or, where these are no
+        partition of the rows into three or more, by five. An iterable holds folds of all rows.
+        "prefit": the teacher is fitted.
     solver : {"auto", "cholesky", "pcg", "nystrom"} or solver, default="auto"
         A name, or an object of `sklearn_kd.solvers` with options of its own. "auto" and "cholesky"
         factor the kernel matrix. "pcg" finds the same students by conjugate gradients, one run for
         each fold, ridge and kernel, but needs folds (``cv``). "nystrom" restricts the
         students to the span of its landmarks, the same for all of them, and scores the whole grid
-        by leave-one-out (``cv=None``): one pass over the rows for each kernel, and one for each
-        ridge. The rows need not be in memory, but effective logits and predictions of all rows and
-        candidates are. With all rows as landmarks it is the exact search.
+        by leave-one-out (``cv=None``, a fitted teacher): one pass over the rows for each kernel,
+        and one for each ridge. The rows need not be in memory, but effective logits and
+        predictions of all rows and candidates are. With all rows as landmarks it is the exact
+        search.
     device : str or torch.device, default="auto"
         Where to compute. "auto" is CUDA where available, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -113,7 +128,7 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         ``stderr_test_<score>``, the standard error of ``mean_test_<score>``. With ``cv=None`` the
         mean is the score of all leave-one-out predictions together, and the "splits" are ten
         groups of them, or as many as the rarest class has rows if these are fewer than ten, but
-        more than one.
+        more than one. An unfitted teacher makes it five folds.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
     teacher_ : classifier or None
@@ -131,6 +146,8 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
 
     Raises
     ------
+    ValueError
+        If the teacher is unfitted and the solver is "nystrom", which scores by leave-one-out.
     MemoryBudgetError
         If the kernel matrix and the factor of a fold do not fit ``memory_limit``.
     NotPSDError
@@ -144,10 +161,15 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
     -----
     Ties go to the larger ρ, then to the smaller T, the larger ridge and the earlier kernel.
 
-    An unfitted teacher is cross-fitted once on all rows: its logits on a row come from a clone that
-    has not seen that row, but may have seen others of the same fold. In
-    :class:`~sklearn.model_selection.GridSearchCV` it is cross-fitted inside each fold, which takes
-    far longer.
+    No label reaches its own score by way of an unfitted teacher. The student that is scored on fold
+    k learns the rows of fold j from a clone that has seen neither j nor k. The clones without one
+    fold give the teacher's logits on the held-out rows, as scores ask for them, and those that the
+    best student learns. For K folds these are K(K−1)/2 + K fits and one on all rows, whatever the
+    number of candidates. With ``teacher_cv`` the clones are those of
+    :class:`~sklearn.model_selection.GridSearchCV` over ``LinearizedKDStudent(teacher,
+    cv=teacher_cv)``, which fits them again for each candidate. Frozen teachers and given
+    ``teacher_logits`` are taken as they are: logits that were fitted to ``y``, cross-fitted ones
+    too, make the scores too good, the more so the larger ρ.
 
     Sample weights enter the fits and the scores.
 
@@ -254,7 +276,8 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         sample_weight : array-like of shape (n_samples,), default=None
             Row weights. Rows of weight 0 are left out.
         teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
-            The teacher's logits on ``X``; they replace the teacher.
+            The teacher's logits on ``X``; they replace the teacher. They must not come from ``y``:
+            if they do, by cross-fitting too, the scores have seen the labels.
 
         Returns
         -------
@@ -265,23 +288,17 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         n_stages = len(grid.kernels) * (len(grid.ridges) + 1) + 4  # teaching may take two
         with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
             # 1. What serves every candidate: factors of folds, or sums over all rows.
-            students = self._students(grid, solver, X, y, sample_weight)
+            sees_labels = teacher_logits is None and not is_fitted(self.teacher, self.teacher_cv)
+            students = self._students(grid, solver, sees_labels, X, y, sample_weight)
             rows = students.setting.rows.checked
 
-            # 2. The teacher's logits z_t on the training rows, once for all candidates.
-            teacher, z_t = teach(
-                self.teacher,
-                X,
-                rows,
-                teacher_logits,
-                cv=students.teacher_cv if self.teacher_cv is None else self.teacher_cv,
-                default=lambda: default_teacher(self, grid.used_kernels[0]),
-                progress=progress,
-            )
-            warn_if_saturated(self.teacher, z_t)
+            # 2. The teacher's logits z_t on the training rows, once for all candidates. A teacher
+            #    that sees the labels has others for each fold: no label reaches its own score.
+            taught = self._taught(students, X, teacher_logits, progress)
+            warn_if_saturated(self.teacher, taught.logits)
 
             # 3. The scores of the students that have not seen the rows they are scored on.
-            problem = Problem(students.setting, teacher, z_t)
+            problem = Problem(students.setting, taught)
             scores = FoldScores(self.scoring, problem)
             students.score(problem, scores, progress)
 
@@ -294,7 +311,7 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
                 self.__dict__.pop(name, None)
             self.__dict__.update(
                 classes_=rows.classes,
-                teacher_=teacher,
+                teacher_=taught.teacher,
                 scorer_=scores.scorer,
                 n_splits_=scores.n_splits,
                 cv_results_=results,
@@ -312,22 +329,46 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         )
 
     def _students(
-        self, grid: Grid, solver: Solver, X: Any, y: Any, sample_weight: Any
+        self, grid: Grid, solver: Solver, sees_labels: bool, X: Any, y: Any, sample_weight: Any
     ) -> CandidateSearch:
         """Return the students of all candidates, once they are known to fit the memory."""
         rows = read_rows(self, X, y, sample_weight, solver)
         if isinstance(solver, Nystrom):
-            rows = rows_of_landmarks(self, rows, solver)
+            rows = rows_of_landmarks(self, rows, solver, sees_labels)
             if isinstance(rows.X, Tensor):
                 solver = Cholesky()  # every row is a landmark: the exact students
+        cv = _FOLDS_OF_UNFITTED if sees_labels and self.cv is None else self.cv
         setting = Setting(
-            grid, rows, solver, self.cv, self.init, bool(self.refit), self.memory_limit
+            grid, rows, solver, cv, self.init, bool(self.refit), self.memory_limit, sees_labels
         )
         if isinstance(solver, PCG):
             return SearchByIteration(setting)
         if isinstance(solver, Nystrom):
             return SearchByPass(setting)
         return SearchByFactor(setting)
+
+    def _taught(
+        self,
+        students: CandidateSearch,
+        X: Any,
+        teacher_logits: Any,
+        progress: FitTask,
+    ) -> Taught:
+        """Return the fitted teacher and its logits, by fold where it is fitted to these labels."""
+        rows, kernel = students.setting.rows.checked, students.setting.grid.used_kernels[0]
+        cv, splits = self.teacher_cv, students.splits
+
+        def default() -> NTKTeacher:
+            return default_teacher(self, kernel)
+
+        if students.setting.sees_labels:
+            return teach_folds(
+                self.teacher, X, rows, splits=splits, cv=cv, default=default, progress=progress
+            )
+        teacher, z_t = teach(
+            self.teacher, X, rows, teacher_logits, cv=cv, default=default, progress=progress
+        )
+        return Taught(teacher, z_t, by_fold=None)
 
     def _select(self, grid: Grid, results: dict[str, Any]) -> dict[str, Any]:
         """Return the attributes of the best candidate; none where no score decides."""
@@ -367,9 +408,10 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         posed = students.posed(problem, candidate)
         with progress.stage("refit") as task:
             solution = students.solve(problem, posed, candidate, task)
+        teacher = problem.taught.teacher
         params = {"kernel": self.kernel, **problem.setting.grid.params_of(candidate)}
         student = LinearizedKDStudent(
-            None if problem.teacher is None else FrozenEstimator(problem.teacher),
+            None if teacher is None else FrozenEstimator(teacher),
             init=self.init,
             temperature_scaling=self.temperature_scaling,
             solver=clone(self.solver, safe=False),

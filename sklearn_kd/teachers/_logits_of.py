@@ -1,4 +1,4 @@
-"""The logits of any classifier, on rows it has not seen."""
+"""The logits of any classifier."""
 
 from __future__ import annotations
 
@@ -6,17 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import clone
-from sklearn.model_selection import check_cv
-from sklearn.utils import indexable
-from sklearn.utils.validation import has_fit_parameter
 from torch import Tensor
 
 from sklearn_kd._array import to_numpy, to_tensor
 from sklearn_kd._logits import canonical_logits
-from sklearn_kd._progress import FitTask
-from sklearn_kd._sklearn import safe_indexing
-from sklearn_kd.rows._splits import splits_of
 from sklearn_kd.rows._streams import as_row_stream, is_streamed
 
 
@@ -70,73 +63,6 @@ def logits_of(teacher: Any, X: Any, classes: np.ndarray) -> Logits:
     logs = probabilities.clamp_min(floor).log()
     origin = f"{name}.predict_proba(X)"
     return Logits(canonical_logits(logs, n_rows, len(classes), name=origin), clipped)
-
-
-def cross_fitted_logits(
-    teacher: Any,
-    X: Any,
-    labels: np.ndarray,
-    classes: np.ndarray,
-    *,
-    cv: Any,
-    sample_weight: Any,
-    progress: FitTask,
-) -> Logits:
-    """Return logits on each row of ``X`` by a clone of ``teacher`` that was not fitted on it.
-
-    ``labels`` are class indices (n,); ``cv`` is what `sklearn.model_selection.check_cv` takes,
-    and its test folds must cover every row once.
-    """
-    n_rows = len(labels)
-    (X,) = indexable(X)
-    y = classes[labels]
-    width = () if len(classes) == 2 else (len(classes),)
-    values = torch.full((n_rows, *width), torch.nan, dtype=torch.float64, device="cpu")
-    n_clipped = 0
-    splitter = check_cv(cv, labels, classifier=True)
-    splits = splits_of(splitter, labels, cv=cv)
-    with progress.stage("cross-fit-teacher", len(splits)) as folds:
-        for train, test in splits:
-            missing = np.setdiff1d(np.arange(len(classes)), labels[train])
-            if len(missing):
-                raise ValueError(
-                    f"Cross-fitting the teacher with cv={cv!r} leaves a training fold without "
-                    f"class {classes[missing[0]]!r}; use fewer folds or a stratified splitter, "
-                    "pass a FrozenEstimator as teacher, or pass teacher_logits to fit."
-                )
-            fold_teacher = fit_teacher(
-                clone(teacher),
-                safe_indexing(X, train),
-                y[train],
-                None if sample_weight is None else sample_weight[train],
-                folds,
-                "fold",
-            )
-            fold = logits_of(fold_teacher, safe_indexing(X, test), classes)
-            values[test] = fold.values
-            n_clipped += fold.n_clipped
-    uncovered = values.reshape(n_rows, -1).isnan().any(dim=1)
-    if uncovered.any():
-        raise ValueError(
-            f"Cross-fitting the teacher with cv={cv!r} leaves row {int(uncovered.nonzero()[0, 0])} "
-            "in no test fold; use a splitter whose test folds cover every row."
-        )
-    return Logits(values, n_clipped)
-
-
-def fit_teacher(
-    teacher: Any,
-    X: Any,
-    y: np.ndarray,
-    sample_weight: np.ndarray | None,
-    progress: FitTask,
-    name: str,
-) -> Any:
-    """Fit ``teacher``, with the sample weights where its ``fit`` takes them."""
-    takes_weights = has_fit_parameter(teacher, "sample_weight")
-    weights = {} if sample_weight is None or not takes_weights else {"sample_weight": sample_weight}
-    with progress.fit_of(teacher, name):
-        return teacher.fit(X, y, **weights)
 
 
 def _check_classes(teacher: Any, classes: np.ndarray) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
@@ -16,8 +16,28 @@ from sklearn_kd._progress import FitTask
 from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import SaturatedTeacherWarning
 from sklearn_kd.rows._training_rows import TrainingRows
-from sklearn_kd.teachers._logits_of import Logits, cross_fitted_logits, fit_teacher, logits_of
+from sklearn_kd.teachers._cross_fitting import (
+    LabelledRows,
+    Splits,
+    cross_fitted_logits,
+    fit_teacher,
+    nested_logits,
+)
+from sklearn_kd.teachers._logits_of import Logits, logits_of
 from sklearn_kd.teachers._torch_teacher import TorchTeacher
+
+
+class Taught(NamedTuple):
+    """A teacher, and its logits for the student of all rows and for those of the folds."""
+
+    teacher: Any  # fitted; None if logits stand in for it
+    logits: Logits
+    by_fold: list[Tensor] | None  # None: every student learns the same logits
+
+
+def is_fitted(teacher: Any, cv: Any) -> bool:
+    """Whether a teacher is used as it is, and not cross-fitted by ``cv``."""
+    return cv == "prefit" or isinstance(teacher, FrozenEstimator | TorchTeacher)
 
 
 def teach(
@@ -56,20 +76,20 @@ def teach(
     NotFittedError
         If a teacher is frozen, or taken as fitted by ``cv="prefit"``, and is not fitted.
     """
-    is_fitted = cv == "prefit" or isinstance(teacher, FrozenEstimator | TorchTeacher)
-    if is_fitted:
+    is_taught = is_fitted(teacher, cv)
+    if is_taught:
         if teacher is None:
             raise ValueError("cv='prefit' needs a fitted teacher, but teacher is None.")
         check_is_fitted(teacher)
     if teacher_logits is not None:
-        if teacher is not None and not is_fitted:
+        if teacher is not None and not is_taught:
             raise ValueError(
                 "teacher_logits was passed to fit, but teacher is an unfitted "
                 f"{type(teacher).__name__}; set teacher=None, or wrap a fitted teacher "
                 "in FrozenEstimator to keep it for scoring."
             )
         return teacher, given_logits(teacher_logits, len(rows.labels), len(rows.classes))
-    if is_fitted:
+    if is_taught:
         with progress.stage("logits-of-teacher"):
             return teacher, logits_of(teacher, X, rows.classes)
     if rows.stream is not None and not isinstance(X, np.ndarray):
@@ -79,17 +99,29 @@ def teach(
             "pass teacher_logits to fit."
         )
     teacher = default() if teacher is None else clone(teacher)
-    z_t = cross_fitted_logits(
-        teacher,
-        X,
-        rows.labels,
-        rows.classes,
-        cv=cv,
-        sample_weight=rows.sample_weight,
-        progress=progress,
-    )
-    y = rows.classes[rows.labels]
-    return fit_teacher(teacher, X, y, rows.sample_weight, progress, "fit-teacher"), z_t
+    labelled = LabelledRows.of(X, rows)
+    z_t = cross_fitted_logits(teacher, labelled, cv=cv, progress=progress)
+    return fit_teacher(teacher, labelled, progress, "fit-teacher"), z_t
+
+
+def teach_folds(
+    teacher: Any,
+    X: Any,
+    rows: TrainingRows,
+    *,
+    splits: Splits,
+    cv: Any,
+    default: Callable[[], Any],
+    progress: FitTask,
+) -> Taught:
+    """Return an unfitted teacher, fitted on ``X``, and its logits nested in the folds ``splits``.
+
+    The parameters are those of `teach`, and ``cv`` may be None as in `nested_logits`.
+    """
+    teacher = default() if teacher is None else clone(teacher)
+    labelled = LabelledRows.of(X, rows)
+    nested = nested_logits(teacher, labelled, splits, cv=cv, progress=progress)
+    return Taught(fit_teacher(teacher, labelled, progress, "fit-teacher"), *nested)
 
 
 def given_logits(teacher_logits: Any, n_rows: int, n_classes: int) -> Logits:
