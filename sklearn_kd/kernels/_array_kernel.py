@@ -1,4 +1,4 @@
-"""Kernels given as callables on numpy arrays, and what becomes a kernel function."""
+"""Kernels given as callables on numpy arrays, and the conversion to kernel functions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ArrayKernel(KernelFunction):
         return to_tensor(values, dtype=X.dtype, device=X.device)
 
     def gram(self, X: Tensor, *, out: Tensor | None = None, symmetrize: bool = True) -> Tensor:
-        """Return K(X, X), shape (n, n), in ``out`` if given; row blocks from the diagonal on."""
+        """Return K(X, X), shape (n, n), in ``out`` if given, one block of rows at a time."""
         n = len(X)
         if out is None:
             out = X.new_empty(n, n) if symmetrize else X.new_zeros(n, n)
@@ -76,7 +76,7 @@ def as_kernel_function(kernel: Any) -> KernelFunction:
     Raises
     ------
     TypeError
-        If ``kernel`` is none of these.
+        If ``kernel`` is neither.
     """
     if not isinstance(kernel, type):
         if hasattr(kernel, "to_torch"):

@@ -22,26 +22,27 @@ _OUTPUTS = ("trace", "full")
 class EmpiricalNTK(Kernel):
     r"""Neural tangent kernel of a torch module at its current weights.
 
-    The kernel of the module's linearization: with :math:`J_k(x) = \partial f_k(x)/\partial\theta`
-    the gradients of the outputs :math:`f_k`,
+    This is the kernel of the module's linearization. With the gradients
+    :math:`J_k(x) = \partial f_k(x)/\partial\theta` of the outputs :math:`f_k`,
 
     .. math:: \Theta_{kl}(x, x') = J_k(x)\, J_l(x')^\top.
 
-    Where estimators need one value for a pair of rows it is
+    Estimators need one value for each pair of rows. It is
 
-    * of a module with one output, :math:`\Theta(x, x')`;
-    * of one with two, that of their difference, the log-odds :math:`f_1 - f_0`;
-    * of one with K ≥ 3, the mean :math:`\frac1K \sum_k \Theta_{kk}(x, x')`, shared by all classes.
+    * for one output, :math:`\Theta(x, x')`;
+    * for two outputs, the kernel of their difference, the log-odds :math:`f_1 - f_0`;
+    * for K ≥ 3 outputs, the mean :math:`\frac1K \sum_k \Theta_{kk}(x, x')`, shared by all classes.
       Outputs of a wide network have the same kernel and are independent; their mean is an
       estimate of that kernel whose size does not depend on K, so a ridge means the same for any K.
 
-    A network trained close to its initial weights behaves as its linearization does. The wider it
-    is, the closer it stays, and the closer this kernel is to :class:`NTK`, if it is a fully
-    connected network in the NTK parametrisation.
+    A network whose weights stay close to their initial values behaves like its linearization. The
+    wider the network, the closer they stay. For a fully connected network in the NTK
+    parametrisation, this kernel then also approaches :class:`NTK`.
 
-    It works wherever :class:`NTK` does, and has no hyper-parameters to optimise. Nothing here
-    trains the module or changes it. :func:`sklearn.base.clone` copies it with its weights, and so
-    a fitted student keeps the weights of the time of the fit, whatever becomes of the module.
+    The kernel works wherever :class:`NTK` does, and has no hyper-parameters to optimise. It neither
+    trains nor changes the module. :func:`sklearn.base.clone` copies the module with its weights.
+    A fitted student therefore keeps the weights of the time of the fit, even if the module is
+    trained further.
 
     Parameters
     ----------
@@ -52,14 +53,14 @@ class EmpiricalNTK(Kernel):
         normalisation) are refused. Only parameters with ``requires_grad=True`` count.
     input_shape : tuple of int, default=None
         Shape of one input, such as (3, 32, 32). Rows of that many features, in row-major order, are
-        reshaped to it. None: the module is given rows as they are.
+        reshaped to it. None: the rows are passed to the module unchanged.
     output : {"trace", "full"}, default="trace"
         "trace": one value for each pair of rows, as above, the mean over outputs. "full": rows and
-        columns for every output, row i K + k being output k for input i; for direct calls only,
-        as estimators need one value for each pair of rows.
+        columns for every output; row i K + k is output k for input i. Only for direct calls, since
+        estimators need one value for each pair of rows.
     batch_size : int or "auto", default="auto"
-        Number of rows evaluated at a time; "auto" takes as many as a part of ``memory_limit``, of
-        1 GiB at most, has room for. Gradients are never held for all rows and parameters.
+        Number of rows evaluated at a time; "auto" takes as many as fit into a part of
+        ``memory_limit``, at most 1 GiB. Gradients are never held for all rows and parameters.
     device : str or torch.device, default="auto"
         Where the module is evaluated; "auto" is where the rows are.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -70,28 +71,28 @@ class EmpiricalNTK(Kernel):
     Raises
     ------
     ValueError
-        If a parameter is out of range, or the module is none of the kind described. Raised by the
+        If a parameter is out of range, or the module is not of the kind described. Raised by the
         first call that uses the module.
     MemoryBudgetError
-        If the matrix asked for does not fit ``memory_limit``.
+        If the requested matrix does not fit ``memory_limit``.
 
     Notes
     -----
     Linear layers, convolutions, embeddings and normalisations are recognised when the module calls
-    their functions, however often, in whatever classes, with weights of their own or shared. From
-    their inputs and the gradients of their outputs come per-row gradients, or for products of
-    single vectors the kernel without these,
-    :math:`\Theta_l = (A A'^\top + 1) \circ (G G'^\top)`, A the inputs and G the gradients. What is
-    not recognised, such as attention's own weights, recurrent layers or parameters used by a
-    module directly, is differentiated row by row. Every parameter's rule is compared with plain
+    their functions. The class of the layer does not matter, nor how often it is called, nor whether
+    its weights are shared. Per-row gradients are formed from the inputs of the layers and the
+    gradients of their outputs. For products of single vectors the kernel follows without them:
+    :math:`\Theta_l = (A A'^\top + 1) \circ (G G'^\top)`, A the inputs and G the gradients. All else
+    is differentiated row by row, such as the weights of attention, recurrent layers and parameters
+    that a module uses directly. Every parameter's rule is compared with plain
     differentiation on two rows before it is used, and in every batch a second backward pass checks
     that the recognised layers see the rows in their order.
 
     If the first layer registered in the module is a `torch.nn.Embedding`, rows hold token ids and
     are converted to integers. A module with its embedding elsewhere must convert its input itself.
 
-    Layers that see only some rows, depending on what is in them, are differentiated row by row if
-    the first rows show that; if it shows later, an error is raised.
+    Some layers see only some of the rows, depending on their values. If the first rows show this,
+    such layers are differentiated row by row. If only later rows show it, an error is raised.
 
     Hooks on gradients are ignored.
 
@@ -144,9 +145,8 @@ class EmpiricalNTK(Kernel):
         Raises
         ------
         ValueError
-            If a parameter is out of range or the module is in training mode where that matters, or
-            if ``output="full"``, for what takes kernels as functions needs one value for each pair
-            of rows.
+            If a parameter is out of range, if the module is in training mode where that matters, or
+            if ``output="full"``: a kernel function returns one value for each pair of rows.
         """
         if self.output == "full":
             raise ValueError(
@@ -207,14 +207,14 @@ class EmpiricalNTK(Kernel):
         Y : array-like of shape (m, d), optional
             Rows on the right; ``X`` if not given.
         eval_gradient : bool, default=False
-            Whether to return the gradient too, in the hyper-parameters, of which there are none.
+            Whether to return the gradient in the hyper-parameters too. There are none.
 
         Returns
         -------
         K : ndarray of shape (n, m), or (n K, m K) with ``output="full"``
             Kernel matrix, always in float64.
         K_gradient : ndarray of shape (n, n, 0), only with ``eval_gradient``
-            What scikit-learn expects of a kernel without hyper-parameters.
+            Empty, as scikit-learn expects of a kernel without hyper-parameters.
         """
         if eval_gradient and Y is not None:
             raise ValueError("eval_gradient=True needs Y=None: the gradient is that of K(X, X).")
@@ -230,7 +230,7 @@ class EmpiricalNTK(Kernel):
         return to_numpy(self._to_torch().diag(as_rows(X, "X")))
 
     def initial_outputs(self, X: Any) -> np.ndarray:
-        """Return z₀, what the module says at its current weights.
+        """Return z₀, the logits of the module at its current weights.
 
         Parameters
         ----------
@@ -240,16 +240,16 @@ class EmpiricalNTK(Kernel):
         Returns
         -------
         ndarray of shape (n,) or (n, K)
-            Logits: the output itself of a module with one, the log-odds f₁ − f₀ of one with two,
-            and of more all outputs, shifted to sum to zero in each row.
+            Logits: the output itself if there is one, the log-odds f₁ − f₀ if there are two,
+            and otherwise all outputs, shifted to sum to zero in each row.
         """
         return to_numpy(self._to_torch().outputs(as_rows(X, "X")))
 
     def matmat(self, X: Any, Y: Any, V: Any) -> np.ndarray:
         """Return Θ(X, Y) V without Θ: the change of the outputs on X for the weights J(Y)ᵀ V.
 
-        For few columns, and for ``output="full"``, it takes neither n m entries nor gradients of
-        all rows; where entries are cheaper, 64 MiB of them exist at a time.
+        For few columns, and for ``output="full"``, neither the n m entries nor the gradients of all
+        rows are formed. Where entries are cheaper, 64 MiB of them are held at a time.
 
         Parameters
         ----------
@@ -258,7 +258,7 @@ class EmpiricalNTK(Kernel):
         Y : array-like of shape (m, d)
             Rows on the right.
         V : array-like of shape (m,) or (m, c); (m K,) or (m K, c) with ``output="full"``
-            What to multiply by.
+            The matrix to multiply by.
 
         Returns
         -------

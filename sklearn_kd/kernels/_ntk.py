@@ -17,15 +17,15 @@ from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
 
 _KINDS = ("ntk", "nngp")
 
-# Fourth powers of σ_w and σ_b, times powers of numbers that data hold, are numbers of float64.
+# Within these bounds, σ_w⁴ and σ_b⁴ times powers of realistic data values fit into float64.
 _SMALLEST_STD, _LARGEST_STD = 1e-50, 1e50
 
 
 class NTK(Kernel):
     r"""Neural tangent kernel of an infinitely wide fully connected network.
 
-    The kernel of training such a network by gradient descent: predictions of the trained network
-    are kernel predictions. The network is that of Eq. 1 of Ji and Zhu (2020), in the NTK
+    The kernel describes such a network trained by gradient descent: its predictions are those of
+    kernel regression. The network is that of Eq. 1 of Ji and Zhu (2020), in the NTK
     parametrisation, with :math:`\sigma_w` and :math:`\sigma_b` shared by all layers, the readout
     included, and inputs scaled by :math:`1/\sqrt d`:
 
@@ -227,7 +227,7 @@ class NTK(Kernel):
 
 
 def as_rows(X: Any, name: str) -> Any:
-    """Return ``X`` as a float64 tensor of rows, or say why it is none."""
+    """Return ``X`` as a float64 tensor of rows, or raise an error that says why not."""
     rows = to_tensor(X)
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise ValueError(

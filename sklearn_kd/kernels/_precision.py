@@ -20,8 +20,8 @@ _undo: list[Callable[[], None]] = []
 def full_precision() -> Iterator[None]:
     """Switch reduced precision (TF32, bfloat16) in float32 off, and restore the setting.
 
-    It concerns matrix products, convolutions, for which TF32 is torch's default on CUDA, and
-    recurrent layers.
+    The setting concerns matrix products, convolutions and recurrent layers. For convolutions on
+    CUDA, TF32 is torch's default.
 
     The setting belongs to the whole process: other threads see it change for the duration.
 
@@ -47,7 +47,7 @@ def full_precision() -> Iterator[None]:
 
 
 def _switch_to_full() -> Callable[[], None]:
-    """Set full precision and return what undoes it."""
+    """Set full precision and return a function that undoes it."""
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         _switch_old_style("highest", False)

@@ -1,4 +1,4 @@
-"""What the library asks of a kernel: a block, a Gram matrix, a diagonal; and what some offer."""
+"""The interface of kernel functions: a block, a Gram matrix, a diagonal, and optional methods."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class KernelFunction(ABC):
     Attributes
     ----------
     has_own_product : bool
-        Whether `matmat` may take less than the entries of the kernel matrix do. False, the
-        default, says that it evaluates all of them.
+        Whether `matmat` may cost less than evaluating the entries of the kernel matrix. False, the
+        default, means that it evaluates all of them.
 
     Examples
     --------

@@ -11,11 +11,11 @@ from torch import Tensor
 from sklearn_kd._memory import CPU
 from sklearn_kd.kernels._precision import full_precision
 
-# Arrays of a tile's size that a core works in, and numbers kept of a row beside its features.
+# Work arrays of a tile's size per core, and numbers kept for a row beside its features.
 _TILE_BUFFERS = 7
 _PER_ROW = 16
 
-# Rows, columns and the entries there of a kernel matrix.
+# Rows, columns, and the entries of a kernel matrix there.
 Block = tuple[slice, slice, Tensor]
 
 _CPU_TILE = 512  # small enough for a core's caches, large enough to hide Python's overhead
@@ -30,15 +30,15 @@ def tile_size(device: torch.device) -> int:
 
 def in_parallel(fill: Callable[..., None], tiles: Sequence[tuple[int, ...]], out: Tensor) -> None:
     """Call ``fill(*tile)`` for every tile; on a CPU each core works on a tile of its own."""
-    # Splitting every operation on a tile over the cores would have them wait for each other
-    # thousands of times: a little slower on an idle machine, and many times beside a busy process.
+    # If every operation on a tile were split over the cores, they would wait for each other
+    # thousands of times. That is a little slower on an idle machine, and many times on a busy one.
     threads = torch.get_num_threads() if out.device.type == "cpu" else 1
     if threads == 1 or len(tiles) == 1:
         for tile in tiles:
             fill(*tile)
         return
     try:
-        # The setting holds for the thread that makes it, and for threads to come: put it back.
+        # The setting holds for this thread and for threads started later, so restore it.
         with ThreadPoolExecutor(threads, "tiles", torch.set_num_threads, (1,)) as pool:
             for _ in pool.map(lambda tile: fill(*tile), tiles):
                 pass
@@ -47,7 +47,7 @@ def in_parallel(fill: Callable[..., None], tiles: Sequence[tuple[int, ...]], out
 
 
 def ordinary(tensor: Tensor) -> Tensor:
-    """Return ``tensor``, or a copy for autograd of one that was made in inference mode."""
+    """Return ``tensor``, or a copy that autograd can use if it was made in inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
@@ -81,7 +81,7 @@ def kernel_bytes(
 ) -> int:
     """Return the peak bytes of evaluating a kernel matrix.
 
-    Beside its entries stand the rows as its tiles need them, and the tiles of every core.
+    They are those of its entries, of the prepared rows, and of the tiles of every core.
     """
     area = min(tile_size(device), n_rows) * min(tile_size(device), n_columns)
     n_cores = torch.get_num_threads() if device.type == "cpu" else 1

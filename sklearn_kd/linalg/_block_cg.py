@@ -15,15 +15,15 @@ R̃, P̃, W̃   ``R_``, ``P_``,    (n, r), (n, p), (n, p) G⁻¹ R; orthonormal 
 Γ         ``gamma``          (p, p) P̃ᵀ Ã P̃
 ========  =================  ========================================================
 
-Block conjugate gradients fail where the search directions become dependent, as they do when some
-combination of the columns has converged, and with the columns of a (ρ, T) grid do from the start.
-So the right-hand sides are compressed first, and before each product the directions are replaced
-by an orthonormal basis of what they span numerically; directions that depend on others are dropped
+Block conjugate gradients fail where the search directions become dependent. This happens when some
+combination of the columns has converged; with the columns of a (ρ, T) grid it happens at the start.
+So the right-hand sides are compressed first. Before each product, the directions are replaced by an
+orthonormal basis of their numerical span; directions that depend on others are dropped
 (breakdown-free block CG; H. Ji and Y. Li, BIT Numer. Math. 57, 2017).
 
-The residual that the recursion carries along drifts from B − A X. So it is replaced by that, in
-float64, whenever it has fallen by half of the digits of the products, and before any claim of
-convergence. If that shows no progress, the limit of the precision has been reached.
+The residual of the recursion drifts from B − A X. So it is replaced by B − A X, in float64,
+whenever it has fallen by half of the digits of the products, and before convergence is declared. If
+the replaced residual shows no progress, the limit of the precision has been reached.
 """
 
 from __future__ import annotations
@@ -47,44 +47,44 @@ _TRUNCATION_SHARE = 0.1
 # Search directions of unit length that lie this close to the span of the others are dropped.
 _DEPENDENT = 1e-10
 
-# Without a new smallest residual for so many iterations, the iteration is stopped. The residual may
+# The iteration stops after this many iterations without a new smallest residual. The residual may
 # rise for long before it falls: 150 iterations were seen at a condition of 1e10.
 _PATIENCE = 250
 
-# Nor may it rise by more than about the root of the largest condition that float64 resolves.
+# The residual may rise by at most the root of the largest condition that float64 resolves.
 _DIVERGED = 1e10
 
-# A replaced residual that is not below this share of the one before shows the limit of precision.
+# The limit of precision is reached if a replaced residual exceeds this share of the one before.
 _LEAST_PROGRESS = 0.5
 
 
 @dataclass
 class PCGResult:
-    """What block conjugate gradients found, and how good it is.
+    """The result of block conjugate gradients, with its accuracy.
 
     Attributes
     ----------
     solution : Tensor of shape (n, m)
         X, float64.
     residuals : Tensor of shape (m,)
-        ‖t_j − A x_j‖ / ‖t_j‖ of what is returned, computed in float64 by products with A;
-        0 for zero columns. What the compression left out is part of it.
+        ‖t_j − A x_j‖ / ‖t_j‖ of the returned solution, computed in float64 by products with A;
+        0 for zero columns. It includes the error of the compression.
     product : Tensor of shape (n, m)
-        A X of what is returned, from the same products.
+        A X of the returned solution, from the same products.
     energy_errors : Tensor of shape (m,)
         Estimate of ‖x_j − A⁻¹ t_j‖_A, which bounds the error of every prediction:
         |f(x) − f_∞(x)| ≤ ‖x_j − A⁻¹ t_j‖_A √Θ(x, x).
     n_iter : int
         Number of iterations, each of which takes one product with A.
     n_products : int
-        Number of products, with those for residuals.
+        Number of products, including those for residuals.
     n_solved : int
         r, the number of columns solved for.
     stopped : {"converged", "max_iter", "precision", "stagnation"}
-        Why it ended: every residual is at most ``tol``; no more iterations; the residual in float64
-        no longer falls, though that of the recursion does, or rows i with A_ii = 0 cannot be solved
-        for; neither falls, or both rise without end, as they may where A is singular. What is
-        returned is the best iterate.
+        Why it ended. "converged": every residual is at most ``tol``. "max_iter": no iterations are
+        left. "precision": the residual in float64 no longer falls, though that of the recursion
+        does, or rows i with A_ii = 0 cannot be solved for. "stagnation": neither falls, or both
+        keep rising, as they may where A is singular. The best iterate is returned.
     """
 
     solution: Tensor
@@ -113,10 +113,10 @@ def block_pcg(
     Parameters
     ----------
     operator : KernelOperator
-        A, positive definite, with its ridge. Its dtype is that of the products of the iteration;
-        all else is float64.
+        A, positive definite, with its ridge. Its dtype is that of the products of the iteration.
+        Everything else is float64.
     targets : Tensor of shape (n, m)
-        T: finite, columns of any scale, zero or equal columns too.
+        T, finite. Columns may have any scale, and may be zero or equal.
     preconditioner : Preconditioner, default=None
         M ≈ A; None is the identity.
     tol : float, default=1e-6
@@ -131,7 +131,7 @@ def block_pcg(
     Returns
     -------
     PCGResult
-        It says whether, and if not why, the residuals are above ``tol``: nothing is raised.
+        It says whether the residuals reached ``tol``, and if not, why. Nothing is raised for that.
 
     Raises
     ------
@@ -143,8 +143,8 @@ def block_pcg(
     Notes
     -----
     The energy error ‖x_j − A⁻¹ t_j‖_A is ‖G⁻¹ r_j‖ / √q with q a mean of the eigenvalues of Ã.
-    q is measured on the way: what the steps from iteration i to the end k lowered the squared
-    energy error by is known exactly (Hestenes and Stiefel, 1952), so
+    q is measured on the way. The decrease of the squared energy error from iteration i to the end k
+    is known exactly (Hestenes and Stiefel, 1952), so
     q = (‖G⁻¹ r_i‖² − ‖G⁻¹ r_k‖²) / (sum of the steps' contributions), the smallest of all columns.
 
     Examples
@@ -162,7 +162,7 @@ def block_pcg(
     targets = targets.double()
     exact = operator if exact is None else exact
     preconditioner = IdentityPreconditioner() if preconditioner is None else preconditioner
-    # Rows without a feature, A_ii = 0, are out of reach: the others are solved for.
+    # Rows without a feature, A_ii = 0, cannot be solved for: only the others are.
     out_of_reach = operator.diag() == 0
     compressed = compress(targets, _TRUNCATION_SHARE * tol)
     compressed.basis[out_of_reach] = 0
@@ -192,13 +192,13 @@ def _iterate(
     max_iter: int,
     on_iteration: Callable[[int, float], None] | None,
 ) -> tuple[int, int, str]:
-    """Iterate until the residual is at most ``tol``, or nothing more is to be had.
+    """Iterate until the residual is at most ``tol``, or no further progress is possible.
 
-    Returns the number of iterations, that of products, and why it ended. The recursion is left at
-    the best iterate, with its residual replaced.
+    Returns the numbers of iterations and products, and why it ended. The recursion is left at the
+    best iterate, with its residual replaced.
     """
     n_iter = n_products = 0
-    # What the recursion has to claim, and the largest residual in float64 so far.
+    # The residual that the recursion has to claim, and the largest residual in float64 so far.
     claim, confirmed = tol, 1.0
     smallest, smallest_at = math.inf, 0
     half_of_digits = math.sqrt(torch.finfo(recursion.operator.dtype).eps)
@@ -237,7 +237,7 @@ def _iterate(
 class _BestIterate:
     """The iterate of the smallest residuals, squares summed over the right-hand sides.
 
-    Where A is singular, or so nearly that rounding decides, iterates diverge in the end.
+    Where A is singular, or nearly singular to rounding, the iterates finally diverge.
     """
 
     def __init__(self, recursion: _Recursion) -> None:
@@ -246,7 +246,7 @@ class _BestIterate:
         self.n_steps = 0
 
     def update(self, recursion: _Recursion) -> None:
-        """Keep the current iterate if it is the best so far, by what the recursion claims."""
+        """Keep the current iterate if it is the best so far, by the residual of the recursion."""
         total = recursion.total()
         if total < self.total:
             self.X.copy_(recursion.X)
@@ -323,7 +323,7 @@ class _Recursion:
         self.R.addmm_(W, step, alpha=-1)
         if self.preconditioner.dtype == torch.float64:
             self.R_.addmm_(self.W_, step, alpha=-1)
-        else:  # what its roundings make of W̃ must not add up
+        else:  # rounding errors in W̃ must not add up
             self.R_ = self.preconditioner.solve(self.R)
         return True
 
@@ -336,7 +336,7 @@ class _Recursion:
             )
 
     def replace_residual(self, exact: KernelOperator) -> None:
-        """Replace what the recursion made of R by B − A X."""
+        """Replace the R of the recursion by B − A X."""
         X = self.X.to(exact.dtype)
         if not X.isfinite().all():
             raise ValueError(
@@ -348,7 +348,7 @@ class _Recursion:
         self.R_ = self.preconditioner.solve(self.R)
 
     def go_to(self, X: Tensor, n_steps: int, exact: KernelOperator) -> None:
-        """Take an iterate of ``n_steps`` steps for the current one, with its residual."""
+        """Make an iterate of ``n_steps`` steps the current one, with its residual."""
         self.X = X
         del self.gains[n_steps:], self.squares[n_steps:]
         self.replace_residual(exact)
@@ -383,9 +383,9 @@ class _Recursion:
 
 
 def orthonormal_basis(columns: Tensor) -> Tensor:
-    """Return an orthonormal basis (n, p) of what the columns (n, r) span, numerically.
+    """Return an orthonormal basis (n, p) of the numerical span of the columns (n, r).
 
-    The columns count alike whatever their lengths; p < r where some depend on the others.
+    All columns count alike, whatever their lengths. p < r where some depend on the others.
     """
     lengths = torch.linalg.vector_norm(columns, dim=0)
     columns = columns[:, lengths > 0] / lengths[lengths > 0]

@@ -17,8 +17,8 @@ from sklearn_kd.exceptions import NotPSDError
 # Largest jitter tried, relative to the mean diagonal.
 MAX_RELATIVE_JITTER = {torch.float64: 1e-8, torch.float32: 1e-4}
 
-# A jitter that lets rounding decide more than two digits is too small: with rcond near ε the order
-# of the rows moved logits by several times their size, with a hundred times that by a hundredth.
+# A jitter is too small if it leaves fewer than two correct digits. With rcond near ε, the order of
+# the rows changed logits by several times their size; with rcond near 100 ε, by a hundredth.
 LEAST_RCOND_WITH_JITTER = 100  # in units of ε
 
 _EXACT_EIGENVALUE_ROWS = 1000
@@ -37,8 +37,8 @@ def factor_in_place(assemble: Callable[[], Tensor]) -> Factor:
     Parameters
     ----------
     assemble : callable
-        Writes A afresh into one and the same (n, n) row-major tensor, at least its upper
-        triangle, and returns that tensor. Called once, and once more per jitter tried.
+        Writes A, at least its upper triangle, into the same (n, n) row-major tensor at each call,
+        and returns that tensor. Called once, and once more per jitter tried.
 
     Raises
     ------
@@ -46,7 +46,8 @@ def factor_in_place(assemble: Callable[[], Tensor]) -> Factor:
         If no admissible jitter makes A positive definite. The jitters tried are 0, then
         10·ε·mean(diag A) and 100 times more at each try, up to 1e-8 (float64) or 1e-4
         (float32) times mean(diag A). A jitter is accepted if A is then positive definite with
-        a reciprocal condition of at least 100 ε; the largest needs only the former.
+        a reciprocal condition of at least 100 ε. For the largest jitter, positive
+        definiteness suffices.
     """
     matrix = assemble()
     scale = matrix.diagonal().mean().item()
@@ -133,7 +134,8 @@ def _not_psd_message(matrix: Tensor, jitter: float) -> str:
 def smallest_eigenvalue(matrix: Tensor) -> float:
     """Estimate λ_min of a symmetric matrix from its upper triangle.
 
-    Exact for up to 1000 rows; beyond, a Rayleigh quotient from above after a few LOBPCG steps.
+    Exact for up to 1000 rows. For more, an upper bound: a Rayleigh quotient after a few LOBPCG
+    steps.
     """
     full = matrix.triu() + matrix.triu(1).T
     if len(full) <= _EXACT_EIGENVALUE_ROWS:

@@ -1,13 +1,12 @@
-"""Right-hand sides that are nearly dependent: a few columns that all of them are made of.
+"""Compression of nearly dependent right-hand sides to a few columns that span them all.
 
 The logit changes Δz of a (ρ, T) grid are smooth functions of two numbers per row, the teacher's
-logit and the label, so as columns they are numerically of low rank. An iterative solver then needs
-to solve for r columns instead of m, and its block of search directions is not singular from the
-start.
+logit and the label. So as columns they are numerically of low rank. An iterative solver then solves
+for r columns instead of m, and its block of search directions is not singular at the start.
 
-A direct solve gains nothing: at n = 4000 the two triangular solves for 32 columns take 24 ms on two
-cores, for the 14 or 25 columns that are left at tol = 1e-6 or 1e-10 they take 25 ms, as reading the
-factor is what takes the time, and the compression takes 2 ms itself.
+A direct solve gains nothing, because reading the factor takes most of the time. At n = 4000 the two
+triangular solves for 32 columns take 24 ms on two cores. For the 14 or 25 columns that are left at
+tol = 1e-6 or 1e-10 they take 25 ms, and the compression itself takes 2 ms.
 
 Symbols:
 
@@ -30,7 +29,7 @@ from sklearn_kd.kernels._precision import full_precision
 
 
 class CompressedTargets(NamedTuple):
-    """T ≈ B C D, with what was left out of each column relative to its norm."""
+    """T ≈ B C D, with the truncation error of each column relative to its norm."""
 
     basis: Tensor  # (n, r)
     mixing: Tensor  # (r, m)
@@ -38,13 +37,13 @@ class CompressedTargets(NamedTuple):
     truncation: Tensor  # (m,) ‖t_j − (B C D)_j‖ / ‖t_j‖, measured
 
     def expand(self, columns: Tensor) -> Tensor:
-        """Return what is linear in the targets, (n, m), from what it is for the basis, (n, r)."""
+        """Map a linear function of the targets from the basis, (n, r), to all columns, (n, m)."""
         return (columns @ self.mixing).mul_(self.norms)
 
 
 @full_precision()
 def compress(targets: Tensor, tol: float) -> CompressedTargets:
-    """Write the columns of ``targets`` in the smallest basis that leaves at most ``tol`` of each.
+    """Write the columns of ``targets`` in the smallest basis with an error of at most ``tol``.
 
     Parameters
     ----------
@@ -78,7 +77,7 @@ def compress(targets: Tensor, tol: float) -> CompressedTargets:
     unit = targets / torch.where(norms > 0, norms, 1.0)
     Q, R = torch.linalg.qr(unit)
     U, S, C = torch.linalg.svd(R, full_matrices=False)
-    # What the parts from the k-th on are of column j: ‖(S_k C_kj)_{k ≥ r}‖.
+    # Norm of the parts of column j from the r-th on: ‖(S_k C_kj)_{k ≥ r}‖.
     tails = (S[:, None] * C).square().flip(0).cumsum(0).flip(0).sqrt().amax(dim=1)
     rank = int((tails > tol).sum().item())
     basis = Q @ (U[:, :rank] * S[:rank])

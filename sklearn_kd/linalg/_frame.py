@@ -36,7 +36,7 @@ _COLUMN_COPIES = 6
 # Rows of L⁻¹ that are computed at a time.
 _SUBSTITUTION_ROWS = 256
 
-# Of a difference of two terms, the share of them below which it has lost half of its digits.
+# A difference of two terms below this share of them has lost half of its digits.
 _CANCELLED = 1e-7
 
 
@@ -54,14 +54,14 @@ class TangentFrame:
     weights : Tensor of shape (n,), default=None
         Positive row weights w, which divide the ridge: λ / wᵢ. None means 1.
     gram : Tensor of shape (n, n), default=None
-        The kernel matrix of ``X``, where it is at hand; it is copied. None: computed.
+        The kernel matrix of ``X`` if it is known; it is copied. None: computed.
     memory_limit : "auto" or number of bytes, default="auto"
         Budget for the n² factor.
 
     Attributes
     ----------
     jitter : float
-        What was added to the diagonal for the factorization to succeed; 0 almost always.
+        Added to the diagonal for the factorization to succeed; almost always 0.
     rcond : float
         Estimate of 1 / cond₁(L Lᵀ).
 
@@ -79,7 +79,7 @@ class TangentFrame:
 
     Examples
     --------
-    Three rows, and what the students trained on the first one, two and three of them say:
+    Three rows, and the predictions of students trained on the first one, two and three of them:
 
     >>> import torch
     >>> from sklearn_kd.kernels import NTK
@@ -211,9 +211,9 @@ class TangentFrame:
         -------
         u : Tensor of shape (m, n)
         v : Tensor of shape (m,)
-            Squared norm of what the frame does not reach. It is the difference of two numbers
-            of size Θ(x, x), so below n·ε·Θ(x, x), its rounding error, it is returned as 0: to
-            working precision x adds no direction.
+            Squared norm of the part of φ(x) outside the frame. It is the difference of two numbers
+            of size Θ(x, x), with a rounding error of n·ε·Θ(x, x). Below that it is returned as 0:
+            to working precision x adds no direction.
         """
         cross = self.kernel.block(self.X, X)
         u = torch.linalg.solve_triangular(self.lower, cross, upper=False).T
@@ -223,7 +223,7 @@ class TangentFrame:
         return u, torch.where(v > resolution, v, torch.zeros_like(v))
 
     def new_directions(self, v: Tensor) -> Tensor:
-        """Return the squared norm of what new rows of weight 1 add, from v of `features`.
+        """Return the squared norm that new rows of weight 1 add to the frame, from v of `features`.
 
         The ridge of a new row lies along its axis, unless the row adds no axis at all.
         """
@@ -246,7 +246,7 @@ class TangentFrame:
     ) -> Iterator[tuple[int, slice, Tensor]]:
         """Walk through f_m(x) − z₀(x) = u[:m] @ q[:m], one training-set size m after the other.
 
-        Call it inside `full_precision`, which is too slow to enter at each step.
+        Call it inside `full_precision`; entering that at each step would be too slow.
 
         Parameters
         ----------
@@ -364,9 +364,9 @@ class TangentFrame:
 
     def _inverse_columns(self, rows: Tensor) -> Tensor:
         """Return the columns of L⁻¹ of increasing row numbers (m,), transposed: (m, n)."""
-        # Forward substitution by blocks, as column j of L⁻¹ begins at row j: in each block only
-        # the columns that begin before its end count. Of a solver, which has no notion of this,
-        # the corners of L that would do could only be had as copies.
+        # Forward substitution by blocks. Column j of L⁻¹ begins at row j, so each block needs only
+        # the columns that begin before its end. A library solver cannot use this without copies of
+        # the corners of L.
         inverse = self.lower.new_zeros((len(rows), self.n_rows))
         inverse[torch.arange(len(rows), device=rows.device), rows] = 1
         first = int(rows[0])
@@ -388,7 +388,7 @@ def leave_one_out_logits(targets: Tensor, coefficients: Tensor, s: Tensor) -> Te
     targets, coefficients : Tensor of shape (n, ...)
         Δz, and a = A⁻¹ Δz with A = L Lᵀ.
     s : Tensor of shape (n,)
-        1 / (A⁻¹)ᵢᵢ, the squared norm of what row i adds to the others, with its ridge.
+        1 / (A⁻¹)ᵢᵢ, the squared norm that row i adds to the others, with its ridge.
     """
     return targets - coefficients * s.reshape(-1, *[1] * (targets.ndim - 1))
 
@@ -402,8 +402,8 @@ def frame_bytes(
 ) -> int:
     """Return the peak bytes of building a tangent frame and solving for ``n_targets`` columns.
 
-    The factor overwrites the kernel matrix (n²); a copy of the rows, the targets and their work
-    copies stand beside it.
+    The factor overwrites the kernel matrix (n²). A copy of the rows, the targets and their work
+    copies add to it.
     """
     columns = n_rows * _COLUMN_COPIES * n_targets
     return kernel_bytes(n_rows, n_rows, n_features, dtype, device) + columns * dtype.itemsize

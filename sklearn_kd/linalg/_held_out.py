@@ -26,15 +26,15 @@ from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._frame import TangentFrame, leave_one_out_logits
 
-# Of the kernel matrix, what is copied at a time to gather a fold's part of it.
+# Bytes of the kernel matrix copied at a time to gather a fold's part of it.
 GATHER_BYTES = 4 * 2**20
 
 
 class HeldOut(NamedTuple):
-    """What the students that have not seen the rows say about them."""
+    """Predictions for rows by students that were not trained on them."""
 
     logits: Tensor
-    new_directions: Callable[[], Tensor]  # computed when asked for: most scores do not need it
+    new_directions: Callable[[], Tensor]  # computed on demand: most scores do not need it
     squared_norms: Tensor
     n_rows: int  # number of distinct rows that each of the students was trained on
 
@@ -69,7 +69,7 @@ class MatrixKernel(KernelFunction):
 
 
 def _gather_blocks(matrix: Tensor, n_rows: int) -> Iterator[slice]:
-    """Yield parts of ``n_rows`` row numbers, few enough rows of ``matrix`` to copy at a time."""
+    """Split ``n_rows`` row numbers into parts small enough to copy their rows of ``matrix``."""
     step = max(1, GATHER_BYTES // (len(matrix) * matrix.element_size()))
     for start in range(0, n_rows, step):
         yield slice(start, start + step)
@@ -149,11 +149,11 @@ def blocks_pay(n_rows: int, n_held_out: Sequence[int], *, frame_is_needed: bool)
 
 
 def resolves_blocks(frame: TangentFrame) -> bool:
-    """Whether the factor of all rows has the digits that `block_held_out` needs of it.
+    """Whether the factor of all rows is accurate enough for `block_held_out`.
 
-    All rows may be closer to singular than those without a fold. Near-copies in a fold cost
-    nothing, as the pivots that they make small belong to the fold; a jitter, or a kernel so smooth
-    that most pivots are rounding, would.
+    The matrix of all rows may be closer to singular than the one without a fold. Near-copies in a
+    fold cost no accuracy, as the small pivots they cause belong to the fold. A jitter would, and so
+    would a kernel so smooth that most pivots are rounding.
     """
     return frame.jitter == 0 and frame.rcond > torch.finfo(frame.X.dtype).eps ** 0.75
 
@@ -175,7 +175,7 @@ class Solved(NamedTuple):
 
 @full_precision()
 def block_held_out(student: Solved, held_out: Tensor) -> HeldOut:
-    """Predict rows by the student trained on all others, without a factor of these.
+    """Predict rows by the student trained on all others, without a factor of those others.
 
     With A = L Lᵀ, a = A⁻¹ Δz and B = (A⁻¹)_SS for the rows S that are left out:
     f₋S(x_S) = Δz_S − B⁻¹ a_S, v(x_S) = diag(B⁻¹) (with the rows' own ridge), and
@@ -184,12 +184,12 @@ def block_held_out(student: Solved, held_out: Tensor) -> HeldOut:
     Parameters
     ----------
     student : Solved
-        That of all rows.
+        The student of all rows.
     held_out : Tensor of int of shape (m,)
         Distinct row numbers.
     """
     targets, a = student.targets[held_out], student.coefficients[held_out]
-    # Definite wherever `resolves_blocks`: its condition is at most that of A.
+    # Definite where `resolves_blocks` holds: its condition is at most that of A.
     lower = torch.linalg.cholesky(student.frame.inverse_block(held_out))
     half = torch.linalg.solve_triangular(lower, a.reshape(len(a), -1), upper=False)
     errors = torch.linalg.solve_triangular(lower.T, half, upper=True).reshape(a.shape)

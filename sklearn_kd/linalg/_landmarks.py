@@ -1,4 +1,4 @@
-"""The student restricted to M landmarks, from sums over the rows: one pass, whatever their number.
+"""The student restricted to M landmarks, from sums over the rows in a single pass.
 
 Symbols (formula -> code -> shape), with n rows, M landmarks and C right-hand sides:
 
@@ -17,9 +17,9 @@ With c = Rᵀ b it is (G + λI) c = r. G and r are sums over the rows, so neithe
 their division into blocks matters, and copies of a row count as one row with their total weight
 and their weighted mean target. With all n rows as landmarks it is the exact student.
 
-The sums are taken in the orthonormal basis Φ, not in Θ(X, Z), because that would square the
-condition number: cond(ΦᵀΦ) is cond(Θ) at M = n, cond(Θ_nZᵀ Θ_nZ) its square. Largest errors
-of a prediction at M = n, relative, against an extended-precision solution:
+The sums are taken in the orthonormal basis Φ. With Θ(X, Z) in its place, the condition number would
+be squared: at M = n, cond(ΦᵀΦ) is cond(Θ), and cond(Θ_nZᵀ Θ_nZ) is its square. Largest relative
+errors of a prediction at M = n, against an extended-precision solution:
 
 ==============================  =======  ============  ========  ============  =========
 kernel, d, n                    cond Θ   exact solve   in Θ_nZ   here, in Φ    QR of Φ
@@ -29,8 +29,8 @@ ReLU depth 3, d = 2, n = 1000   4e6      7e-12         1e-5      7e-12         6
 ReLU depth 1, d = 1, n = 500    5e8      6e-10         4e-2      3e-10         4e-10
 ==============================  =======  ============  ========  ============  =========
 
-Updating a QR factorization of Φ block by block is no more accurate, as the exact solve already
-loses what the kernel matrix costs, and takes 3.5 times as long as the sum.
+Updating a QR factorization of Φ block by block takes 3.5 times as long as the sum. It is no more
+accurate, as even the exact solve loses the digits that the condition of the kernel matrix costs.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition
 from sklearn_kd.linalg._pivoted_cholesky import PIVOT_BLOCK
 
-# Groups of columns into which G is cut: of the entries below its diagonal, which are not needed,
-# only those inside a group are computed. More groups make the products too small to be fast.
+# Groups of columns into which G is cut. The entries below its diagonal are not needed, and only
+# those inside a group are computed. With more groups, the products would be too small to be fast.
 _GRAM_GROUPS = 4
 
 # 1 − h below this has lost half of its digits to the rounding of h.
@@ -73,8 +73,8 @@ class LandmarkBasis:
     lower : Tensor of shape (M, M)
         R with Θ_ZZ = R Rᵀ, float64.
     jitter : float
-        What was added to the diagonal of Θ_ZZ; 0 almost always. It changes the norm that the
-        ridge penalises, not the span.
+        Added to the diagonal of Θ_ZZ; almost always 0. It changes the norm that the ridge
+        penalises, but not the span.
 
     Raises
     ------
@@ -100,12 +100,12 @@ class LandmarkBasis:
 
 @dataclass
 class RowSums:
-    """What the restricted student needs to know of its rows; additive over the rows.
+    """The sums over rows that determine the restricted student.
 
     ``trace`` and ``captured`` are Σ Θ(x, x) and Σ ‖φ(x) projected‖² over the rows.
     """
 
-    gram: Tensor  # (M, M) on and above the diagonal; what lies below it has no meaning
+    gram: Tensor  # (M, M) on and above the diagonal; entries below it have no meaning
     moments: Tensor  # (M, C)
     trace: Tensor  # ()
     captured: Tensor  # ()
@@ -159,7 +159,7 @@ class RestrictedStudent:
     ----------
     basis : LandmarkBasis
     sums : RowSums
-        Sums over all training rows; they are left as they are.
+        Sums over all training rows; they are not changed.
     ridge : float, default=0.0
         Ridge λ ≥ 0.
 
@@ -170,7 +170,7 @@ class RestrictedStudent:
     weight_change_norm : float
         ‖Δ_ŵ‖₂ = √(bᵀ Θ_ZZ b), squares summed over the columns.
     jitter : float
-        The largest that a factorization needed; 0 almost always.
+        The largest jitter of a factorization; almost always 0.
     rcond : float
         Estimate of 1 / cond₁(G + λI).
 
@@ -257,10 +257,10 @@ class RestrictedStudent:
     def leave_one_out(self, X: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return, for each training row, the prediction of the student trained on all others.
 
-        f₋ᵢ(xᵢ) = Δzᵢ − (Δzᵢ − f(xᵢ)) / (1 − hᵢ). The landmarks stay as they are: a row that is a
-        landmark is left out of the loss only. Over all rows it is a second pass: it evaluates
-        their kernel entries anew, and takes M² operations per row for h where the first pass
-        takes over 2 M².
+        f₋ᵢ(xᵢ) = Δzᵢ − (Δzᵢ − f(xᵢ)) / (1 − hᵢ). The landmarks do not change: a row that is a
+        landmark is left out of the loss only. Over all rows this is a second pass. It evaluates
+        their kernel entries again, and takes M² operations per row for h. The first pass takes
+        over 2 M².
 
         Parameters
         ----------
@@ -268,13 +268,13 @@ class RestrictedStudent:
             Rows that the student was trained on.
         targets : Tensor of shape (m, C)
         weights : Tensor of shape (m,), default=None
-            As they were in the sums.
+            The weights used in the sums.
 
         Notes
         -----
-        Where h = 1 the loss without the row has many minimisers, as at λ = 0 with as many landmarks
-        as rows, or where a landmark is far from all other rows. Of these the one of least norm
-        counts, the limit λ → 0.
+        Where h = 1, the loss without the row has many minimisers. This happens at λ = 0 with as
+        many landmarks as rows, or where a landmark is far from all other rows. The minimiser of
+        least norm is used, the limit λ → 0.
         """
         logits, remainder = self.fit_and_remainder(X, weights)
         alone = (remainder == 0).nonzero()[:, 0]
@@ -311,9 +311,9 @@ def nystrom_bytes(
 ) -> int:
     """Return the peak bytes of choosing landmarks among candidate rows, of the pass and the solve.
 
-    The pass holds R, G and a block of features, twice, with its targets; the solve a factor of
-    G, and copies of the coefficients; the choice a partial factor of the candidates' kernel. What
-    threads and matrix products keep for themselves was up to 75 MiB on two cores.
+    The pass holds R, G and a block of features, twice, with its targets. The solve holds a factor
+    of G, and copies of the coefficients. The choice holds a partial factor of the candidates'
+    kernel. Threads and matrix products kept up to 75 MiB of their own on two cores.
     """
     block = min(n_rows, block_rows(n_landmarks))
     choice = n_candidates * (n_landmarks + 4 * PIVOT_BLOCK + 2 * n_features)

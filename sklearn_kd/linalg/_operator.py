@@ -1,7 +1,7 @@
-"""Kernel matrices as operators: what iterative solvers and pivoted Cholesky need to know of them.
+"""Kernel matrices as operators, for iterative solvers and pivoted Cholesky.
 
-A solver asks for the diagonal, a few columns and products Θ V, never for the matrix. Where its
-entries live, in memory, in a file or nowhere, is the operator's affair.
+A solver needs the diagonal, a few columns and products Θ V, but never the whole matrix. The
+operator decides where the entries are kept: in memory, in a file or nowhere.
 
 ===================  ==========================  ==================================
 operator             bytes for n rows            a product with (n, k)
@@ -28,16 +28,16 @@ from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.kernels._tiles import tile_size
 from sklearn_kd.linalg._reproducible_sum import ReproducibleSum
 
-# Side of the largest tiles that a CPU kernel is asked for: it splits them over the cores itself.
+# Largest side of a tile that a CPU kernel evaluates; it splits the tile over the cores itself.
 _TILE = 2048
-# Smaller ones are not worth asking for.
+# Smaller tiles are not worth a call.
 _SMALLEST_TILE = 64
-# So many tiles, if n allows, make shares of processes even.
+# With this many tiles, if n allows, the shares of the processes are even.
 _TILES_PER_SIDE = 8
 
 
 class KernelOperator(ABC):
-    """A symmetric positive semi-definite (n, n) matrix, known by what can be asked of it.
+    """A symmetric positive semi-definite (n, n) matrix, known by its diagonal, blocks and products.
 
     Indices are tensors of row numbers. A product is with the whole matrix, and its caller gets
     all n rows of it: an operator that is spread over processes gathers them.
@@ -102,11 +102,11 @@ class DenseOperator(KernelOperator):
 
 
 class TiledOperator(KernelOperator):
-    """A kernel matrix of whose upper half some tiles are kept, and others evaluated when needed.
+    """A kernel matrix: some tiles of its upper half are kept, the others evaluated when needed.
 
     Each tile off the diagonal serves both triangles of a product. The kernel evaluates a tile on
-    all cores. What is kept makes no difference to any result, nor does the order of the tiles. A
-    kernel with a product of its own is asked for that, unless all tiles are kept.
+    all cores. Results depend neither on the kept tiles nor on the order of the tiles. If the kernel
+    has a product of its own, that is used unless all tiles are kept.
 
     Parameters
     ----------
@@ -223,7 +223,8 @@ class RidgeOperator(KernelOperator):
 def tile_side(n_rows: int, device: torch.device) -> int:
     """Return the side of the tiles of a product: eight along n rows, up to a largest size.
 
-    Neither what is kept nor the number of processes counts, as another side would round otherwise.
+    It depends neither on the kept tiles nor on the number of processes: another side would round
+    differently.
     """
     side = max(_SMALLEST_TILE, -(-n_rows // _TILES_PER_SIDE))
     whole = _TILE // 4  # what a CPU kernel evaluates at a time

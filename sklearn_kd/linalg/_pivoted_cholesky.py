@@ -10,10 +10,10 @@ d          ``residual``    (n,) diagonal of A − F Fᵀ, which is never negativ
 =========  ==============  ==================================================
 
 Each pivot is drawn with probability d / Σd (Chen, Epperly, Tropp and Webber, "Randomly pivoted
-Cholesky", 2025). Columns are fast to read only in blocks, and the pivots of a block that is drawn
-from one and the same d may be near-copies of each other. So a block of proposals is drawn, and each
-is kept with the probability (its d after the ones kept before it) / (its d when proposed): the
-pivots kept have exactly the distribution of one drawn after the other (Epperly, Tropp and Webber,
+Cholesky", 2025). Columns are fast to read only in blocks, and pivots of a block that are all drawn
+from the same d may be near-copies of each other. So a block of proposals is drawn. Each is kept
+with the probability (its d after the ones kept before it) / (its d when proposed). The kept pivots
+have exactly the distribution of pivots drawn one after the other (Epperly, Tropp and Webber,
 "Embrace rejection: kernel matrix approximation by accelerated randomly pivoted Cholesky", 2024).
 """
 
@@ -29,11 +29,11 @@ from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg._operator import KernelOperator
 
-# Pivots that are proposed, and columns that are read, at a time.
+# Number of pivots proposed, and of columns read, at a time.
 PIVOT_BLOCK = 128
 
-# d is a difference of numbers as large as A's diagonal: below this many units in their last place,
-# times the number of subtractions, it is rounding.
+# d is a difference of numbers as large as A's diagonal. It is rounding below this many units in
+# their last place, times the number of subtractions.
 _ROUNDING_UNITS = 8
 
 
@@ -65,7 +65,7 @@ def randomly_pivoted_cholesky(
     operator : KernelOperator
         A, positive semi-definite.
     rank : int
-        Largest number of columns of F. There are fewer where A is known to rounding before.
+        Largest number of columns of F. There are fewer if fewer determine A to rounding.
     generator : torch.Generator
         On the CPU: the pivots do not depend on the device.
     block_size : int, default=128
@@ -136,8 +136,8 @@ def _draw(residual: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Draw ``size`` rows, with replacement, with probabilities in proportion to ``residual``."""
     cumulative = residual.double().cumsum(0).cpu()
     points = _uniform(size, generator) * cumulative[-1]
-    # right=True never lands on a row of probability 0, except where rounding puts a point at the
-    # very end; the last row that can be drawn is the answer there.
+    # right=True never selects a row of probability 0, except where rounding puts a point at the
+    # very end. There the last row of positive probability is drawn.
     last = residual.nonzero()[-1, 0].item()
     drawn = torch.searchsorted(cumulative, points, right=True).clamp_max_(last)
     return drawn.to(residual.device)

@@ -1,4 +1,4 @@
-"""Preconditioners M = C Cᵀ ≈ A, of which conjugate gradients ask for products with C⁻¹ and C⁻ᵀ.
+"""Preconditioners M = C Cᵀ ≈ A, given by products with C⁻¹ and C⁻ᵀ.
 
 With both, conjugate gradients can work on Ã = C⁻¹ A C⁻ᵀ, whose condition is small where A's is not,
 and orthonormalise blocks of search directions without losing digits.
@@ -13,8 +13,8 @@ M                     F Fᵀ + diag(D)
 H      ``reduction``  (n, k) C⁻¹ = (I − H Hᵀ) D^(−1/2)
 =====  =============  =====================================================================
 
-A − F Fᵀ has n − k eigenvalues that matter, and F is as good as a multiple of the identity for them:
-μ is their mean, whatever the ridge. So ridge = 0 needs no special case.
+A − F Fᵀ has n − k eigenvalues that matter, and a multiple of the identity serves for them. μ is
+their mean, whatever the ridge. So ridge = 0 needs no special case.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition
 from sklearn_kd.linalg._pivoted_cholesky import PivotedCholesky
 
-# D / ‖F Fᵀ‖ is at least this: below, F Fᵀ + D carries nothing of D in its last digits.
+# D / ‖F Fᵀ‖ is at least this. Below it, D vanishes in the last digits of F Fᵀ + D.
 _LEAST_SHIFT = 1e-13
 
 
@@ -74,7 +74,7 @@ class LowRankPreconditioner:
     rank : int
         k.
     shift : float
-        μ, what stands for the part of Θ that F leaves.
+        μ, which stands for the part of Θ that F leaves.
 
     Examples
     --------
@@ -136,8 +136,8 @@ class LowRankPreconditioner:
 def default_rank(n_rows: int, *, is_stored: bool = True) -> int:
     """Return a rank k for n rows at which the factor takes about as long as a few products.
 
-    Products of a stored matrix are cheap; where the kernel is evaluated at each of them, a larger
-    factor pays, as it saves some.
+    Products with a stored matrix are cheap. Where each product evaluates the kernel, a larger
+    factor pays, as it saves products.
     """
     return min(n_rows, 100 + round((5 if is_stored else 15) * math.sqrt(n_rows)))
 
@@ -156,7 +156,7 @@ class SingleFactor:
     Attributes
     ----------
     jitter : float
-        What was added to the diagonal. It slows the iteration down, and leaves its answer alone.
+        Added to the diagonal. It slows the iteration down, but does not change its answer.
     rcond : float
         Estimate of 1 / cond₁(L Lᵀ).
 

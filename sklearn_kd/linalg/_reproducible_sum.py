@@ -1,8 +1,8 @@
-"""Sums whose bits do not depend on the order of their terms, nor on who adds which of them.
+"""Sums whose bits do not depend on the order of their terms, nor on which process adds them.
 
-Floating-point addition is not associative, so that processes that share a sum would each number
-of them find another one. Terms that are multiples of one power of two, and whose sums stay below
-2⁵³ of it, add up without any rounding. So each term is split, exactly, into a multiple of a coarse
+Floating-point addition is not associative. So a shared sum would depend on the number of processes.
+Terms add up without any rounding if they are multiples of one power of two, and their sums stay
+below 2⁵³ times that power. So each term is split, exactly, into a multiple of a coarse
 unit, a multiple of a fine unit, and a rest that is too small to matter (Demmel and Nguyen, "Fast
 reproducible floating-point summation", 2013). The units follow from a bound M on every sum:
 
@@ -28,8 +28,8 @@ class ReproducibleSum:
     n_rows : int
         n.
     bound : Tensor of shape (k,)
-        At least the sum of the absolute terms of any entry of each column. Where it is not, sums
-        are as accurate as others, but depend on the order.
+        At least the sum of the absolute terms of any entry of each column. If it is smaller, sums
+        are as accurate as ordinary ones, but depend on the order.
 
     Attributes
     ----------

@@ -1,18 +1,18 @@
 """Products with a kernel matrix whose tiles are dealt out to the processes of torch.distributed.
 
-Θ is symmetric, so that the tiles on and above its diagonal are all of it. They are dealt out like
-cards: each of P processes holds, or evaluates, one P-th of n²/2 entries, whatever n and P (blocks
-of rows would take twice that). A product sends V from process 0 to all, and adds up their parts,
-in sums without rounding. It is that of `TiledOperator` in one process to the last bit, wherever
-that works by tiles. A kernel with a product of its own, such as EmpiricalNTK's, is asked for that
-by one process that does not keep all tiles, but for tiles by several: these agree to rounding.
+Θ is symmetric, so the tiles on and above its diagonal suffice. They are dealt out like cards. Each
+of P processes holds, or evaluates, one P-th of n²/2 entries, whatever n and P (blocks of rows would
+take twice that). A product sends V from process 0 to all processes, and adds up their parts without
+rounding. The result equals that of `TiledOperator` in one process to the last bit, wherever that
+works by tiles. Some kernels have a product of their own, such as EmpiricalNTK. A single process
+that does not keep all tiles uses it; several processes use tiles. The results agree to rounding.
 
 Only products are shared. Process 0 runs the solver, and the others answer it until it is done
-(`drive`). So no two processes can come to different decisions through different roundings, and all
-of them end with the same result, or the same error.
+(`drive`). So no two processes can decide differently because of rounding, and all of them end with
+the same result, or the same error.
 
-The same code serves gloo on CPUs and NCCL on GPUs. A process that is lost shows as an error of
-the collective operation that waits for it, after the timeout of the process group at the latest.
+The same code works with gloo on CPUs and NCCL on GPUs. If a process is lost, the collective
+operation that waits for it fails, after the timeout of the process group at the latest.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ def drive(operators: Sequence[ShardedOperator], solve: Callable[[], Result]) -> 
     Parameters
     ----------
     operators : sequence of ShardedOperator
-        Those that ``solve`` asks for products, in the same order in all processes.
+        The operators whose products ``solve`` uses, in the same order in all processes.
     solve : callable
         Called in process 0. Its result is pickled, so it must hold no tensors of a GPU.
 
     Raises
     ------
     Exception
-        What ``solve`` raises, in all processes.
+        The exception that ``solve`` raised, in all processes.
     RuntimeError
         If a process of the group is lost.
     """
@@ -151,7 +151,7 @@ class LostProcessError(RuntimeError):
 
 @contextmanager
 def _lost_process_is_named() -> Iterator[None]:
-    """Say what it means where a collective operation fails."""
+    """Explain the failure of a collective operation."""
     try:
         yield
     except RuntimeError as error:
@@ -194,7 +194,7 @@ def smallest_of_all(value: int, device: torch.device) -> int:
 
 
 def require_same_problem(X: Tensor, targets: Tensor) -> Tensor:
-    """Return process 0's targets; raise `ValueError` in all processes if theirs are others.
+    """Return process 0's targets; raise `ValueError` in all processes if theirs differ.
 
     Parameters
     ----------

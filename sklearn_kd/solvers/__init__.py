@@ -1,4 +1,4 @@
-"""Solvers of the student's equations: each its options, its plan of bytes, its solve."""
+"""Solvers of the student's equations, each with its options, its plan of bytes and its solve."""
 
 from sklearn_kd.solvers._cholesky import Cholesky
 from sklearn_kd.solvers._nystrom import Nystrom

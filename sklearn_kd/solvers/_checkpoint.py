@@ -1,4 +1,4 @@
-"""How far a pass over the rows is, on disk: an interrupted pass goes on where it was."""
+"""The state of a pass over the rows, on disk: an interrupted pass resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from sklearn_kd.rows._copies import mixed
 from sklearn_kd.rows._files import read_archive
 from sklearn_kd.solvers._rows_and_targets import Probes
 
-# Two evaluations of the same numbers may differ by rounding, such as with other thread counts:
-# what differs by less than the first is the same, what differs by more than the second has
-# another file, and what lies between is refused.
+# Two evaluations of the same numbers may differ by rounding, such as with other thread counts.
+# Passes that differ by less than the first tolerance are the same. Those that differ by more than
+# the second have another file. Those in between are refused.
 _TOLERANCE = {torch.float64: (1e-9, 1e-6), torch.float32: (1e-5, 1e-4)}
 
 _SUMS = ("gram", "moments", "trace", "captured")
@@ -49,7 +49,7 @@ def sketch(blocks: Iterable[tuple[slice, Tensor]]) -> np.ndarray:
     """Return two numbers of each column v of a long array given in blocks (b, C): (2, C).
 
     ‖v‖ and Σᵢ sᵢ vᵢ with factors sᵢ in [−1, 1] that look random but depend on i alone. A change
-    of v by δ changes the second by about ‖δ‖, and rounding errors of v by no more than theirs.
+    of v by δ changes the second by about ‖δ‖; rounding errors of v change it by at most their size.
     """
     squares: Any = 0.0
     sums: Any = 0.0
@@ -64,14 +64,14 @@ def sketch(blocks: Iterable[tuple[slice, Tensor]]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """All that a pass depends on.
+    """Everything that a pass depends on.
 
     Parameters
     ----------
     facts : dict
-        What must be the same to the letter, by the name that an error gives it.
+        Values that must be exactly the same, by their names in errors.
     sketches : dict
-        What is known up to rounding, as `sketch` returns it.
+        Values known up to rounding, as returned by `sketch`.
     dtype : torch.dtype
         Of the rows, the targets and the kernel's entries.
     """
@@ -91,12 +91,12 @@ class Fingerprint:
         return checksum.hexdigest()[:8]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return what goes into a file."""
+        """Return the arrays of a file."""
         facts = {f"fact {name}": np.array(value) for name, value in self.facts.items()}
         return facts | {f"sketch {name}": value for name, value in self.sketches.items()}
 
     def difference(self, saved: dict[str, np.ndarray]) -> str | None:
-        """Return the name of what is not as it was saved; None if all is."""
+        """Return the name of a value that differs from the saved one; None if there is none."""
         tolerance = _TOLERANCE[self.dtype][0]
         for name, fact in self.facts.items():
             if str(saved[f"fact {name}"]) != fact:
@@ -109,18 +109,18 @@ class Fingerprint:
 
 
 class Checkpoint:
-    """The files to which passes are written, and the seconds between two times.
+    """The files to which passes are written, and the seconds between two writes.
 
-    Each pass has a file of its own beside ``path``, so that fits that run at the same time never
-    meet: ``pass-1f3a9c02.npz`` for ``path="pass.npz"``, with digits that follow from all that the
-    pass depends on. The file holds the landmarks, the sums and the `Fingerprint`.
+    Each pass has a file of its own beside ``path``, so that simultaneous fits do not interfere. For
+    ``path="pass.npz"`` it is ``pass-1f3a9c02.npz``, with digits that follow from everything that
+    the pass depends on. The file holds the landmarks, the sums and the `Fingerprint`.
 
     Parameters
     ----------
     path : Path
-        Where the files are to be, and how their names begin and end.
+        Folder of the files, and how their names begin and end.
     seconds : float, default=60.0
-        Time between two times that the file is written.
+        Time between two writes of the file.
     """
 
     def __init__(self, path: Path, seconds: float = 60.0) -> None:
@@ -130,12 +130,12 @@ class Checkpoint:
         self._has_warned = False
 
     def require_writable(self, n_bytes: int = 0) -> None:
-        """Raise where a file of so many bytes cannot be written.
+        """Raise if a file of this many bytes cannot be written.
 
         Raises
         ------
         ValueError
-            Which names ``checkpoint`` and says what is in the way.
+            It names ``checkpoint`` and states the cause.
         """
         folder, start = self.path.parent, f"checkpoint={str(self.path)!r} cannot be written: "
         if self.path.is_dir():
@@ -161,12 +161,12 @@ class Checkpoint:
         return self.path.with_name(f"{self.path.stem}-{fingerprint.digits()}{self.path.suffix}")
 
     def save(self, fingerprint: Fingerprint, state: PassState) -> None:
-        """Write the state; the file is at all times either the former or the new one.
+        """Write the state; at any time the file is either the old one or the new one.
 
         Warns
         -----
         RuntimeWarning
-            Once, if it cannot be written; the pass needs no file to go on.
+            Once, if the file cannot be written; the pass goes on without it.
         """
         sums = {name: to_numpy(getattr(state.sums, name)) for name in _SUMS}
         arrays = sums | {
@@ -180,7 +180,7 @@ class Checkpoint:
         try:
             with self._removed_at_the_end(unfinished):
                 self._write(unfinished, arrays | fingerprint.arrays())
-                # Where it is gone, a fit with the same pass has ended and tidied up.
+                # If it is gone, another fit with the same pass has ended and removed it.
                 with contextlib.suppress(FileNotFoundError):
                     unfinished.replace(file)
         except OSError as error:
@@ -226,7 +226,7 @@ class Checkpoint:
         return PassState(basis, sums, probes, int(saved["next_row"]))
 
     def remove(self) -> None:
-        """Remove the files of the passes that were written or read; at the end of a fit.
+        """Remove the files of the passes that were written or read, at the end of a fit.
 
         Warns
         -----

@@ -1,4 +1,4 @@
-"""Which solver a fit uses, once it is known to fit the memory.
+"""The choice of a fit's solver, which must fit the memory.
 
 ============  ====================================  ============================================
 solver        what it finds                         what it holds
@@ -10,7 +10,7 @@ solver        what it finds                         what it holds
               features, see `linalg._landmarks`     rows
 ============  ====================================  ============================================
 
-"auto" is the first exact one that fits the memory; what changes the problem is asked for by name.
+"auto" is the first exact solver that fits the memory. Approximations must be chosen by name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONSTRAINT = [StrOptions({"auto", *BY_NAME}), Solver]
 
 
 def named_solver(solver: str | Solver) -> Solver:
-    """Return the solver that is asked for, its options checked; "auto" begins with Cholesky."""
+    """Return the chosen solver after checking its options; "auto" begins with Cholesky."""
     if isinstance(solver, str):
         return Cholesky() if solver == "auto" else BY_NAME[solver]()
     solver.check_options()
@@ -46,14 +46,14 @@ def named_solver(solver: str | Solver) -> Solver:
 def choose_solver(
     solver: str | Solver, size: Size, memory_limit: float | str, *, what: str
 ) -> Solver:
-    """Return the solver to use, once it is known to fit the memory.
+    """Return the solver to use, after checking that it fits the memory.
 
     Parameters
     ----------
     solver : str or Solver
         The student's ``solver``. "auto" is the first exact solver that fits: Cholesky, then
-        Refinement. PCG is not among them: without the matrix in memory it would start on any
-        number of rows, however long that takes.
+        Refinement. PCG is not among them: it needs no matrix in memory, so it would start on
+        any number of rows, however long that takes.
     size : Size
     memory_limit : "auto" or number of bytes
     what : str
@@ -89,7 +89,7 @@ def choose_solver(
 
 
 def require_no_options_of_a_name(solver: Any, params: dict[str, Any]) -> None:
-    """Raise where ``set_params`` is given options of a solver that is a name only.
+    """Raise if ``set_params`` is given options of a solver that is only a name.
 
     Raises
     ------

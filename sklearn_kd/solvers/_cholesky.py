@@ -22,15 +22,15 @@ class Cholesky(Solver):
     Parameters
     ----------
     cache_size : "auto" or float, default="auto"
-        Bytes of memory for what later fits on the same rows, with the same ``NTK`` kernel,
-        ridge, dtype and device, take over: in a search, the factors of the other candidates,
-        and their kernel entries between training and test rows. They are kept in the process from
-        the second request on, the least recently used goes first, and results are the same bit
-        for bit. "auto" is a fifth of what is free; 0 keeps none.
+        Bytes of memory for results that later fits reuse, if they have the same rows, ``NTK``
+        kernel, ridge, dtype and device. In a search these are the factors, and the kernel entries
+        between training and test rows. They are kept in the process from the second request on,
+        and the least recently used are dropped first. Results are the same bit for bit. "auto" is
+        a fifth of the free memory; 0 keeps none.
 
     Notes
     -----
-    Memory is that of one n × n matrix, time that of n³ / 3 multiplications.
+    It takes the memory of one n × n matrix and the time of n³ / 3 multiplications.
 
     Examples
     --------
@@ -78,7 +78,7 @@ class Cholesky(Solver):
         ridge: float,
         memory_limit: float | str,
     ) -> TangentFrame:
-        """Return the tangent frame of the rows; one of an earlier fit where that is kept."""
+        """Return the tangent frame of the rows, from an earlier fit if that is kept."""
         return frames.frame(
             kernel,
             X,

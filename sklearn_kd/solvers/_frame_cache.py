@@ -1,9 +1,9 @@
-"""Tangent frames of earlier fits, for fits on the same rows: what makes plain searches cheap.
+"""Tangent frames of earlier fits, for fits on the same rows: they make plain searches cheap.
 
-A search fits a student per candidate and fold, and has it predict the rows left out. ρ and T enter
+A search fits a student per candidate and fold, which predicts the rows left out. ρ and T enter
 neither the frame nor the kernel entries between training and test rows, so all candidates of a
-fold have the same ones. They are kept here, in this process, within a bounded share of memory, the
-least recently used going first. Each is kept only from the second request on, so that single fits
+fold share them. They are kept here, in this process, within a bounded share of memory. The least
+recently used are dropped first. Each is kept only from the second request on, so that single fits
 leave nothing behind.
 """
 
@@ -28,7 +28,7 @@ from sklearn_kd.linalg import TangentFrame
 # The share of the free memory that "auto" allows for everything that is kept.
 AUTO_SHARE = 0.2
 
-# How many first requests are remembered, by a few bytes each.
+# Number of first requests to remember, a few bytes each.
 _N_REMEMBERED = 1000
 
 
@@ -88,7 +88,7 @@ class FrameCache:
             return None
         key = (id(frame), X.shape, _checksum(X))
         kept = self._find(key)
-        # The identity of a frame may be that of an earlier one.
+        # A new frame may have the id of an earlier one.
         if isinstance(kept, CrossBlocks) and kept.frame() is frame and torch.equal(kept.X, X):
             return kept.blocks
         limit = self.limit(cache_size, X.device)
@@ -127,10 +127,10 @@ class FrameCache:
                 self._kept.popitem(last=False)
 
     def limit(self, cache_size: float | str, device: torch.device) -> int:
-        """Return the bytes that all that is kept may take together."""
+        """Return the bytes that all kept objects may take together."""
         if cache_size != "auto":
             return int(cache_size)
-        # What is kept was free before.
+        # The bytes of kept objects were free before.
         with self._lock:
             held = sum(size_of(kept) for kept in self._kept.values() if kept.X.device == device)
         return int(AUTO_SHARE * (available_bytes(device) + held))

@@ -1,4 +1,4 @@
-"""What the iterative solvers share: the student that conjugate gradients found."""
+"""Shared parts of the iterative solvers: the student found by conjugate gradients."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def with_ridge(operator: KernelOperator, row_ridges: Tensor | None) -> KernelOpe
 
 
 def warn_if_not_converged(student: IteratedStudent, tol: float, max_iter: int) -> None:
-    """Warn with `ConvergenceWarning`, and what to do, if a residual is above ``tol``."""
+    """Warn with `ConvergenceWarning`, and a remedy, if a residual is above ``tol``."""
     report = student.report
     if report.stopped == "converged":
         return

@@ -50,8 +50,8 @@ class Nystrom(Solver):
         Workers, of any :mod:`joblib` backend, that pass over the rows. None is 1 outside of a
         `joblib.parallel_config`; -1 is all processors.
     checkpoint : str or path, default=None
-        Where to write, about once a minute, what is known of the rows so far. After an
-        interruption the same ``fit`` goes on from there; at the end the file is removed. Each pass
+        Where to write the sums over the rows so far, about once a minute. After an interruption
+        the same ``fit`` resumes from there. At the end the file is removed. Each pass
         has a file of its own beside this one: ``pass-1f3a9c02.npz`` for ``"pass.npz"``, with
         digits that follow from the rows, the targets and the options.
 
@@ -131,11 +131,11 @@ class Nystrom(Solver):
         return solution
 
     def seed(self) -> int:
-        """Return a number that draws landmarks: the same ones as often as it is used."""
+        """Return a seed for the landmarks: every use of it draws the same ones."""
         return int(check_random_state(self.random_state).randint(2**31))
 
     def checkpoints(self) -> Checkpoint | None:
-        """Return where passes are written, once it is known that they can be."""
+        """Return where passes are written, after checking that they can be."""
         if self.checkpoint is None:
             return None
         checkpoint = Checkpoint(Path(self.checkpoint))

@@ -1,7 +1,7 @@
 """One pass over a stream of rows: the student restricted to a few landmarks, for a whole grid.
 
-Choosing the landmarks, the pass, which can be interrupted and resumed, and what is reported beside
-the answer. The algebra is in `linalg._landmarks`.
+This module chooses the landmarks, runs the pass, which can be interrupted and resumed, and reports
+on the answer. The algebra is in `linalg._landmarks`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sklearn_kd.rows._copies import merge_rows
 from sklearn_kd.solvers._checkpoint import Checkpoint, Fingerprint, PassState, sketch
 from sklearn_kd.solvers._rows_and_targets import Probes, StreamedRows, sample_numbers
 
-# Candidates per landmark: rows, drawn at random, among which the landmarks are chosen.
+# Candidates per landmark. The landmarks are chosen among these rows, drawn at random.
 CANDIDATES_PER_LANDMARK = 10
 
 # Rows per landmark in the task of a worker: its M² sums then cost little to send back.
@@ -43,10 +43,10 @@ ROWS_PER_TASK = 16
 # Rows on which the gaps are measured.
 N_PROBES = 1000
 
-# First rows, on which a resumed pass knows its kernel again.
+# First rows, on which a resumed pass recognises its kernel.
 _N_KERNEL_ROWS = 8
 
-# Entries of the targets that are looked at together for the sake of a checkpoint.
+# Entries of the targets that are sketched at a time for a checkpoint.
 _SKETCH_ENTRIES = 2**20
 
 NYSTROM_REMEDY = "Use a smaller n_landmarks, fewer candidates at once, or raise memory_limit."
@@ -75,15 +75,15 @@ class LandmarkChoice:
     Parameters
     ----------
     n_landmarks : int
-        Number of landmarks M; where the candidates hold fewer distinct rows, all of those.
+        Number of landmarks M. If the candidates hold fewer distinct rows, all of them are used.
     method : {"rpcholesky", "uniform"}, default="rpcholesky"
         How they are chosen among the distinct rows of at most 10 M candidates, which are drawn at
         random: by randomly pivoted Cholesky or uniformly.
     random_state : int, RandomState or None, default=None
         Draws the candidates, the landmarks and the probes.
     any_draw : bool, default=False
-        Whether the user asked for no draw in particular, so that those of an interrupted pass will
-        do, whatever ``random_state`` is.
+        Whether the user asked for no particular draw. Then the draws of an interrupted pass are
+        used, whatever ``random_state`` is.
     """
 
     n_landmarks: int
@@ -106,20 +106,20 @@ class LandmarkChoice:
 
 @dataclass(frozen=True)
 class PassOptions:
-    """How a pass is run, which changes nothing about its result.
+    """How a pass is run; this does not change its result.
 
     Parameters
     ----------
     memory_limit : "auto" or number of bytes, default="auto"
-        Budget of this process, beside what the source of the rows itself holds of them.
+        Budget of this process, without the memory of the source of the rows.
     beside : int, default=0
         Bytes of the budget that the caller takes.
     n_jobs : int, default=None
         Number of `joblib` workers that sum over spans of rows; None is 1 outside of a
         `joblib.parallel_config`.
     checkpoint : Checkpoint, default=None
-        Where the sums are written at intervals and at the end, and from where a later call with
-        the same kernel, rows, targets and landmarks goes on. The caller removes the file when it
+        Where the sums are written at intervals and at the end. A later call with the same kernel,
+        rows, targets and landmarks resumes from there. The caller removes the file when it
         no longer needs the pass.
     on_progress : callable, default=None
         Called with the share of the rows that is done.
@@ -156,8 +156,8 @@ def nystrom_student(
 
     It minimises Σᵢ wᵢ (f(xᵢ) − Δzᵢ)² + λ bᵀ Θ_ZZ b over f = Θ(·, Z) b, for all columns of Δz at
     once. The sum treats copies of a row as one row with their total weight and mean Δz. Eq. 3 is
-    not linear in the labels, so where copies carry different ones, and the student is to be that
-    of merged rows, ``rows.targets`` has to give each copy the Δz of the merged row.
+    not linear in the labels. So if copies have different labels, and the student is to be that of
+    merged rows, ``rows.targets`` must give each copy the Δz of the merged row.
 
     Parameters are those of `nystrom_pass`, and the ridge λ ≥ 0.
 
@@ -244,7 +244,7 @@ def nystrom_pass(
 def _require_memory(
     rows: StreamedRows, n_landmarks: int, device: torch.device, options: PassOptions
 ) -> int:
-    """Return the bytes that a pass takes, once they are known to fit."""
+    """Return the bytes that a pass takes, after checking that they fit."""
     n_rows, n_features = rows.stream.n_rows, rows.stream.n_features
     n_targets, n_candidates = rows.n_targets, candidate_rows(n_rows, n_landmarks)
     planned = nystrom_bytes(n_rows, n_features, n_landmarks, n_targets, n_candidates)
@@ -275,7 +275,7 @@ def _fingerprint(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Fingerprint:
-    """Return all that a pass depends on; reads every row that has not been read before."""
+    """Return everything that a pass depends on; reads every row that has not been read before."""
     cpu, n_rows, weights = torch.device("cpu"), rows.stream.n_rows, rows.weights
     step = max(1, _SKETCH_ENTRIES // rows.n_targets)
     blocks = [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
@@ -319,7 +319,7 @@ def _starting_point(
 
 
 def _add_rows(state: PassState, rows: StreamedRows, options: PassOptions) -> Iterator[int]:
-    """Add the rows from ``state.next_row`` on to the sums, and yield what row comes next."""
+    """Add the rows from ``state.next_row`` on to the sums, and yield the number of the next row."""
     n_rows = rows.stream.n_rows
     for next_row in _added(state.basis, state.sums, rows, state.next_row, options.n_jobs):
         state.next_row = next_row
@@ -351,7 +351,7 @@ def _added(
 
 
 def _sums_over(basis: LandmarkBasis, rows: StreamedRows) -> RowSums:
-    """Return the sums over some rows; what a worker does."""
+    """Return the sums over some rows; the task of a worker."""
     Z = basis.landmarks
     sums = RowSums.zeros(len(Z), rows.n_targets, Z.device)
     for _, X, targets, weights in rows.blocks(block_rows(len(Z)), Z.dtype, Z.device):

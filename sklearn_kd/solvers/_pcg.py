@@ -63,7 +63,7 @@ _LEAST_RANK = 100
 
 
 class PCGPlan(NamedTuple):
-    """What is kept in memory: the bytes of Θ and their dtype, and the preconditioner's rank."""
+    """The plan of memory: the bytes and dtype kept of Θ, and the preconditioner's rank."""
 
     dtype: torch.dtype
     kept_bytes: int
@@ -81,7 +81,7 @@ class PCG(Solver):
     ----------
     tol : float > 0, default=1e-6
         Where to stop: the largest norm of z_eff − z₀ − (Θ + λ W⁻¹) a of any class, relative to
-        that of z_eff − z₀. At ``ridge=0`` it is that of the logits' errors on the training rows.
+        that of z_eff − z₀. At ``ridge=0`` this is the error of the logits on the training rows.
     max_iter : int, default=500
         Largest number of iterations.
     random_state : int, RandomState instance or None, default=None
@@ -139,11 +139,11 @@ class PCG(Solver):
         self.distributed = distributed
 
     def planned_bytes(self, size: Size, memory_limit: float | str) -> int:
-        """Return the peak bytes of preconditioner and iteration, with as much stored as fits."""
+        """Return the peak bytes of preconditioner and iteration, storing as much as fits."""
         return self.plan(size, memory_limit).planned_bytes
 
     def plan(self, size: Size, memory_limit: float | str) -> PCGPlan:
-        """Return what is kept in memory; all processes of a group plan alike."""
+        """Return the plan of memory, the same in all processes of a group."""
         budget = budget_bytes(memory_limit, size.device)
         n_shares = 1
         if self.distributed:
@@ -171,7 +171,7 @@ class PCG(Solver):
         *,
         on_iteration: Callable[[int, float], None] | None = None,
     ) -> IteratedStudent:
-        """Return the student with this much in memory; its targets may be those of a grid."""
+        """Return the student by this plan of memory; its targets may be those of a grid."""
         assert isinstance(system.X, Tensor)
         return pcg_student(
             system.kernel,
@@ -192,8 +192,8 @@ def pcg_bytes(n_rows: int, n_features: int, n_targets: int, rank: int) -> int:
     """Return the peak bytes of preconditioner and iteration beside Θ, from shapes alone.
 
     The targets, their compression and the solution take six arrays of n × m in float64, the
-    iteration twelve, a product three; a factor of n × k, its small matrices, and a block of columns
-    of the kernel are in float64 too; the rows are there twice, in two precisions.
+    iteration twelve, a product three. A factor of n × k, its small matrices, and a block of columns
+    of the kernel are in float64 too. The rows are held twice, in two precisions.
     """
     vectors = 8 * n_rows * (21 * n_targets + 2 * n_features)
     factor = 8 * n_rows * (rank + 4 * PIVOT_BLOCK) + 8 * 6 * rank**2
@@ -209,7 +209,7 @@ def plan_pcg(
     device: torch.device,
     n_shares: int = 1,
 ) -> PCGPlan:
-    """Return what to keep in memory: as much as helps and fits; if nothing fits, the least."""
+    """Plan what to keep in memory: as much as helps and fits; if nothing fits, the minimum."""
     budget = budget_bytes(memory_limit, device)
     entries = largest_share(n_rows, device, n_shares)
     rank = default_rank(n_rows)

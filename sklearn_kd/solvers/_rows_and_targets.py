@@ -1,4 +1,4 @@
-"""Training rows that are read block by block, and what a student is fitted to on them."""
+"""Training rows that are read block by block, and the targets of a student on them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Probes(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamedRows:
-    """Training rows that are read block by block, with what they are to be fitted to.
+    """Training rows that are read block by block, with their targets.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class StreamedRows:
             yield rows, X, *self.fitted_to(rows, device)
 
     def between(self, start: int, stop: int) -> StreamedRows:
-        """Return the rows from ``start`` on, before ``stop``, with no more than is theirs."""
+        """Return the rows from ``start`` to before ``stop``, holding no data of other rows."""
         rows = slice(start, stop)
         # Clones: the pickle of a view would hold all of its base.
         targets = self.targets(rows).clone()

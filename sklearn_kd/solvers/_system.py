@@ -1,4 +1,4 @@
-"""What a solver is given, and what it returns: (Θ_n + λ W⁻¹) a = Δz (Eq. 4).
+"""The input and output of a solver: (Θ_n + λ W⁻¹) a = Δz (Eq. 4).
 
 Symbols (paper -> code -> shape), with n distinct rows and K columns:
 
@@ -26,7 +26,7 @@ from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.rows._streams import RowStream
 
-# How often, at most, a pass over the rows or an iteration reports its progress to callbacks.
+# Largest number of progress reports to callbacks from one pass or iteration.
 N_REPORTS = 100
 
 
@@ -60,8 +60,8 @@ class System(NamedTuple):
 class Solution:
     """The student that a solver found: f(x) = z₀(x) + Θ(x, X_fit) dual_coef.
 
-    ``frame`` is the tangent frame, where the solver has built it; ``report`` is what the solver
-    adds to ``fit_report_``.
+    ``frame`` is the tangent frame, if the solver has built it. ``report`` holds the solver's
+    entries of ``fit_report_``.
     """
 
     dual_coef: Tensor  # (m,) or (m, K)
@@ -86,13 +86,13 @@ def require_finite(solution: Solution) -> Solution:
 
 
 class Solver(BaseEstimator, ABC):
-    """Base of the solvers: each owns its options, its plan of bytes, its remedy and its solve.
+    """Base of the solvers, each with its options, its plan of bytes, its remedy and its solve.
 
     Solving does not change a solver, so one may serve many students.
     """
 
     name: ClassVar[str]  # as in ``solver="name"``
-    remedy: ClassVar[str]  # what to do where its plan does not fit the memory
+    remedy: ClassVar[str]  # what to do if its plan does not fit the memory
     takes_streams: ClassVar[bool] = False  # whether rows may be read block by block
     keeps_all_rows: ClassVar[bool] = True  # whether the expansion is one of all training rows
 

@@ -1,4 +1,4 @@
-"""What features are checked by, wherever they are computed.
+"""Checks of the features, wherever they are computed.
 
 One backward pass of c = Σ_i Σ_k w_i m_k u_k · f(x_i), with generic weights w_i of the rows and m_k
 of the combinations u_k, tells both whether a layer sees the rows in their order and whether the
@@ -6,7 +6,7 @@ gradients J_k(x_i) of a parameter are complete:
 
     ∂c/∂θ = Σ_i Σ_k w_i m_k J_k(x_i).
 
-Gradients that vanish on a few rows say nothing about others, so this is looked at on all rows.
+Gradients that vanish on a few rows say nothing about other rows, so all rows are checked.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Weighted:
     ) -> set[int]:
         """Return those calls whose batches do not hold the rows in their order.
 
-        Where entry j belongs to row i, and to no other, the gradient there is wᵢ times as large if
-        the outputs for row i are multiplied by wᵢ. The ``gradients`` are those of each combination
-        by itself, ``entries`` the number that each call sees for a row.
+        If entry j belongs to row i alone, multiplying the outputs for row i by wᵢ multiplies the
+        gradient at j by wᵢ. ``gradients`` are those of each combination by itself. ``entries`` is
+        the number of entries that each call sees for a row.
         """
         n_rows = len(self.row_weights)
         strays = set()
@@ -66,16 +66,16 @@ class Weighted:
         return strays
 
     def has_sum(self, found: Tensor, expected: Tensor) -> bool:
-        """Whether weighted gradients of rows add up to what is expected, some entries of ∂c/∂θ."""
-        # A parameter adds the square of its share to Θ, so that shares below the tolerance are
-        # rounding, such as those of a bias before a normalisation.
+        """Whether weighted gradients of rows add up to the expected entries of ∂c/∂θ."""
+        # A parameter adds the square of its share to Θ. Shares below the tolerance are rounding,
+        # such as those of a bias before a normalisation.
         sizes = [gradient.abs().max() for gradient in self.by_name.values() if gradient.numel()]
         allowed = tolerance(found) * max(sizes) + torch.finfo(found.dtype).tiny
         return not found.numel() or bool((found - expected).abs().max() <= allowed)
 
 
 def fits(call: Call, n_entries: int) -> bool:
-    """Whether the batch that a layer sees, and the one it returns, have so many entries, not 0."""
+    """Whether the batches that a layer sees and returns both have ``n_entries`` > 0 entries."""
     return 0 < n_entries == len(call.input) == call.output_shape[0]
 
 
@@ -86,7 +86,7 @@ def weighted_gradients(
     outputs: Tensor,
     cotangents: Tensor,
 ) -> Weighted:
-    """Return the gradients of c, the last that are asked for of these outputs.
+    """Return the gradients of c, and free the graph of these outputs.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def weighted_gradients(
         If they are not finite.
     """
     indices = list(indices)
-    # multiples of the golden ratio modulo 1: neighbours differ, and all others
+    # multiples of the golden ratio modulo 1: all differ, neighbours clearly
     numbers = torch.arange(len(outputs), dtype=torch.float64, device=outputs.device)
     row_weights = (1 + numbers * _GOLDEN % 1).to(outputs)
     mix = mixture(len(cotangents), outputs)
@@ -120,7 +120,7 @@ def weighted_gradients(
 
 
 def mixture(n: int, like: Tensor) -> Tensor:
-    """Return the coefficients of one combination of ``n`` outputs, in which all of them count."""
+    """Return the coefficients of one combination of ``n`` outputs, all of which count."""
     return torch.arange(1, n + 1, device=like.device).to(like).cos()
 
 
@@ -181,7 +181,7 @@ def tolerance(values: Tensor) -> float:
 def require_registered(outputs: Tensor, parameters: Mapping[str, Tensor]) -> None:
     """Raise unless the outputs depend on trainable parameters of the module, and on no others.
 
-    The copy of a module whose ``forward`` holds on to the original would give a kernel of 0.
+    If the ``forward`` of a copied module still used the original, the kernel would be 0.
     """
     known = {id(parameter) for parameter in parameters.values()}
     used = list(_trainable_leaves(outputs))

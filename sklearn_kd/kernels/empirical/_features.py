@@ -1,9 +1,9 @@
 """Per-row gradients in factored form: what a layer adds to Θ, never as an n × P Jacobian.
 
 A feature holds, for n rows, the gradients of some outputs with respect to some parameters.
-R counts the outputs that keep rows of their own in the kernel matrix: 1 for the trace, where the
-outputs are summed over, K for the full matrix. Shapes, with S positions at which a layer is used
-(pixels, tokens, repeated calls), i inputs, o outputs of the layer:
+R is the number of outputs with rows of their own in the kernel matrix: 1 for the trace, which sums
+over the outputs, and K for the full matrix. Shapes, with S positions at which a layer is used
+(pixels, tokens, repeated calls), and i inputs and o outputs of the layer:
 
 ==========  ================================  ===========================================
 `Dense`     values (n, R, P)                  Θ = J J′ᵀ
@@ -28,7 +28,7 @@ _POSITIONS = 512
 
 
 class Feature(Protocol):
-    """What the gradients of one layer offer, in whatever form."""
+    """The operations that the gradients of one layer offer, in any form."""
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -171,6 +171,6 @@ class Lookup(Outer):
 
 
 def dense(gradients: Tensor, full: bool) -> Dense:
-    """Return gradients (n, K, ...) as a feature, the outputs side by side or apart."""
+    """Return gradients (n, K, ...) as a feature, with the outputs side by side or apart."""
     n, n_outputs = gradients.shape[:2]
     return Dense(gradients.reshape(n, n_outputs if full else 1, -1))

@@ -2,8 +2,8 @@
 
     J_k(x) = ∂f_k(x)/∂θ,    Jᵀ V = Σ_i Σ_k V_ik J_k(x_i).
 
-Nothing is assumed about how the module uses its parameters, so this is exact for what
-`_layers` has no rule for, and slower.
+Nothing is assumed about how the module uses its parameters. So this is exact where `_layers` has
+no rule, but slower.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class MappablePReLU(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Call ``func``, or what is equal to it and can be mapped."""
+        """Call ``func``, or an equal function that can be mapped."""
         return (_prelu if func is torch.prelu else func)(*args, **(kwargs or {}))
 
 
@@ -111,7 +111,7 @@ def mapped_gradients(
 def looped_gradients(
     network: Network, names: Sequence[str], inputs: Tensor, cotangents: Tensor
 ) -> list[Tensor]:
-    """Return the same as `mapped_gradients`, row by row, for modules that cannot be mapped."""
+    """Compute `mapped_gradients` row by row, for modules that cannot be mapped."""
     parameters = [network.parameters[name] for name in names]
     results = [
         inputs.new_empty(len(inputs), len(cotangents), *p.shape, dtype=p.dtype) for p in parameters

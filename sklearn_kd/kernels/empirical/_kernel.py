@@ -2,7 +2,7 @@
 
     Θ(x, x′) = Σ_k J_k(x) J_k(x′)ᵀ / K,    J_k(x) = ∂f_k(x)/∂θ,
 
-or every pair of outputs by itself. Rows are taken in chunks, and parameters and outputs in
+or one kernel for every pair of outputs. Rows are taken in chunks, and parameters and outputs in
 bundles, so that the features held at a time fit the budget; every bundle adds its share to Θ.
 """
 
@@ -25,13 +25,13 @@ from sklearn_kd.kernels.empirical._jacobian import adjoint
 from sklearn_kd.kernels.empirical._network import Network, copied, require_evaluable
 from sklearn_kd.kernels.empirical._tangents import Tangents, Unit
 
-# What features, activations and patches may take beside the kernel matrix.
+# Bytes that features, activations and patches may take beside the kernel matrix.
 WORKSPACE_BYTES = 2**30
-# Of these, the share of the features that are held at a time.
+# Share of these bytes for the features held at a time.
 _FEATURE_SHARE = 0.8
-# Outputs and parameters are split rather than multiply chunks of fewer rows than this.
+# Chunks of fewer rows than this are not used; outputs and parameters are split instead.
 _FEW_ROWS = 512
-# Rows and columns of a tile: small enough for a core's caches, and for work for every core.
+# Rows and columns of a tile: small enough for the caches, and to give every core some work.
 _TILE = 256
 
 
@@ -52,15 +52,15 @@ class EmpiricalKernel(KernelFunction):
     ----------
     module : nn.Module
     input_shape : tuple of ints, default=None
-        Shape of one input; a row of that many numbers is reshaped to it. None: rows as they are.
+        Shape of one input; a row of that many numbers is reshaped to it. None: rows unchanged.
     full : bool, default=False
         Whether there are rows and columns for every output, (n K, m K), those of one input next to
-        each other. Otherwise the mean over the K outputs of their kernels; of two outputs the
+        each other. Otherwise the mean of the kernels of the K outputs or, for two outputs, the
         kernel of their difference f₁ − f₀.
     batch_size : int, default=None
         Rows evaluated at a time. None: as many as fit ``workspace_bytes``.
     workspace_bytes : int, default=1 GiB
-        What may be held at a time beside results, if it suffices for one row.
+        Bytes that may be held at a time beside the results. One row is always held.
     device, dtype : default=None
         Where and in what precision the module is evaluated. None: those of the rows.
 
@@ -99,7 +99,7 @@ class EmpiricalKernel(KernelFunction):
         self._tangents: dict[tuple[torch.device, torch.dtype], Tangents] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without what the first call works out, on the CPU: it loads anywhere."""
+        """Return the state on the CPU, without the results of the first call: it loads anywhere."""
         return vars(self) | {"_tangents": {}, "module": on_device(self.module, CPU)}
 
     @torch.inference_mode(False)
@@ -179,7 +179,7 @@ class EmpiricalKernel(KernelFunction):
     @torch.inference_mode(False)
     @full_precision()
     def outputs(self, X: Tensor) -> Tensor:
-        """Return z₀ = f(X) as logits: (n,) of one or two outputs, (n, K) with sum zero of more."""
+        """Return z₀ = f(X) as logits: (n,) for one or two outputs, else (n, K) with sum zero."""
         if not len(X):
             return X.new_zeros(0)
         tangents = self._prepare(X)
@@ -193,12 +193,12 @@ class EmpiricalKernel(KernelFunction):
     def matmat(self, X: Tensor, Y: Tensor, V: Tensor) -> Tensor:
         """Return Θ(X, Y) V of shape (n, c) for V of shape (m, c), or (n K, c) for (m K, c).
 
-        Without Θ where that is cheaper: J(X) w with the weight change w = J(Y)ᵀ V.
+        Where it is cheaper, Θ is not formed: J(X) w with the weight change w = J(Y)ᵀ V.
         """
         if not len(X) or not len(Y):
             return V.new_zeros(len(X) * (self.n_outputs(X) if self.full else 1), V.shape[1])
         tangents = self._prepare(Y, X)
-        # the product by entries knows one row of Θ per input only
+        # the product by entries handles only one row of Θ per input
         if not self.full and not self._is_product_cheaper(tangents, len(X), len(Y), V.shape[1]):
             return super().matmat(X, Y, V)
         R = self._rows_per_input(tangents)
@@ -239,9 +239,9 @@ class EmpiricalKernel(KernelFunction):
         return total
 
     def _prepare(self, X: Tensor, *others: Tensor) -> Tangents:
-        """Return the features of the module on the device and in the dtype in which to compute.
+        """Return the features of the module on the device and in the dtype of the computation.
 
-        A single row shows little: then the rows on the other side are looked at too.
+        A single row shows little, so then the rows on the other side are examined too.
         """
         rows = self._move(X)
         key = (rows.device, rows.dtype)
@@ -261,7 +261,7 @@ class EmpiricalKernel(KernelFunction):
         return tangents.n_outputs if self.full else 1
 
     def _cotangents(self, tangents: Tangents) -> Tensor:
-        """Return the combinations of outputs whose kernels are summed over, or kept, (k, K)."""
+        """Return the combinations (k, K) of outputs whose kernels are summed or kept apart."""
         like = next(iter(tangents.network.parameters.values())).detach()
         if tangents.n_outputs == 2 and not self.full:
             return like.new_tensor([[-1.0, 1.0]])
@@ -279,7 +279,7 @@ class EmpiricalKernel(KernelFunction):
     def _bundles(
         self, tangents: Tangents, n_rows: int, *, sides: int, cotangents: Tensor | None = None
     ) -> Iterator[Bundle]:
-        """Yield what to hold at a time for chunks of ``n_rows``, on one or both sides of Θ."""
+        """Yield the bundles held at a time for chunks of ``n_rows``, on one or both sides of Θ."""
         if cotangents is None:
             cotangents = self._cotangents(tangents)
         budget = int(_FEATURE_SHARE * self.workspace_bytes) // sides
@@ -322,7 +322,7 @@ class EmpiricalKernel(KernelFunction):
         *,
         same: bool,
     ) -> None:
-        """Add what these features contribute to a block of Θ; if the same, to its upper half."""
+        """Add the share of these features to a block of Θ; if both are the same, its upper half."""
         R, scale = self._rows_per_input(tangents), self._scale(tangents)
         side = max(1, _TILE // R)
 
@@ -353,7 +353,7 @@ class EmpiricalKernel(KernelFunction):
 
 
 def _writing_to(out: Tensor) -> torch.inference_mode:
-    """Return the mode in which ``out`` can be written: its owner may have made it in inference."""
+    """Return the mode in which ``out`` can be written: it may be a tensor of inference mode."""
     return torch.inference_mode(out.is_inference())
 
 
@@ -377,7 +377,7 @@ def _mirror_upper(out: Tensor) -> None:
 
 
 def _split(tangents: Tangents, n_outputs: int, per_row: int) -> Iterator[list[Unit]]:
-    """Yield the units in parts whose features take at most ``per_row`` bytes, one at least."""
+    """Yield parts of at least one unit, whose features take at most ``per_row`` bytes."""
     part: list[Unit] = []
     for unit in tangents.units:
         if part and tangents.row_bytes([*part, unit], n_outputs) > per_row:

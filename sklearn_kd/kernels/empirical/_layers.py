@@ -8,9 +8,10 @@ the positions s at which the layer is used (Eq. 2 of Goodfellow 2015, arXiv 1510
 
 Convolutions are linear in the patches of their input, embeddings in one-hot inputs, normalisations
 scale and shift normalised inputs, and a PReLU scales the negative parts of its input. A layer that
-is called several times, or a weight that several layers share, only has more positions, so both
-are exact; and so does a layer whose batch holds several entries for each row, such as the tokens of
-all rows one after the other. What is used in any other way is left to `_jacobian`.
+is called several times only has more positions, and so has a weight that several layers share.
+The same holds for a layer whose batch holds several entries for each row, such as the tokens of
+all rows one after the other. All of these are exact. Parameters used in any other way are left to
+`_jacobian`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Call:
 
     @property
     def signature(self) -> tuple:
-        """What must be the same in every batch."""
+        """The properties that must be the same in every batch."""
         return self.kind, self.weight, self.bias, self.input.shape[1:]
 
 
@@ -74,7 +75,7 @@ class LayerCalls(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Call ``func``, and take note if it makes use of a parameter."""
+        """Call ``func``, and record whether it uses a parameter."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         used = [self._names[id(t)] for t in _tensors((args, kwargs)) if id(t) in self._names]
@@ -105,7 +106,7 @@ class LayerCalls(TorchFunctionMode):
 
     @property
     def signature(self) -> tuple:
-        """What must be the same in every batch for its features to be comparable."""
+        """The properties that must be the same in every batch for comparable features."""
         return tuple(call.signature for call in self.calls), frozenset(self.loose)
 
     def overwritten(self) -> bool:
@@ -172,7 +173,7 @@ class LayerUnit:
         """
         mine = [calls[index] for index in self.indices]
         kind = mine[0].kind
-        # by output, then by call; a second call of a layer is nothing but more positions
+        # by output, then by call; a second call of a layer only adds positions
         rights = [
             [_by_row(calls[index].right(found[index]), n_rows) for index in self.indices]
             for found in gradients

@@ -35,9 +35,9 @@ def require_evaluable(module: nn.Module) -> None:
     Raises
     ------
     ValueError
-        If a layer is in training mode whose outputs are random or depend on the batch then, if a
-        batch normalisation has no running statistics, if no parameter is trainable, or if what
-        autograd returns for a parameter would not be a real derivative.
+        If a layer whose outputs are random or depend on the batch in training mode is in that mode,
+        if a batch normalisation has no running statistics, if no parameter is trainable, or if the
+        derivative of a parameter would not be real.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise ValueError(
@@ -88,7 +88,7 @@ def _differs_in_training(part: nn.Module) -> bool:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """Return a copy of ``module``, or say why there is none."""
+    """Return a copy of ``module``, or raise an error that says why it cannot be copied."""
     try:
         return copy.deepcopy(module)
     except (RuntimeError, TypeError) as error:
@@ -164,7 +164,7 @@ class Network:
         TypeError
             If the module does not return a tensor.
         ValueError
-            If that is not of shape (n, K) or (n,), not real, or not finite.
+            If the tensor is not of shape (n, K) or (n,), not real, or not finite.
         """
         try:
             with self.lock:
@@ -205,8 +205,8 @@ class Network:
     def is_random(self, inputs: Tensor) -> bool:
         """Whether a forward pass draws random numbers.
 
-        Dropout of a low rate may leave the outputs for a few rows alone, but it draws for each.
-        What it draws is given back to torch's global generators.
+        Dropout of a low rate may leave the outputs for a few rows unchanged, but it always draws.
+        The state of torch's global generators is restored.
         """
         devices = [inputs.device] if inputs.device.type == "cuda" else []
 
@@ -218,7 +218,7 @@ class Network:
                 after = _random_states(inputs.device)
             return not all(map(torch.equal, before, after))
 
-        # other threads may have drawn meanwhile, but not each time
+        # other threads may draw at the same time, but not at every attempt
         return all(draws() for _ in range(3))
 
 
@@ -237,7 +237,7 @@ def _first_embedding(module: nn.Module) -> nn.Embedding | nn.EmbeddingBag | None
 
 
 def _as_token_ids(X: Tensor, n_tokens: int) -> Tensor:
-    """Return ``X`` as integers from 0 to ``n_tokens`` − 1, or say which entry is none."""
+    """Return ``X`` as integers from 0 to ``n_tokens`` − 1, or raise, naming a bad entry."""
     wrong = ~((X >= 0) & (n_tokens > X) & (X.round() == X))
     if wrong.any():
         row, column = wrong.nonzero()[0].tolist()

@@ -1,4 +1,4 @@
-"""What a function of torch does with its parameters, if that is linear in them.
+"""Rules for torch functions that are linear in their parameters.
 
 A rule says how the input and the output's gradient of one call become the factors of `_layers`.
 """

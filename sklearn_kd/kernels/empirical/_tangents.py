@@ -45,12 +45,12 @@ Unit = LayerUnit | GenericUnit
 class Tangents:
     """Features J(x) of a network, parameter by parameter.
 
-    Which rule gives a parameter's gradients is decided on two rows: each rule is compared there
-    with the gradients that autograd computes for one row at a time, and a parameter for which they
-    differ, or for which there is no rule, takes the path that assumes nothing. So does a parameter
-    of a layer that sees other entries than one or several for each row, in the order of the rows;
-    a few more rows decide on that. Gradients may vanish on these rows, so that any rule agrees
-    there: each feature is checked again wherever it is computed, by a backward pass of all rows.
+    Two rows decide which rule gives a parameter's gradients. Each rule is compared there with the
+    gradients that autograd computes for one row at a time. If they differ, or if there is no rule,
+    the parameter takes the path that assumes nothing. So does a parameter of a layer whose batch
+    does not hold one or several entries for each row, in the order of the rows; a few more rows
+    decide on that. Gradients may vanish on these rows, and then any rule agrees there. So each
+    feature is checked again wherever it is computed, by a backward pass of all rows.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Tangents:
     looped : set of str
         Parameters that torch.func cannot map over rows, or maps wrongly.
     activation_bytes : float
-        What a forward and backward pass takes for one row, beside the features.
+        Bytes of a forward and backward pass for one row, beside the features.
     pass_cost : float
         Multiplications of one forward and backward pass for one row.
 
@@ -159,7 +159,7 @@ class Tangents:
         return [form for unit in right for form in self._cheaper_form(unit, found[unit])]
 
     def _measure(self, layers: LayerCalls, n_rows: int) -> None:
-        """Work out what a forward and backward pass takes, from the shapes of the layers."""
+        """Compute the cost of a forward and backward pass from the shapes of the layers."""
         entries = multiplications = largest = 0
         for call in layers.calls:
             n_out, left = call.output_shape.numel(), call.left(call.input)
@@ -176,7 +176,7 @@ class Tangents:
         self.pass_cost = 3 * multiplications / n_rows
 
     def row_bytes(self, units: Sequence[Unit], n_outputs: int) -> int:
-        """Return what the features of ``units`` take for one row and so many outputs."""
+        """Return the bytes of the features of ``units`` for one row and this many outputs."""
         entries = 0
         for unit in units:
             *shared, own = self._shapes[unit]
@@ -202,7 +202,7 @@ class Tangents:
         return layers, outputs
 
     def _one_by_one(self, inputs: Tensor, outputs: Tensor, mix: Tensor) -> list[dict[str, Tensor]]:
-        """Return the gradients of u · f for each row by itself, and check the outputs meanwhile."""
+        """Return the gradients of u · f for each row by itself, and check the outputs too."""
         parameters = self.network.parameters
         per_row = []
         for row, batched in zip(inputs, outputs, strict=True):
@@ -226,7 +226,7 @@ class Tangents:
         total = torch.stack(
             [torch.stack([g.square().sum() for g in row.values()]).sum() for row in expected]
         )
-        # Of a parameter without effect, such as a bias before a normalisation, rounding is all.
+        # A parameter without effect, such as a bias before a normalisation, leaves only rounding.
         allowed = tolerance(gram) * gram.diagonal().max() + tolerance(gram) ** 2 * total.max()
         return bool(difference <= allowed)
 
@@ -253,7 +253,7 @@ class Tangents:
         ----------
         X : Tensor of shape (n, d)
         cotangents : Tensor of shape (k, K)
-            The combinations u of the outputs whose gradients are asked for.
+            The combinations u of the outputs to differentiate.
         units : sequence of LayerUnit or GenericUnit
         full : bool
             Whether the combinations keep rows of their own; otherwise they are summed over.
@@ -263,7 +263,7 @@ class Tangents:
         Raises
         ------
         ValueError
-            If what holds for the rows that were looked at first does not hold for all.
+            If what was found on the first rows does not hold for all rows.
         """
         features: list[Feature] = []
         start = 0
@@ -303,7 +303,7 @@ class Tangents:
     def _layer_features(
         self, inputs: Tensor, cotangents: Tensor, units: Sequence[LayerUnit], *, full: bool
     ) -> tuple[dict[Unit, Feature], Weighted, list[LayerUnit]]:
-        """Return the features of layers, by what features are checked, and which are wrong."""
+        """Return the features of layers, the gradients for their checks, and the wrong ones."""
         indices = sorted({index for unit in units for index in unit.indices})
         layers, outputs = self._forward(inputs)
         if indices and layers.signature != self._signature:
@@ -323,7 +323,7 @@ class Tangents:
         if in_place:
             found.update((u, u.feature(calls, gradients, len(inputs), full)) for u in units)
         wrong = [u for u in units if in_place and not _is_complete(u, found[u], weighted)]
-        # Gradients that cancel are rounding, in no order: only what is wrong is looked into.
+        # Gradients that cancel are rounding, in no order: only wrong features are examined.
         if not in_place or (wrong and weighted.strays(calls, gradients, self._entries)):
             raise ValueError(
                 "module: which rows a layer sees, or in which order, depends on what is in them, "
@@ -341,7 +341,7 @@ class Tangents:
         *,
         full: bool,
     ) -> dict[Unit, Feature]:
-        """Return the features of the other parameters: mapped, or else row by row."""
+        """Return the features of the other parameters: mapped if possible, else row by row."""
         found: dict[Unit, Feature] = {}
         mapped = [unit for unit in units if unit.names[0] not in self.looped]
         try:

@@ -12,9 +12,9 @@ c          E[g(h)²] / q₁₁ of a piecewise linear g         ``gain``
 λ          weight of the kink of a piecewise linear g     ``kink``
 =========  =============================================  ===========================
 
-There are two families. The piecewise linear activations have averages that depend on the angle
-alone, up to the scale √(q₁₁ q₂₂), with a singularity at θ = 0 that asks for care
-(:mod:`._angular`). The averages of the smooth activations are smooth functions of the
+There are two families. The averages of the piecewise linear activations depend on the angle alone,
+up to the scale √(q₁₁ q₂₂). They have a singularity at θ = 0 that needs care (:mod:`._angular`). The
+averages of the smooth activations are smooth functions of the
 covariances (:mod:`._covariance`).
 """
 
@@ -58,7 +58,7 @@ class Smooth:
     gaps: Callable[[Pairs], tuple[Tensor, Tensor, Tensor]]
     """ρ, E[g(h)²] − ρ E[g(h) g(h′)] and E[g(h′)²] − E[g(h) g(h′)]/ρ of `Pairs`."""
     scale: float
-    """κ, by which variances count in ω: sin ω = κ q₁₂ / √((1 + κ q₁₁)(1 + κ q₂₂))."""
+    """κ, the factor of the variances in ω: sin ω = κ q₁₂ / √((1 + κ q₁₁)(1 + κ q₂₂))."""
     is_odd: bool = False
     """Whether g(−h) = −g(h)."""
     saturates: bool = False
@@ -66,7 +66,7 @@ class Smooth:
 
 
 class Pairs(NamedTuple):
-    """Covariances of pairs of pre-activations, and what rounding would lose of them."""
+    """Covariances of pairs of pre-activations, and the small parts that rounding would lose."""
 
     q11: Tensor
     q12: Tensor
@@ -76,13 +76,13 @@ class Pairs(NamedTuple):
 
 
 def require_resolved(activation: Smooth, variances: Tensor) -> Tensor:
-    """Return ``variances`` of shape (L + 1, n) unless rounding decides the kernel at them.
+    """Return ``variances`` of shape (L + 1, n) unless rounding decides the kernel there.
 
     Raises
     ------
     ValueError
-        If the activation saturates and a variance q₁₁ is so large that 1/q₁₁, the squared angle
-        within which it still changes, is not far above the resolution of cos θ.
+        If the activation saturates and a variance q₁₁ is too large. The kernel changes within a
+        squared angle of 1/q₁₁, which must be far above the resolution of cos θ.
     """
     limit = 1e-4 / torch.finfo(variances.dtype).eps
     bad = torch.nonzero((variances > limit).any(dim=0)).ravel()

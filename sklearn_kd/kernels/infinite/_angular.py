@@ -14,10 +14,9 @@ f, t       √w a_l / a_{l+1} and σ_b / a_{l+1}, so f² + t² = 1        ``f``
 ψ          arctan(t / f)                                             ``turn``
 =========  ========================================================  ========================
 
-The kernels have a kink at θ = 0, as |x − x′| has, so angles must be accurate however small they
-are. A recursion on cos θ cannot do that, as 1 − cos θ is a difference of nearly equal numbers.
-With cos θ = 1 − 2p the arc-cosine kernels (Cho and Saul, 2009) become a recursion without
-cancellation:
+The kernels have a kink at θ = 0, as |x − x′| has. So even the smallest angles must be accurate.
+A recursion on cos θ cannot do that, as 1 − cos θ is a difference of nearly equal numbers. With
+cos θ = 1 − 2p, the arc-cosine kernels (Cho and Saul, 2009) become a recursion without cancellation:
 
     p ← f f′ p (1 − (λ/π) h Q(p)) + e,        e = (1 − f f′ − t t′)/2 = sin²((ψ − ψ′)/2)
     T ← 1 − 2p + f f′ T (1 − (2λ/π) h P(p)),  started at T = 1 − 2p
@@ -27,7 +26,7 @@ cancellation:
 P and Q are power series in p. In the first layer θ may reach π, where they converge too slowly,
 and closed forms take their place; later layers have θ ≤ π/2 (a little more for the leaky ReLU),
 and deep ones small θ, for which a short polynomial replaces two transcendental functions.
-Near θ = π it is 1 − p = |u + u′|²/4 that must not be lost: h P(p) = π/2 − arcsin √(1 − p).
+Near θ = π, 1 − p = |u + u′|²/4 must not be lost to rounding: h P(p) = π/2 − arcsin √(1 − p).
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ from torch import Tensor
 from sklearn_kd.kernels.infinite._activations import PiecewiseLinear
 from sklearn_kd.kernels.infinite._variances import input_variances, require_finite
 
-# Of two rows whose p is below this fraction of the rows' spread, or whose 1 − p is below it, the
-# matrix product has lost too many digits: such pairs are recomputed from x − x′, or x + x′.
+# If p or 1 − p of two rows is below this fraction of the rows' spread, the matrix product has lost
+# too many digits. Such pairs are recomputed from x − x′, or x + x′.
 _CLOSE = {torch.float64: 1e-4, torch.float32: 1e-2}
 _PAIR_ELEMENTS = 2**20  # entries of x − x′ held at a time
 _SERIES_LIMIT = 0.52  # largest p that the series serve, a little above that of θ = π/2
@@ -55,7 +54,7 @@ _TINY = {torch.float64: 1e-100, torch.float32: 1e-30}  # stands for p = 0, where
 
 @dataclass(frozen=True)
 class AngularRows:
-    """Rows ready for products, with what each layer needs of them."""
+    """Rows ready for products, with the quantities that each layer needs."""
 
     inputs: Tensor  # (n, d)
     centred: Tensor  # (n, d + 1), z = u − mean u
@@ -172,8 +171,8 @@ class AngularRecursion:
             p.clamp_(_TINY[p.dtype], 1)
             p_max = min(max(p_max, 0.0), 1.0)
 
-        # p loses at most this factor per layer; where that ends below the smallest number, p = 0
-        # and 1/√p is not a number.
+        # Each layer lowers p by at most this factor. Where p may fall below the smallest number,
+        # p = 0 and 1/√p is not finite.
         least_p = _TINY[p.dtype] * (self.growth / (1 + self.growth)) ** self.depth
         fades = least_p < torch.finfo(p.dtype).tiny
 
@@ -271,7 +270,7 @@ class AngularRecursion:
         # With x and y in units of √d / σ_w, u − u′ = (x − y + y (b − a)/b) / a, and
         # σ_b (b − a)/(ab) in the last coordinate, where b − a = (y − x)·(y + x)/(a + b) is free
         # of cancellation; u + u′ = (x + y − y (b − a)/b) / a, and σ_b (1/a + 1/b).
-        # Rounding is relative to the larger row, so that one has to be x.
+        # Rounding is relative to the larger row, so x must be the larger one.
         ordered = a >= b
         x, y = torch.where(ordered[:, None], x, y), torch.where(ordered[:, None], y, x)
         a, b = torch.maximum(a, b), torch.minimum(a, b)
@@ -425,7 +424,7 @@ def _series(
     c = central / (2 * k + 1)
     series = []
     for taylor in (-2 * kink / math.pi * c, -4 * kink / math.pi * c / (2 * k + 3)):
-        # In units of p_max, then economised: Chebyshev coefficients below rounding go.
+        # In units of p_max, then economised: Chebyshev coefficients below rounding are dropped.
         scaled = Polynomial(taylor * p_max**k, domain=[0, 1], window=[0, 1])
         chebyshev = scaled.convert(domain=[0, 1], kind=Chebyshev, window=[-1, 1])
         size = np.abs(chebyshev.coef) * math.sqrt(p_max)

@@ -23,7 +23,7 @@ from sklearn_kd.kernels.infinite._activations import Smooth, require_resolved
 from sklearn_kd.kernels.infinite._covariance_pairs import first_pairs, next_pairs
 from sklearn_kd.kernels.infinite._variances import input_variances, require_finite
 
-# Of pairs with cos²ω below this, 1 − sin²ω has lost two digits or more.
+# For pairs with cos²ω below this, 1 − sin²ω has lost two digits or more.
 _SMALLEST_COSINE2 = 1e-2
 _PAIR_ELEMENTS = 2**20  # entries of x − x′ held at a time
 
@@ -46,8 +46,8 @@ class CovarianceRows:
 class CovarianceRecursion:
     """q₁₂ ← σ_w² E[g g] + σ_b² and Θ ← q₁₂ + σ_w² Θ E[g′g′], layer by layer.
 
-    Computed in float64 whatever the dtype of the rows, and rounded once. Where cos²ω is small, of
-    rows that are nearly parallel or opposite and far from 0, 1 − sin²ω has lost it to rounding:
+    Computed in float64 whatever the dtype of the rows, and rounded once. cos²ω is small for rows
+    that are nearly parallel or opposite and far from 0. There 1 − sin²ω loses it to rounding, so
     such pairs are recomputed by `_covariance_pairs`.
     """
 
@@ -111,7 +111,7 @@ class CovarianceRecursion:
         sin2: float | None = None,
         lost: Tensor | None = None,
     ) -> Tensor:
-        """Return K for covariances, and mark as ``lost`` what rounding may decide of it."""
+        """Return K for covariances, and mark as ``lost`` the entries that rounding may decide."""
         ntk = q12
         for layer in range(self.depth):
             if lost is not None:
@@ -208,7 +208,7 @@ class CovarianceRecursion:
 
 
 def _split_pairs(lost: Tensor, n_features: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the positions (k,), (k,) of what is marked in (n, m), few pairs at a time."""
+    """Yield the positions (k,), (k,) of the marked pairs in (n, m), few at a time."""
     i, j = torch.nonzero(lost, as_tuple=True)
     step = max(1, _PAIR_ELEMENTS // n_features)
     for start in range(0, len(i), step):

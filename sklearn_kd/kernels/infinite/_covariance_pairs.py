@@ -1,6 +1,6 @@
 """The kernel recursion on covariances for pairs of rows that are nearly parallel, or opposite.
 
-There cos²ω is small, and 1 − sin²ω has lost it to rounding. So what is small is carried along
+There cos²ω is small, and 1 − sin²ω has lost it to rounding. So the small quantities are carried
 from layer to layer beside q₁₂, free of cancellation:
 
 =========  =====================================================  ===================
@@ -18,8 +18,8 @@ With q₁₁ = ρ v + l + σ_b², q₁₂ = v + σ_b² and q₂₂ = v/ρ + r + 
     s = [v (ρ r + l/ρ) + l r + σ_b² (l + r) + σ_b² v (ρ + 1/ρ − 2)] / (q₁₁ q₂₂),
     δ = v (ρ − 1/ρ) + l − r.
 
-If g is odd, pairs with q₁₂ < 0 are those of h and −h′: their v is negative, and |v| stands for it
-in all of this but for ρ + 1/ρ + 2 in place of ρ + 1/ρ − 2.
+If g is odd, pairs with q₁₂ < 0 are treated as pairs of h and −h′. Their v is negative; then |v|
+replaces v in these formulas, and ρ + 1/ρ + 2 replaces ρ + 1/ρ − 2.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def first_pairs(
     """Return the covariances of the first layer for rows ``x``, ``y`` of shape (k, d)."""
     unit = torch.as_tensor(weight_std, dtype=x.dtype, device=x.device) / math.sqrt(x.shape[1])
     unit = unit.reshape(-1, 1)
-    # The longer row has to be x: rounding is relative to it.
+    # Rounding is relative to the longer row, so x must be the longer one.
     ordered = q11 >= q22
     x, y = torch.where(ordered[:, None], x, y), torch.where(ordered[:, None], y, x)
     gap, total = (x - y) * unit, (x + y) * unit  # no rounding in x − y of close rows
@@ -75,7 +75,7 @@ def next_pairs(
     weight_std: float | Tensor,
     bias_std: float | Tensor,
 ) -> Pairs:
-    """Return the covariances of the next layer, of which the variances are ``q11``, ``q22``.
+    """Return the covariances of the next layer, whose variances are ``q11``, ``q22``.
 
     ``values`` (k,) is E[g g] of the ``pairs``.
     """

@@ -62,8 +62,8 @@ def fill_gram(recursion: Recursion, X: Tensor, out: Tensor, *, symmetrize: bool)
     size = tile_size(X.device)
     with full_precision():
         rows = recursion.rows(X)
-        # The tiles on the diagonal are halved, as half of such a tile is not asked for. They come
-        # last: the small ones even out the work of the cores.
+        # The tiles on the diagonal are halved, as half of such a tile is not needed. They come
+        # last, because small tiles even out the work of the cores.
         half = size // 2
         parts = {side: _split(rows, side) for side in (size, half)}
         n_tiles, n_halves = len(parts[size]), len(parts[half])
@@ -130,7 +130,7 @@ def _split(rows: Any, size: int) -> list[Any]:
 
 
 class _Workspace(threading.local):
-    """Buffers of a tile's size, for each thread its own."""
+    """Buffers of a tile's size, with separate ones for each thread."""
 
     def __init__(self, recursion: Recursion, out: Tensor, size: int):
         area = min(size, out.shape[0]) * min(size, out.shape[1])

@@ -1,4 +1,4 @@
-"""What all kernel recursions do with rows first: their variances, within range."""
+"""The first step of all kernel recursions: the variances of the rows, within range."""
 
 from __future__ import annotations
 
