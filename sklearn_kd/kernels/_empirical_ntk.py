@@ -84,9 +84,9 @@ class EmpiricalNTK(Kernel):
     gradients of their outputs. For products of single vectors the kernel follows without them:
     :math:`\Theta_l = (A A'^\top + 1) \circ (G G'^\top)`, A the inputs and G the gradients. All else
     is differentiated row by row, such as the weights of attention, recurrent layers and parameters
-    that a module uses directly. Every parameter's rule is compared with plain
-    differentiation on two rows before it is used, and in every batch a second backward pass checks
-    that the recognised layers see the rows in their order.
+    that a module uses directly. Every parameter's rule is compared with plain differentiation on
+    two rows before it is used. In every batch a second backward pass checks that the recognised
+    layers see the rows in their order.
 
     If the first layer registered in the module is a `torch.nn.Embedding`, rows hold token ids and
     are converted to integers. A module with its embedding elsewhere must convert its input itself.

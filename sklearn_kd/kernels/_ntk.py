@@ -24,8 +24,8 @@ _SMALLEST_STD, _LARGEST_STD = 1e-50, 1e50
 class NTK(Kernel):
     r"""Neural tangent kernel of an infinitely wide fully connected network.
 
-    The kernel describes such a network trained by gradient descent: its predictions are those of
-    kernel regression. The network is that of Eq. 1 of Ji and Zhu (2020), in the NTK
+    The kernel describes training by gradient descent: predictions of the trained network are those
+    of kernel regression. The network is that of Eq. 1 of Ji and Zhu (2020), in the NTK
     parametrisation, with :math:`\sigma_w` and :math:`\sigma_b` shared by all layers, the readout
     included, and inputs scaled by :math:`1/\sqrt d`:
 

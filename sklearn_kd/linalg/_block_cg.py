@@ -1,7 +1,7 @@
 """Block conjugate gradients for A X = T: many right-hand sides, products with A only.
 
-Symbols (formula -> code -> shape), with n rows, m right-hand sides, r columns that they are made of
-and p ≤ r search directions:
+Symbols (formula -> code -> shape), with n rows, m right-hand sides, r columns that span them and
+p ≤ r search directions:
 
 ========  =================  ========================================================
 A         ``operator``       (n, n) the kernel matrix with its ridge, positive definite

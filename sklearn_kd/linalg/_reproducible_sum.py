@@ -2,8 +2,8 @@
 
 Floating-point addition is not associative. So a shared sum would depend on the number of processes.
 Terms add up without any rounding if they are multiples of one power of two, and their sums stay
-below 2⁵³ times that power. So each term is split, exactly, into a multiple of a coarse
-unit, a multiple of a fine unit, and a rest that is too small to matter (Demmel and Nguyen, "Fast
+below 2⁵³ times that power. So each term is split, exactly, into a multiple of a coarse unit, a
+multiple of a fine unit, and a rest that is too small to matter (Demmel and Nguyen, "Fast
 reproducible floating-point summation", 2013). The units follow from a bound M on every sum:
 
 ==========  ===========  ==========================================================

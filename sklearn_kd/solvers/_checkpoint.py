@@ -49,7 +49,7 @@ def sketch(blocks: Iterable[tuple[slice, Tensor]]) -> np.ndarray:
     """Return two numbers of each column v of a long array given in blocks (b, C): (2, C).
 
     ‖v‖ and Σᵢ sᵢ vᵢ with factors sᵢ in [−1, 1] that look random but depend on i alone. A change
-    of v by δ changes the second by about ‖δ‖; rounding errors of v change it by at most their size.
+    of v by δ changes the second by about ‖δ‖; rounding errors of v change it by at most their norm.
     """
     squares: Any = 0.0
     sums: Any = 0.0
@@ -118,7 +118,7 @@ class Checkpoint:
     Parameters
     ----------
     path : Path
-        Folder of the files, and how their names begin and end.
+        Gives the folder of the files, and how their names begin and end.
     seconds : float, default=60.0
         Time between two writes of the file.
     """
@@ -234,7 +234,7 @@ class Checkpoint:
             If a file cannot be removed.
         """
         for file in (*self._files, self.path):
-            # A process that is killed while it writes leaves an unfinished file, or its trial.
+            # A process killed while it writes leaves an unfinished file, or the trial of one.
             left = list(file.parent.glob(glob.escape(file.name) + ".*.part"))
             try:
                 for path in (file, *left) if file in self._files else left:

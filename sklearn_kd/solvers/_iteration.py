@@ -52,7 +52,7 @@ def student_of(
 
 
 def row_ridges_of(X: Tensor, ridge: float, weights: Tensor | None) -> Tensor | None:
-    """Return λ / w (n,), float64; None is none."""
+    """Return λ / w (n,) in float64, or None if λ = 0."""
     if ridge == 0:
         return None
     return ridge / (X.new_ones(len(X)) if weights is None else weights).double()

@@ -51,9 +51,9 @@ class Nystrom(Solver):
         `joblib.parallel_config`; -1 is all processors.
     checkpoint : str or path, default=None
         Where to write the sums over the rows so far, about once a minute. After an interruption
-        the same ``fit`` resumes from there. At the end the file is removed. Each pass
-        has a file of its own beside this one: ``pass-1f3a9c02.npz`` for ``"pass.npz"``, with
-        digits that follow from the rows, the targets and the options.
+        the same ``fit`` resumes from there. At the end the file is removed. Each pass has a file of
+        its own beside this one: ``pass-1f3a9c02.npz`` for ``"pass.npz"``, with digits that follow
+        from the rows, the targets and the options.
 
     Notes
     -----

@@ -119,8 +119,8 @@ class PassOptions:
         `joblib.parallel_config`.
     checkpoint : Checkpoint, default=None
         Where the sums are written at intervals and at the end. A later call with the same kernel,
-        rows, targets and landmarks resumes from there. The caller removes the file when it
-        no longer needs the pass.
+        rows, targets and landmarks resumes from there. The caller removes the file when it no
+        longer needs the pass.
     on_progress : callable, default=None
         Called with the share of the rows that is done.
     """

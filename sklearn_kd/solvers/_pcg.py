@@ -81,7 +81,7 @@ class PCG(Solver):
     ----------
     tol : float > 0, default=1e-6
         Where to stop: the largest norm of z_eff − z₀ − (Θ + λ W⁻¹) a of any class, relative to
-        that of z_eff − z₀. At ``ridge=0`` this is the error of the logits on the training rows.
+        that of z_eff − z₀. At ``ridge=0`` the norm is that of the errors of the training logits.
     max_iter : int, default=500
         Largest number of iterations.
     random_state : int, RandomState instance or None, default=None

@@ -94,7 +94,7 @@ class Solver(BaseEstimator, ABC):
     name: ClassVar[str]  # as in ``solver="name"``
     remedy: ClassVar[str]  # what to do if its plan does not fit the memory
     takes_streams: ClassVar[bool] = False  # whether rows may be read block by block
-    keeps_all_rows: ClassVar[bool] = True  # whether the expansion is one of all training rows
+    keeps_all_rows: ClassVar[bool] = True  # whether the expansion is over all training rows
 
     def check_options(self) -> None:
         """Raise `InvalidParameterError` unless the options are valid."""

@@ -32,7 +32,7 @@ class Feature(Protocol):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What it holds, rows first."""
+        """The tensors of the feature, rows first."""
 
     def __getitem__(self, rows: slice) -> Self: ...
 
@@ -57,7 +57,7 @@ class Dense:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What it holds, rows first."""
+        """The tensors of the feature, rows first."""
         return [self.values]
 
     def __getitem__(self, rows: slice) -> Self:
@@ -89,7 +89,7 @@ class Outer:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What it holds, rows first."""
+        """The tensors of the feature, rows first."""
         return [self.left, self.right]
 
     def __getitem__(self, rows: slice) -> Self:

@@ -14,8 +14,7 @@ c          E[g(h)²] / q₁₁ of a piecewise linear g         ``gain``
 
 There are two families. The averages of the piecewise linear activations depend on the angle alone,
 up to the scale √(q₁₁ q₂₂). They have a singularity at θ = 0 that needs care (:mod:`._angular`). The
-averages of the smooth activations are smooth functions of the
-covariances (:mod:`._covariance`).
+averages of the smooth activations are smooth functions of the covariances (:mod:`._covariance`).
 """
 
 from __future__ import annotations

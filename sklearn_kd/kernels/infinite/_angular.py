@@ -311,7 +311,7 @@ class AngularRecursion:
         T, d_T = 1 - 2 * p, -2 * d_p
         A, B, h = torch.empty_like(p), torch.empty_like(p), torch.empty_like(p)
         for layer in range(self.depth):
-            # dB = −(2λ/π) dφ with dp = 2 √(p (1 − p)) dφ; where p = 0 for good, dp = 0
+            # dB = −(2λ/π) dφ with dp = 2 √(p (1 − p)) dφ; where p stays 0, dp = 0
             slope = 2 * torch.sqrt(p * (1 - p))
             _factors(p.clamp(min=_TINY[p.dtype]), float(p.amax()), kink, A, B, h)
             if layer == 0:
