@@ -34,9 +34,9 @@ class EffectiveLogitsDisplay:
     """Effective logits against the teacher's logits, for one or more (ρ, T).
 
     The effective logit z_eff (Eq. 3) is the logit on a training row of a student trained to
-    convergence on soft and hard labels. Without hard labels (ρ = 1) it is the teacher's
-    logit, the diagonal. Hard labels raise it for rows of class 1 and lower it for rows of class 0.
-    In the shaded quadrants hard labels overrule a wrong teacher.
+    convergence on soft and hard labels. Without hard labels (ρ = 1) it is the teacher's logit, the
+    diagonal. Hard labels raise it for rows of class 1 and lower it for rows of class 0. In the
+    shaded quadrants hard labels overrule a wrong teacher.
 
     Use `from_parameters` for the curves alone, `from_predictions` for a teacher's logits on
     labelled rows, `from_estimator` for the training rows of a student.

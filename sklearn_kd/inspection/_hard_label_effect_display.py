@@ -25,9 +25,9 @@ class HardLabelEffectDisplay:
 
     The left panel is Eq. 12: how the angle between the student's weight change and that of the
     truth responds to a small weight of the hard labels, at ρ = 1. It describes an angle, not the
-    error, and its sign can be misleading. The right panel is the measured error over
-    the soft ratio ρ. **Advice on hard labels comes from the right panel**; where the two
-    disagree, the display says so.
+    error, and its sign can be misleading. The right panel is the measured error over the soft
+    ratio ρ. **Advice on hard labels comes from the right panel**; where the two disagree, the
+    display says so.
 
     Use `from_estimator`.
 
@@ -207,7 +207,7 @@ class HardLabelEffectDisplay:
         self._say_which_decides(ax, error, standard_error[-1])
 
     def _say_which_decides(self, ax: Any, error: np.ndarray, standard_error: float) -> None:
-        """State in the title which soft ratio the error favours, and whether Eq. 12 agrees."""
+        """State in the title whether hard labels lower the error, and whether Eq. 12 agrees."""
         low, high = self.interval
         sign = int(low > 0) - int(high < 0)
         if error[-1] - error.min() > standard_error:

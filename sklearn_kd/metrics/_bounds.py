@@ -1,4 +1,4 @@
-r"""Upper bounds on the transfer risk: Theorem 1, its predecessor, and two tighter ones.
+r"""Upper bounds on the transfer risk: Theorem 1, its predecessor, and two useful in practice.
 
 ==============  ======================  ==================================================
 paper           here                    shape
