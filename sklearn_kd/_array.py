@@ -1,7 +1,7 @@
 """The only crossing between arrays and torch tensors: device, dtype, and back.
 
-Everything in `kernels`, `distillation`, `linalg` and `metrics` computes on torch tensors; this
-module turns what a user hands over into such tensors and results into what the user expects.
+Everything in `kernels`, `distillation`, `linalg` and `metrics` computes on torch tensors. This
+module converts a user's arrays to tensors, and results back to the user's array library.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ def to_tensor(
     dtype : torch.dtype, default=torch.float64
     device : str or torch.device, default="cpu"
     copy : bool, default=False
-        Whether the result must not share memory with ``array``. Otherwise nothing is copied that
-        need not be.
+        Whether the result must not share memory with ``array``. Otherwise it is copied only if
+        necessary.
     name : str, default="the input"
-        What an error calls it.
+        Name of ``array`` in errors.
 
     Raises
     ------
     ValueError
-        If it holds anything but real numbers, is sparse, or has masked entries.
+        If ``array`` holds anything but real numbers, is sparse, or has masked entries.
     """
     if not isinstance(array, Tensor):
         array = _from_foreign(array, name)
@@ -81,7 +81,7 @@ def to_tensor(
 
 
 def plain(X: Any, name: str = "X") -> Any:
-    """Return a tensor as scikit-learn can check it: without a gradient, in a dtype numpy knows.
+    """Return a tensor for scikit-learn to check: without a gradient, in a dtype of numpy.
 
     Everything else is returned as it is.
 
@@ -98,7 +98,7 @@ def plain(X: Any, name: str = "X") -> Any:
 
 
 def _from_foreign(array: Any, name: str) -> Tensor:
-    """Return what is no tensor as one, in a dtype that holds it."""
+    """Return an array that is no tensor as a tensor, in a dtype that holds its values."""
     if hasattr(array, "toarray"):
         raise ValueError(f"{name} is a sparse matrix; pass its toarray().")
     if not isinstance(array, np.ndarray) and hasattr(array, "__dlpack__"):
@@ -144,15 +144,15 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 def like(values: Tensor | np.ndarray, reference: Any, *, copy: bool = False) -> Any:
     """Return ``values`` in the array library, and on the device, of ``reference``.
 
-    They are a numpy array for a reference of no array library, such as a stream of rows, and
-    where only numpy has their dtype: strings, dates, objects.
+    The result is a numpy array if the reference belongs to no array library, such as a stream of
+    rows, or if only numpy has the dtype: strings, dates, objects.
 
     Parameters
     ----------
     values : Tensor or ndarray
     reference : object
     copy : bool, default=False
-        Whether the result must not share memory with ``values``, as what a fitted estimator keeps.
+        Whether the result must not share memory with ``values``, such as a fitted attribute.
     """
     is_numpy = isinstance(reference, np.ndarray) or not (
         isinstance(reference, Tensor) or hasattr(reference, "__array_namespace__")
@@ -178,20 +178,20 @@ def is_array_like(value: Any) -> bool:
     )
 
 
-# A child of a fork inherits the bookkeeping of OpenMP's threads but not the threads, and would
-# wait for them for ever: it computes on one thread.
+# A forked child inherits OpenMP's record of its threads but not the threads, and would wait for
+# them forever. It therefore computes on one thread.
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a function of tensors accept array-likes too, and answer in kind.
+    """Let a function of tensors accept array-likes too, and return the same kind.
 
     Array-like arguments become float64 tensors on the device of the first of them; all others
     (strings, integers, ``None``, a frame, a generator) pass through. Tensors in the result, also
-    inside a tuple or a dict, which comes back as a `Bunch`, stay tensors where the first
-    array-like argument was one, and otherwise become numpy arrays or scalars; floating ones are
-    rounded once to float32 where that was float32.
+    inside a tuple or a dict, stay tensors if the first array-like argument was one. Otherwise they
+    become numpy arrays or scalars. Floating results are rounded once to float32 if that argument
+    was float32. A dict comes back as a `Bunch`.
     """
     names = list(inspect.signature(function).parameters)
 

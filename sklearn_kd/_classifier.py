@@ -1,4 +1,4 @@
-"""LogitClassifier: classes and probabilities of every classifier that knows its logits."""
+"""LogitClassifier: classes and probabilities of every classifier that returns logits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sklearn_kd._logits import class_indices, class_probabilities
 
 
 class LogitClassifier(ClassifierMixin, BaseEstimator):
-    """Base of the classifiers that give logits; what they predict follows from these.
+    """Base of the classifiers that return logits; their predictions follow from these.
 
-    Subclasses set ``classes_``, and say what they take (`_check_new_rows`) and what they answer
-    (`_logits`).
+    Subclasses set ``classes_``, check their input in `_check_new_rows` and compute logits in
+    `_logits`.
     """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What the teacher and the students share: a classifier f(x) = z₀(x) + Θ(x, X_fit) a."""
+"""Base of the teacher and the students: a classifier f(x) = z₀(x) + Θ(x, X_fit) a."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
         return to_tensor(X, dtype=self._dtype, device=resolve_device(self.device), name="X")
 
     def _kernel_function(self) -> KernelFunction:
-        """Return ``kernel_`` on tensors; kept, as that of a network takes a while to prepare."""
+        """Return ``kernel_`` on tensors; cached, as a network's kernel is slow to prepare."""
         kernel, function = vars(self).get("_prepared", (None, None))
         if function is None or kernel is not self.kernel_:
             function = as_kernel_function(self.kernel_)
@@ -63,8 +63,8 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
         return self._expansion(X, self.dual_coef_)
 
     def _expansion(self, X: Any, coefficients: Any) -> Tensor:
-        """Return the logits of rows by some coefficients, in blocks of bounded memory."""
-        # To the device once, however many blocks follow.
+        """Return the logits of rows for given coefficients, in blocks of bounded memory."""
+        # Moved to the device once, for all blocks.
         fitted, coefficients = self._to_working(self.X_fit_), self._to_working(coefficients)
         if not isinstance(X, RowStream):
             return self._expansion_in_memory(self._to_working(X), fitted, coefficients)

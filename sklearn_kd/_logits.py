@@ -1,4 +1,4 @@
-"""The one meaning of "logit", and what follows from it: gauge, probabilities, classes, labels.
+"""The definition of "logit", and all that follows: gauge, probabilities, classes, labels.
 
 Two classes have one logit a row, (n,), the log-odds of ``classes_[1]``; K ≥ 3 classes have K,
 (n, K), in the sum-zero gauge: Σ_k z_k = 0 in each row.

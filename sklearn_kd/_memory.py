@@ -26,13 +26,13 @@ resource: Any = (
     importlib.import_module("resource") if importlib.util.find_spec("resource") else None
 )
 
-# What the blocked evaluations (kernel tiles, prediction blocks) may hold at once, beside results.
+# Memory of blocked evaluations (kernel tiles, prediction blocks) at a time, beside results.
 WORKSPACE_BYTES = 64 * 2**20
 
 
 CPU = torch.device("cpu")
 
-# The share of what is free that "auto" lets one computation take.
+# The share of free memory that "auto" allows one computation.
 AUTO_SHARE = 0.9
 
 MEMORY_REMEDY = (
@@ -42,8 +42,8 @@ MEMORY_REMEDY = (
 
 _PROC = Path("/proc/self")
 
-# For each kind of control group: its limits, what is used, and what of that the system takes back
-# before it refuses anything, which is the page cache and its own caches.
+# For each kind of control group: its limits, the memory used, and the reclaimable part of that.
+# The system reclaims the page cache and its own caches before it refuses memory.
 _GROUP_FILES = {
     "cgroup2": (
         ("memory.max", "memory.high"),
@@ -61,7 +61,7 @@ _GROUP_FILES = {
 def _group_folders() -> Iterator[tuple[str, Path]]:
     """Yield (kind, folder) of the control groups of this process, up to the root of each tree.
 
-    A limit of any of them holds. Containers, batch systems and service managers set them.
+    Every one of their limits applies. Containers, batch systems and service managers set them.
     """
     own: dict[str, PurePosixPath] = {}
     for line in (_PROC / "cgroup").read_text().splitlines():
@@ -73,7 +73,7 @@ def _group_folders() -> Iterator[tuple[str, Path]]:
         kind, _, options = filesystem.split()[:3]
         if kind not in own or (kind == "cgroup" and "memory" not in options.split(",")):
             continue
-        # A container may have mounted no more than its own part of the tree, whose top is `root`.
+        # A container may have mounted only its own part of the tree, whose top is `root`.
         root, mount = (part.replace("\\040", " ") for part in place.split()[3:5])
         inside = own[kind].is_relative_to(root) and ".." not in own[kind].parts
         relative = own[kind].relative_to(root) if inside else PurePosixPath()
@@ -108,7 +108,7 @@ def _number(path: Path) -> int | None:
 
 
 def _address_space_headroom() -> int | None:
-    """Return the bytes left of this process's address space (``ulimit -v``); None is no limit."""
+    """Return the bytes left of this process's address space (``ulimit -v``); None without one."""
     if resource is None:
         return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -118,7 +118,7 @@ def _address_space_headroom() -> int | None:
 
 
 def _free_bytes() -> int:
-    """Return the bytes of the host that this process could still get: the tightest limit wins."""
+    """Return the bytes of the host that this process can still get, by the tightest limit."""
     try:
         headrooms = [_group_headroom(kind, folder) for kind, folder in _group_folders()]
     except OSError:  # no Linux
@@ -128,11 +128,11 @@ def _free_bytes() -> int:
 
 
 def _n_sharing() -> int:
-    """Return how many workers of a pool plan beside each other, this one among them.
+    """Return how many workers of a pool plan at the same time, including this one.
 
-    They are the worker processes that have the same parent (of joblib's "loky" and
+    This is the number of worker processes with the same parent (of joblib's "loky" and
     "multiprocessing", or of `multiprocessing`), times the threads of joblib's "threading". The
-    processes of a `torch.distributed` group agree on their plans by themselves.
+    processes of a `torch.distributed` group agree on their plans themselves.
     """
     if dist.is_available() and dist.is_initialized():
         return 1
@@ -147,7 +147,7 @@ def _n_sharing() -> int:
 
 
 def _command(process: psutil.Process) -> str | None:
-    """Return what tells the workers of a pool from their parent's other children."""
+    """Return what distinguishes the workers of a pool from their parent's other children."""
     try:
         return re.sub(r"\d+", "", " ".join(process.cmdline()[:4]))
     except psutil.Error:  # it has ended meanwhile

@@ -1,4 +1,4 @@
-"""What a fit tells scikit-learn's callbacks: a tree of tasks, one for each stage of the fit."""
+"""Reports of a fit to scikit-learn's callbacks: a tree of tasks, one per stage of the fit."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class FitTask:
         self.context = context
         self.n_done = 0
 
-    # None subtasks is an unknown number; 0 makes a leaf, which progress bars skip.
+    # None means an unknown number of subtasks; 0 makes a leaf, which progress bars skip.
     @contextlib.contextmanager
     def stage(self, name: str, n_subtasks: int | None = None) -> Iterator[FitTask]:
-        """Announce a stage of this task and its end; one that fails has no end."""
+        """Announce the start and end of a stage; a stage that fails has no end."""
         context = self.context.subcontext(task_name=name, max_subtasks=n_subtasks)
         context.call_on_fit_task_begin(estimator=self.estimator)
         yield FitTask(self.estimator, context)
@@ -36,7 +36,7 @@ class FitTask:
 
     @contextlib.contextmanager
     def fit_of(self, sub_estimator: Any, name: str) -> Iterator[None]:
-        """Announce that ``sub_estimator`` is fitted, to its own callbacks too if it takes any."""
+        """Announce the fit of ``sub_estimator``, also to its own callbacks if it takes any."""
         context = self.context.subcontext(task_name=name)
         with (
             context.propagate_callback_context(sub_estimator)
@@ -85,5 +85,5 @@ def fit_task(
     with restored_on_error(estimator):
         context.call_on_fit_task_begin(**seen)
         yield FitTask(estimator, context)
-        # Nothing is missing from the estimator: callbacks that score take it as it is.
+        # The estimator is complete, so callbacks that score can use it directly.
         context.call_on_fit_task_end(**seen, reconstruction_attributes={})

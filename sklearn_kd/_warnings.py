@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line, through however many layers they come."""
+"""Warnings that point at the user's line, whatever the number of layers between."""
 
 from __future__ import annotations
 

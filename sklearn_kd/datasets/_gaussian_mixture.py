@@ -65,7 +65,7 @@ def make_gaussian_mixture_logits(
 
     with amplitudes :math:`A_j \sim N(0, 1)`, centres :math:`x_j \sim N(0, I)` and widths
     :math:`\sigma_j` uniform in ``width``; the rows are :math:`x \sim N(0, I)`. More modes make a
-    harder task, and sign flips an imperfect teacher.
+    harder task, and sign flips make an imperfect teacher.
 
     Parameters
     ----------
@@ -190,8 +190,8 @@ def make_zero_logits(
 ) -> Bunch:
     """Make the easiest task: rows x ~ N(0, I), and logits z(x) = 0 everywhere.
 
-    A student with a random initialisation only has to forget it: the reference for a task that is
-    easy to learn.
+    A student with a random initialisation only has to forget it. The task is the reference for one
+    that is easy to learn.
 
     Parameters
     ----------
@@ -205,8 +205,8 @@ def make_zero_logits(
     Returns
     -------
     Bunch
-        ``X``, ``logits`` and ``function`` as in `make_gaussian_mixture_logits`; ``y`` is a fair
-        coin in each row.
+        ``X``, ``logits`` and ``function`` as in `make_gaussian_mixture_logits`; ``y`` is 0
+        or 1 with equal probability.
 
     Raises
     ------

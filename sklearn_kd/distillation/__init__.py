@@ -1,4 +1,4 @@
-"""Targets of distillation: effective logits and what soft ratio and temperature do to them."""
+"""Targets of distillation: effective logits and how soft ratio and temperature affect them."""
 
 from sklearn_kd.distillation._diagnosis import diagnose_teacher
 from sklearn_kd.distillation._effective_logits import effective_logits

@@ -1,6 +1,6 @@
-"""Arguments of `distillation` and `metrics`: how they are read, and what is refused.
+"""Arguments of `distillation` and `metrics`: conversion and checks.
 
-What a user gives is made a tensor of numbers first; then each entry is checked. Every error names
+An argument is first converted to a tensor of numbers; then each entry is checked. Every error names
 the argument, the value and the remedy.
 """
 
@@ -26,7 +26,7 @@ LARGEST_LOGIT, LARGEST_QUOTIENT = 1e300, 1e305
 
 
 def numbers(value: Any, name: str, device: str | torch.device = "cpu") -> Tensor:
-    """Return what a user gave as ``name`` as a float64 tensor."""
+    """Return the argument ``name`` as a float64 tensor."""
     if not (isinstance(value, (Integral, np.bool_)) or is_array_like(value)):
         raise TypeError(
             f"{name} must be a number or an array of numbers; got {reprlib.repr(value)} of type "
@@ -128,7 +128,7 @@ def loss_weights(soft_ratio: Tensor, temperature: Tensor, scaling: str) -> tuple
 
 
 def log_weight_ratio(soft_ratio: Tensor, temperature: Tensor, scaling: str) -> Tensor:
-    """Return the logarithm of the ratio of the `loss_weights`, which itself may overflow."""
+    """Return the logarithm of the ratio of the `loss_weights`; the ratio itself may overflow."""
     log_t = torch.log(temperature)
     log_odds = torch.log(soft_ratio) - torch.log1p(-soft_ratio)
     return log_odds - log_t if scaling == "none" else log_odds + log_t
@@ -183,7 +183,7 @@ def check_temperature(temperature: Tensor) -> None:
 def check_resolved_temperature(temperature: Tensor, least: float, case: str) -> None:
     """Raise unless every temperature is high enough for float64 to resolve effective logits.
 
-    Where a hard label holds against a soft one they are differences of size T.
+    Where hard and soft label balance, effective logits are differences of size T.
     """
     require_each(
         temperature >= least,
@@ -261,7 +261,7 @@ def simplex_rows(y: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def check_no_outer(teacher_logits: Tensor, y: Tensor) -> None:
-    """Raise if a column meets a vector of as many rows, which would broadcast to a square."""
+    """Raise if a column and a vector of equal length would broadcast to a square."""
     shapes = {tuple(teacher_logits.shape), tuple(y.shape)}
     n_rows = max(teacher_logits.numel(), y.numel())
     if n_rows > 1 and shapes == {(n_rows,), (n_rows, 1)}:

@@ -1,7 +1,8 @@
 """Root of Eq. 3 for two classes, accurate to rounding over the whole range of float64.
 
-Symbols: x is z_t and z the root after a flip of sign that puts z above x; ``soft`` and ``hard``
-are the weights of the two terms of Eq. 3, those of Eq. 2 over T and 1 (see `loss_weights`).
+Symbols: x is z_t and z the root, after a flip of sign that puts z above x. ``soft`` and ``hard``
+are the weights of the two terms of Eq. 3: those of Eq. 2, the soft one divided by T (see
+`loss_weights`).
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _polish_near_zero(
     soft_ratio, temperature = soft_ratio[near], temperature[near]
     soft, hard = loss_weights(soft_ratio, temperature, scaling)
     right = soft * torch.tanh(x / (2 * temperature)) + hard * (2 * y - 1)
-    # A saturated wrong teacher against y = 1: the two terms cancel but for exp(x/T).
+    # A saturated wrong teacher against y = 1: the two terms cancel up to exp(x/T).
     saturated = (y == 1) & (x < -2 * temperature)
     excess = soft_excess(soft_ratio, temperature, scaling)
     excess = 2 * soft * torch.sigmoid(x / temperature) - excess

@@ -1,13 +1,13 @@
-"""Newton's method for many roots at once, each in an interval of its own.
+"""Newton's method for many roots at once, each in its own interval.
 
-A root z lies above x, d = z - x > 0, and below a limit, rest = limit - z > 0; without a limit it
+A root z lies above x, d = z - x > 0, and below a limit, rest = limit - z > 0. Without a limit it
 may lie anywhere above x. The method runs on
 
     v = log(exp(d) - 1) - log(1 - exp(-rest)),
 
-which takes all values between d -> 0 and rest -> 0 or d -> infinity, and from which d and rest
-follow without cancellation, however small. Logarithms of differences of exponentials are close to
-linear in it.
+which goes from -infinity at d -> 0 to infinity at rest -> 0 (or d -> infinity). d and rest follow
+from v without cancellation, however small they are. Logarithms of differences of exponentials are
+close to linear in v.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-# Newton's method squares the error, so a last step this small leaves nothing but rounding.
+# Newton's method squares the error, so after a last step this small only rounding remains.
 STEP_TOLERANCE = 1e-9
 ROUNDING = 16 * torch.finfo(torch.float64).eps
 TINY = torch.finfo(torch.float64).tiny
@@ -77,9 +77,9 @@ def bracketed_newton(
         done |= (at.d == TINY) & (value > 0)
         if at.rest is not None:
             done |= (at.rest == TINY) & (value < 0)
-        # A step that leaves the bracket, or follows one that did not halve the value: halve the
-        # bracket, on a scale on which 1e300 is not far. While one of its ends is open only the
-        # first can happen, by rounding.
+        # Halve the bracket if a step leaves it, or follows one that did not halve the value. The
+        # scale is such that 1e300 is not far. While an end of the bracket is open only the first
+        # case can occur, by rounding.
         is_open = torch.isinf(high - low)
         good = (new > low) & (new < high) & (is_open | (value.abs() <= 0.5 * last))
         middle = torch.where(is_open, v + move.sign(), torch.sinh((low.asinh() + high.asinh()) / 2))

@@ -1,4 +1,4 @@
-"""What soft ratio and temperature make of a teacher's right and wrong rows, before any fit."""
+"""The effect of soft ratio and temperature on a teacher's right and wrong rows, before a fit."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def diagnose_teacher(
 ) -> dict[str, np.ndarray]:
     r"""Count the rows on which hard labels overrule a teacher, and those they leave alone.
 
-    One row of the table per soft ratio ρ and temperature T, from the effective logits (Eq. 3)
-    that a student would converge to on these rows. A good cell overrules many of the teacher's
-    errors and leaves most of its correct rows alone, whose soft labels are what distillation is
-    for. Nothing is fitted.
+    The table has one row per soft ratio ρ and temperature T. It is computed from the effective
+    logits (Eq. 3) that a student would converge to on these rows; nothing is fitted. A good cell
+    overrules many of the teacher's errors and leaves most of its correct rows alone, as
+    distillation relies on their soft labels.
 
     Parameters
     ----------
@@ -64,8 +64,8 @@ def diagnose_teacher(
             Rows on which the teacher chooses y and the probability of y (temperature 1) differs
             by at most ``tolerance`` between its logits and the effective ones.
         ``correction_margin``
-            Two classes only: how large a wrong logit is still overruled
-            (:func:`correction_margin`). With K ≥ 3 no one number decides, and it is left out.
+            Two classes only: up to what size a wrong logit is overruled
+            (:func:`correction_margin`). Left out for K ≥ 3, where no single number decides.
 
     Raises
     ------

@@ -54,7 +54,7 @@ def effective_logits(
     temperature: Tensor,
     temperature_scaling: str = "none",
 ) -> Tensor:
-    r"""Logits that a student trained to convergence on soft and hard labels attains.
+    r"""Logits of a student trained to convergence on soft and hard labels.
 
     The loss of one row (Eq. 2),
     :math:`\rho H(\sigma(z_t/T), \sigma(z/T)) + (1-\rho) H(y, \sigma(z))`, is convex in the
@@ -72,7 +72,7 @@ def effective_logits(
         \tfrac{\rho}{T}\bigl(\mathrm{softmax}(z/T) - \mathrm{softmax}(z_t/T)\bigr)
         + (1-\rho)\bigl(\mathrm{softmax}(z) - y\bigr) = 0.
 
-    Which of the two is meant is read off the shape of ``teacher_logits`` alone: **an array of
+    The shape of ``teacher_logits`` alone decides between the two: **an array of
     two or more dimensions whose last axis is longer than one has its classes on that axis**;
     everything else is binary. To broadcast binary logits against a grid, give them a last axis
     of length one: ``effective_logits(z[:, None], y[:, None], soft_ratio=grid[None, :], ...)``.
@@ -111,7 +111,7 @@ def effective_logits(
     TypeError
         If an argument does not hold numbers.
     ArithmeticError
-        If the root of a row was not found; it is never returned unconverged.
+        If the root of a row was not found; an unconverged root is never returned.
 
     Notes
     -----
@@ -218,7 +218,7 @@ def multiclass_effective_logits(
         check_resolved_temperature(temperature, LEAST_OF_CLASSES, "for three or more classes")
         check_quotients(z_t, temperature[:, None])
         z = torch.empty_like(z_t)
-        solved = torch.where(soft_ratio == 1, 0.5, soft_ratio)  # any value: those rows are not used
+        solved = torch.where(soft_ratio == 1, 0.5, soft_ratio)  # any value: their rows are not used
         log_odds = log_weight_ratio(solved, temperature, temperature_scaling)
         n_rows = max(1, _BLOCK // shape[-1])
         for start in range(0, len(z), n_rows):

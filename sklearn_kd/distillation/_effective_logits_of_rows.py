@@ -1,7 +1,7 @@
 """Effective logits of the distinct rows of a student (Eq. 3): exact copies act as one row.
 
-Eq. 3 is linear in the labels, so copies act as one row whose hard and soft labels are the means of
-theirs. Symbols, with n rows of which m are distinct:
+Eq. 3 is linear in the labels, so copies act as one row whose hard and soft labels are the means
+of the copies' labels. Symbols, with n rows of which m are distinct:
 
 =====  ================================  ======================================
 z_t    ``teacher_logits``                (n,) or (n, K)
@@ -28,7 +28,7 @@ from sklearn_kd.distillation._effective_logits import (
 )
 from sklearn_kd.rows._training_rows import DistinctRows
 
-# What a student trains towards, given teacher and labels; one factor serves all of their values.
+# These set the student's targets, given teacher and labels; one factor serves all their values.
 RECIPE = ("soft_ratio", "temperature", "temperature_scaling")
 
 
@@ -74,7 +74,7 @@ def merge_soft_labels(
 ) -> Tensor:
     """Return teacher logits whose soft labels are the weighted means of groups of soft labels.
 
-    Row j of the result is T logit(p̄) or, for K classes, T log p̄ with sum zero, p̄ being the mean
+    Row j of the result is T logit(p̄) or, for K classes, T log p̄ with sum zero, where p̄ is the mean
     over the rows i with ``index[i] == j``. A group needs a positive total weight. Members that
     agree return their logits bit for bit.
     """

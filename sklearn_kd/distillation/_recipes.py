@@ -1,4 +1,4 @@
-r"""What soft ratio and temperature mean: toolkit recipes, and how hard labels correct a teacher.
+r"""Meaning of soft ratio and temperature: toolkit recipes, and corrections by hard labels.
 
 Ji and Zhu, NeurIPS 2020, the paragraphs around Eq. 3, and consequences of Eq. 3.
 
@@ -73,8 +73,8 @@ def correction_logits(teacher_logits: Tensor, y: Tensor, *, temperature: Tensor)
     Raises
     ------
     ValueError
-        As :func:`effective_logits`; also where the correction exceeds the largest float64,
-        which takes a saturated teacher: :math:`|z_t|/T` above 700.
+        As :func:`effective_logits`; also if the correction exceeds the largest float64. This
+        needs a saturated teacher: :math:`|z_t|/T` above 700.
 
     Examples
     --------
@@ -185,9 +185,9 @@ def equivalent_soft_ratio(
 ) -> Tensor:
     r"""Soft ratio of this library with the same minimiser as a toolkit's distillation loss.
 
-    Toolkits minimise :math:`a\,T^k\,\mathrm{soft} + (1-a)\,\mathrm{hard}`, with k = 2 where the
-    soft term carries Hinton's factor T² and k = 0 elsewhere, soft being divided by the number
-    of classes K under ``reduction="mean"``. The minimiser is that of Eq. 2 with
+    Toolkits minimise :math:`a\,T^k\,\mathrm{soft} + (1-a)\,\mathrm{hard}`, with k = 2 if the soft
+    term carries Hinton's factor T² and k = 0 otherwise. With ``reduction="mean"`` the soft term
+    is divided by the number of classes K. The minimiser is that of Eq. 2 with
 
     .. math:: \rho = \frac{a'}{a' + 1 - a}, \qquad a' = a T^k \ (\text{or } a T^k / K).
 

@@ -16,8 +16,8 @@ from sklearn_kd.distillation._bracketed_newton import (
 )
 from sklearn_kd.distillation._softmax_root_nested import nested_softmax_roots
 
-# Where the joint iteration is used. It is three to five times faster than the nested one, and its
-# equations lose digits as ε T², as the shares of the classes in softmax(z/T) approach one another.
+# Temperatures of the joint iteration. It is three to five times faster than the nested one, but
+# loses digits as ε T², as the shares of the classes in softmax(z/T) approach one another.
 JOINT_TEMPERATURES = (0.05, 100.0)
 
 
@@ -83,7 +83,7 @@ def _joint_roots(z_t: Tensor, y: Tensor, log_odds: Tensor, temperature: Tensor) 
         low, high = torch.where(known & (psi < 0), a, low), torch.where(known & (psi > 0), a, high)
         settled = da.abs() <= STEP_TOLERANCE * a.abs().clamp(min=1)
         settled |= psi.abs() <= ROUNDING * (1 + a.abs() + (top * (1 - rate)).abs())
-        # A step that leaves the bracket, or follows one that did not halve Ψ: halve the bracket.
+        # Halve the bracket if a step leaves it, or follows one that did not halve Ψ.
         good = (a + da > low) & (a + da < high) & (psi.abs() <= 0.5 * last)
         last = torch.where(known, psi.abs(), last)
         da = torch.where(settled | good, da, (low + high) / 2 - a).where(known, 0.0)

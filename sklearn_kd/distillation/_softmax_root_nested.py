@@ -71,7 +71,7 @@ def nested_softmax_roots(
         step = torch.where(done | good | is_open, step, (low + high) / 2 - b)
         last = value.abs()
         b = b + step
-        out[todo] = z + share * step  # the tangent: once done, its error is that step's square
+        out[todo] = z + share * step  # the tangent: at convergence its error is the step squared
         left = (~done).nonzero()[:, 0]
         if not left.numel():
             return centred(out)
@@ -86,7 +86,7 @@ def nested_softmax_roots(
 def _normalisation(
     z: Tensor, d: Tensor, log_q: Tensor, share: Tensor, temperature: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return F or Ψ, whichever is steeper, its slope, and the size of what it is made of."""
+    """Return F or Ψ, whichever is steeper, its slope, and the size of its terms."""
     soft = log_q - d / temperature
     p, pi = torch.softmax(z, dim=1), torch.softmax(soft, dim=1)
     hard_slope = (p * share).sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Displays in the style of scikit-learn's: what the library computes, drawn."""
+"""Plots of what the library computes, as displays in the style of scikit-learn."""
 
 from sklearn_kd.inspection._angle_distribution_display import AngleDistributionDisplay
 from sklearn_kd.inspection._data_inefficiency_display import DataInefficiencyDisplay

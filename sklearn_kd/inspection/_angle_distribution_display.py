@@ -1,4 +1,4 @@
-"""The distribution of feature angles that Theorem 1 reads its bound from (Eqs. 6-8, Fig. 2)."""
+"""The distribution of feature angles behind the bound of Theorem 1 (Eqs. 6-8, Fig. 2)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ TICKS = {0: "0", np.pi / 8: "π/8", np.pi / 4: "π/4", 3 * np.pi / 8: "3π/8", H
 class AngleDistributionDisplay:
     """Share p(β) of rows whose feature lies further than β from the oracle's weight change.
 
-    Theorem 1 bounds the transfer risk of a student on n rows by p(π/2 − ᾱ_n), where ᾱ_n is the
-    angle between its weight change and the oracle's: the height of the curve at the mark of n.
+    Theorem 1 bounds the transfer risk of a student on n rows by p(π/2 − ᾱ_n), the height of the
+    curve at the mark of n. ᾱ_n is the angle between the student's weight change and the oracle's.
     Features of wide networks are nearly orthogonal to any one direction, so the curve stays at 1
-    until close to π/2, and the bound is 1 unless the student is very close to the oracle.
+    until close to π/2. The bound is therefore 1 unless the student is very close to the oracle.
 
     Use `from_predictions` or `from_estimator`.
 
@@ -56,11 +56,11 @@ class AngleDistributionDisplay:
     marks_ : list of matplotlib Line2D
         One point (π/2 − ᾱ_n, p(π/2 − ᾱ_n)) per size.
     bounds_ : ndarray of shape (n_sizes,)
-        What Theorem 1 reads there.
+        The bound of Theorem 1 at each mark.
 
     See Also
     --------
-    TransferRiskDisplay : The measured risk beside a bound that says more.
+    TransferRiskDisplay : The measured risk beside a tighter bound.
 
     Examples
     --------
@@ -151,7 +151,7 @@ class AngleDistributionDisplay:
         sizes : sequence of int of shape (n_sizes,), default=()
             Training-set sizes n to mark.
         weight_change_norms : array-like of shape (n_sizes,), default=()
-            ‖Δ_ŵ,n‖₂ there, such as ``weight_change_norm`` of ``prefix_path``.
+            ‖Δ_ŵ,n‖₂ at these sizes, such as ``weight_change_norm`` of ``prefix_path``.
         ax : matplotlib Axes, default=None
             Where to draw. None: a new figure.
 
@@ -163,7 +163,7 @@ class AngleDistributionDisplay:
         Raises
         ------
         ValueError
-            If ``oracle_norm`` is below a student's norm, or below what the logits need.
+            If ``oracle_norm`` is below a student's norm, or too small for the logits.
 
         Examples
         --------
@@ -201,10 +201,10 @@ class AngleDistributionDisplay:
     def from_estimator(
         cls, student: Any, *, sizes: Sequence[int] | None = None, ax: Any = None
     ) -> Self:
-        """Draw for a fitted student, whose training rows stand in for the distribution of rows.
+        """Draw for a fitted student; its training rows stand in for the distribution of rows.
 
-        The oracle is the student on all of its training rows, so the bounds are those of the
-        students on fewer of them. It is a finite-sample oracle: more rows would lengthen it.
+        The oracle is the student on all of its training rows, and the bounds are for students
+        on fewer of them. With more rows the norm of this oracle's weight change would be larger.
 
         Parameters
         ----------

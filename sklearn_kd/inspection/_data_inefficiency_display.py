@@ -31,9 +31,9 @@ class DataInefficiencyDisplay:
     r"""Data inefficiency :math:`\mathcal I(n)` against the number of training rows.
 
     :math:`\mathcal I(n)` (Eq. 10) is the elasticity of the student's weight change in the number
-    of rows. Near 0, the rows so far determine the student; where it does not fall, every new row
-    is news, as noise is. The line is the slope of ln E‖Δ_m‖ over a window of
-    sizes, stated on the axis; the faint points are Eq. 10 as it stands, a single step.
+    of rows. Near 0, the rows so far determine the student. Where it does not fall, every new row
+    still moves the student, as for targets that are noise. The line is the slope of ln E‖Δ_m‖ over
+    a window of sizes, stated on the axis. The faint points are Eq. 10 itself, for single steps.
 
     Use `from_estimator`, or pass what
     :meth:`LinearizedKDStudent.prefix_path <sklearn_kd.LinearizedKDStudent.prefix_path>` returns.
@@ -47,7 +47,7 @@ class DataInefficiencyDisplay:
     smoothed_data_inefficiency : ndarray of the shape of ``data_inefficiency``
         Its mean over the window.
     smoothed_data_inefficiency_std : ndarray of the shape of ``data_inefficiency``
-        Spread of the smoothed one over permutations.
+        Standard deviation of the smoothed values over permutations.
     window : float
         Ratio of the largest to the smallest size in the window.
     n_permutations : int, default=1
@@ -146,7 +146,7 @@ class DataInefficiencyDisplay:
         return self
 
     def _limit_axes(self, ax: Any, raw: np.ndarray, smooth: np.ndarray, spread: np.ndarray) -> None:
-        """Keep the lines in view: single steps may be many times larger than their mean."""
+        """Fit the axis to the lines: single steps may be many times larger than their mean."""
         top = 1.4 * np.max(smooth + spread)
         hidden = int((raw > top).sum())
         steps = "points: single steps" + (f", {hidden} beyond the axis" if hidden else "")
@@ -183,7 +183,7 @@ class DataInefficiencyDisplay:
             Training-set sizes. None: all from 10 (for fewer than 20 distinct training rows,
             from 1) to the number of distinct training rows.
         n_permutations : int, default=None
-            Number of random orders of the training rows. None: the order they have.
+            Number of random orders of the training rows. None: their order in ``fit``.
         param_grid : dict or list of dicts, default=None
             Candidates ``soft_ratio``, ``temperature``, ``temperature_scaling``, one line each.
         init : {"student", "random"}, default="student"

@@ -33,10 +33,10 @@ OVERRULED = "teacher wrong,\nhard label overrules it"
 class EffectiveLogitsDisplay:
     """Effective logits against the teacher's logits, for one or more (ρ, T).
 
-    The effective logit z_eff (Eq. 3) is what a student trained to convergence on soft and hard
-    labels says on a training row. Without hard labels (ρ = 1) it is the teacher's logit, the
-    diagonal; hard labels lift it for rows of class 1 and lower it for rows of class 0. Where a
-    curve crosses zero, hard labels overrule a wrong teacher: the shaded quadrant.
+    The effective logit z_eff (Eq. 3) is the logit on a training row of a student trained to
+    convergence on soft and hard labels. Without hard labels (ρ = 1) it is the teacher's logit, the
+    diagonal. Hard labels raise it for rows of class 1 and lower it for rows of class 0. In the
+    shaded quadrants hard labels overrule a wrong teacher.
 
     Use `from_parameters` for the curves alone, `from_predictions` for a teacher's logits on
     labelled rows, `from_estimator` for the training rows of a student.
@@ -44,7 +44,7 @@ class EffectiveLogitsDisplay:
     Parameters
     ----------
     teacher_logits : ndarray of shape (n_points,), default=None
-        The teacher's logits z_t at which the curves are known.
+        The teacher's logits z_t at which the curves are given.
     effective_logits : ndarray of shape (n_candidates, n_labels, n_points), default=None
         The curves, one per candidate (ρ, T) and hard label.
     y : sequence of {0, 1}, default=(1,)
@@ -194,7 +194,7 @@ class EffectiveLogitsDisplay:
         ax.set_title(f"teacher wrong on {wrong} of {len(teacher)} rows, {share}", fontsize="medium")
 
     def _wrong_rows(self) -> tuple[int, int]:
-        """Return on how many rows the teacher is wrong, and how many of those are overruled."""
+        """Return the number of rows on which the teacher is wrong, and of those overruled."""
         teacher, effective = map(np.asarray, (self.row_teacher_logits, self.row_effective_logits))
         if self.quantity == "logit":
             side = np.sign(2 * np.asarray(self.row_labels) - 1)
@@ -288,7 +288,7 @@ class EffectiveLogitsDisplay:
         temperature_scaling: str = "none",
         ax: Any = None,
     ) -> Self:
-        """Draw a teacher's logits on labelled rows, and what hard labels make of them.
+        """Draw a teacher's logits on labelled rows, and the effective logits there.
 
         Parameters
         ----------
@@ -296,8 +296,8 @@ class EffectiveLogitsDisplay:
             The teacher's logits. One column per class for three or more classes; the axes then
             show margins for the true class.
         y : array-like of shape (n_rows,) or (n_rows, n_classes)
-            Hard labels: class indices, or shares of the classes (for two, of class 1), in which
-            case the largest share counts as the true class.
+            Hard labels: class indices, or shares of the classes (for two, of class 1). Of shares
+            the largest marks the true class.
         soft_ratio : float in (0, 1]
             Weight ρ of the soft labels.
         temperature : float > 0
@@ -404,7 +404,7 @@ def label_style(label: int) -> str:
 
 
 def overruled_label(margin: float) -> str:
-    """Return what a legend says of a correction margin."""
+    """Return the legend's text for a correction margin."""
     if np.isinf(margin):
         return " (overrules every wrong teacher)"
     return f" (overrules |$z_t$| < {margin:.2g})" if margin > 0 else " (overrules none)"
@@ -420,7 +420,7 @@ def _curves(
     """Return the display's curve arguments for every pair of soft ratio and temperature."""
     pairs = np.meshgrid(np.atleast_1d(soft_ratios), np.atleast_1d(temperatures), indexing="ij")
     ratio, temperature = (grid.ravel() for grid in pairs)
-    # (candidate, label, point, 1): the last axis of length one says that the logits are binary
+    # (candidate, label, point, 1): a last axis of length one marks binary logits
     curves = effective_logits(
         z_t[:, None],
         np.reshape(y, (1, -1, 1, 1)).astype(float),

@@ -1,4 +1,4 @@
-"""Do hard labels help? Eq. 12's answer, and beside it the measured error, which decides."""
+"""Whether hard labels help: the value of Eq. 12 beside the measured error, which decides."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ AWAY = "hard labels turn the\nweights away from it"
 
 
 class HardLabelEffectDisplay:
-    """Whether hard labels help this teacher's student: what Eq. 12 says, and what is measured.
+    """Whether hard labels help this teacher's student: by Eq. 12, and by the measured error.
 
     The left panel is Eq. 12: how the angle between the student's weight change and that of the
-    truth responds to the first hard labels mixed in, at ρ = 1. It is about an angle, not the
-    error, and its sign can be wrong about what helps. The right panel is the measured error over
-    the soft ratio ρ. **Advice on hard labels comes from the right panel**; where the two
-    disagree, the display says so.
+    truth responds to a small weight of the hard labels, at ρ = 1. It describes an angle, not the
+    error, and its sign can be misleading. The right panel is the measured error over the soft
+    ratio ρ. **Advice on hard labels comes from the right panel**; where the two disagree, the
+    display says so.
 
     Use `from_estimator`.
 
@@ -43,7 +43,7 @@ class HardLabelEffectDisplay:
         Share of held-out rows on which the student is wrong.
     n_rows : int
         Number m of held-out rows. The bars are the binomial standard error √(e (1 − e) / m) of
-        each error alone; all errors share the rows, so their differences are surer than that.
+        each error alone. All errors share the rows, so their differences are more certain.
     is_proxy : bool, default=True
         Whether labels ±1 stood in for the ground-truth logits.
     confidence_level : float, default=0.95
@@ -60,12 +60,12 @@ class HardLabelEffectDisplay:
     error_ : matplotlib ErrorbarContainer
         The error over ρ with one standard error.
     best_ : matplotlib Line2D
-        The soft ratio of the lowest error; the largest of them in a tie.
+        The soft ratio of the lowest error; in a tie, the largest.
     best_soft_ratio_ : float
         That soft ratio.
     disagree_ : bool
-        Whether Eq. 12's interval has a sign and the measured error, by more than one standard
-        error of that at ρ = 1, the other one.
+        Whether the interval of Eq. 12 excludes 0 and the measured error shows the opposite sign
+        by more than one standard error of the error at ρ = 1.
 
     See Also
     --------
@@ -142,7 +142,7 @@ class HardLabelEffectDisplay:
         return axes
 
     def _draw_effect(self, ax: Any) -> None:
-        """Draw Eq. 12 with its interval; the half planes say in words what the sign means."""
+        """Draw Eq. 12 with its interval; text in the half planes explains the sign."""
         low, high = self.interval
         self.effect_ = ax.errorbar(
             0,
@@ -166,7 +166,7 @@ class HardLabelEffectDisplay:
         ax.set_title("Eq. 12: an angle, not the error", fontsize="medium")
 
     def _draw_error(self, ax: Any) -> None:
-        """Draw the error over ρ, evenly spaced: useful soft ratios crowd towards 1."""
+        """Draw the error over ρ, evenly spaced, as useful soft ratios crowd towards 1."""
         order = np.argsort(self.soft_ratios)
         ratios = np.asarray(self.soft_ratios, dtype=float)[order]
         error = np.asarray(self.error, dtype=float)[order]
@@ -207,7 +207,7 @@ class HardLabelEffectDisplay:
         self._say_which_decides(ax, error, standard_error[-1])
 
     def _say_which_decides(self, ax: Any, error: np.ndarray, standard_error: float) -> None:
-        """Title what the error says, soft labels alone being last, and whether Eq. 12 agrees."""
+        """State in the title whether hard labels lower the error, and whether Eq. 12 agrees."""
         low, high = self.interval
         sign = int(low > 0) - int(high < 0)
         if error[-1] - error.min() > standard_error:
@@ -308,7 +308,7 @@ class HardLabelEffectDisplay:
             random_state=random_state,
         )
         low, high = effect.interval
-        # Eq. 12 is the slope in 1 − ρ; with a factor T² on the soft term that counts T² times less.
+        # Eq. 12 is the slope in 1 − ρ; a factor T² on the soft term makes it T² times smaller.
         is_squared = recipe["temperature_scaling"] == "squared"
         scale = recipe["temperature"] ** -2 if is_squared else 1.0
         path = student.prefix_path(

@@ -1,4 +1,4 @@
-"""What the displays share: matplotlib on demand, colours, and how a candidate is named."""
+"""Helpers of the displays: matplotlib on demand, colours, and the names of candidates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito (2008): told apart with every common kind of colour blindness.
+# Okabe and Ito (2008): colours that differ under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("solid", (0, (6, 2)), (0, (3, 1, 1, 1)))
 BAND = {"alpha": 0.2, "linewidth": 0}
@@ -75,7 +75,7 @@ def over_candidates(
     Parameters
     ----------
     array : array-like
-        Of ``ndim`` dimensions for one candidate, ``params`` being None; else one more.
+        Of ``ndim`` dimensions for one candidate (``params`` is None); otherwise of one more.
     params : list of dict or None
         The candidates.
     ndim : int

@@ -1,4 +1,4 @@
-"""The surface that a search went over: soft ratio × temperature, with its uncertainty."""
+"""The scores of a search over soft ratio × temperature, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sklearn_kd.inspection._plotting import axes_to_draw_on, import_pyplot
 class SelectionDisplay:
     """Held-out score over soft ratio ρ and temperature T, as found by a search.
 
-    The best cell has a star. Framed cells are within one standard error of it: as far as these
-    rows can tell they are as good. Left of the dashes, at ρ ≤ T/(1 + T), hard labels overrule every
-    error of the teacher (two classes; with three or more it is a guide).
+    The best cell has a star. Framed cells are within one standard error of it: these rows cannot
+    tell them from the best. Left of the dashed line, at ρ ≤ T/(1 + T), hard labels overrule every
+    error of the teacher. This is exact for two classes and a guide for more.
 
     Use `from_estimator`.
 
@@ -27,7 +27,7 @@ class SelectionDisplay:
     temperatures : ndarray of shape (n_temperatures,)
         Increasing temperatures.
     mean : ndarray of shape (n_temperatures, n_soft_ratios)
-        Mean held-out score; greater is better. NaN where a search has no such candidate.
+        Mean held-out score; greater is better. NaN where the search has no such candidate.
     standard_error : ndarray of shape (n_temperatures, n_soft_ratios)
         Its standard error.
     best : tuple of int

@@ -1,4 +1,4 @@
-"""A student's training rows as its frame sees them: exact copies merged."""
+"""A student's training rows with exact copies merged, as in its frame."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def merged_training_labels(student: Any) -> tuple[Tensor, Tensor]:
     teacher_logits : Tensor of shape (n,) or (n, K)
         Logits whose soft labels are the means of those of the merged rows.
     y : Tensor of shape (n,) or (n, K)
-        Share of class 1, or shares of the classes; 0 and 1 unless copies had other labels.
+        Share of class 1, or shares of the classes; 0 and 1 unless copies differ in label.
     """
     distinct = student._distinct
     teacher_logits = merged_teacher_logits(

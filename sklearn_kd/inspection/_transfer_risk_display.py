@@ -1,4 +1,4 @@
-"""How the transfer risk falls with the training rows, and what is certain about it."""
+"""How the transfer risk falls with the number of training rows, and bounds on it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from sklearn_kd.metrics._scorers import student_and_rows
 class TransferRiskDisplay:
     """Transfer risk R(n) against the number of training rows, on logarithmic axes.
 
-    The transfer risk is the share of held-out rows on which student and teacher disagree; it
+    The transfer risk is the share of held-out rows on which student and teacher disagree. It
     falls as a power law, a straight line here, as long as the rows suffice to resolve it. Below
-    1/m, one of the m held-out rows, the axis is linear, so that a risk of 0 can be drawn.
+    1/m, the risk of one row in m, the axis is linear, so that a risk of 0 can be drawn.
 
     Use `from_estimator`, or pass what
     :meth:`LinearizedKDStudent.prefix_path <sklearn_kd.LinearizedKDStudent.prefix_path>` returns.
@@ -77,7 +77,7 @@ class TransferRiskDisplay:
     upper_bounds_ : list of matplotlib Line2D
         The upper confidence bounds; empty without ``upper_bound``.
     bound_lines_ : list of matplotlib Line2D
-        Power-function bound and Theorem 1's, those that are given.
+        Those given of the power-function bound and the bound of Theorem 1.
 
     See Also
     --------
@@ -264,7 +264,7 @@ class TransferRiskDisplay:
         sizes : increasing sequence of int, default=None
             Training-set sizes. None: all from 1 to the number of distinct training rows.
         n_permutations : int, default=None
-            Number of random orders of the training rows. None: the order they have.
+            Number of random orders of the training rows. None: their order in ``fit``.
         param_grid : dict or list of dicts, default=None
             Candidates ``soft_ratio``, ``temperature``, ``temperature_scaling``, one line each.
         confidence_level : float in (0, 1), default=0.95
@@ -272,11 +272,11 @@ class TransferRiskDisplay:
             if ``sizes`` ends there. It holds for each candidate alone, not for the best of
             several. None: not drawn.
         oracle_norm : float, default=None
-            ‖Δ_w*‖₂ of the teacher in the student's kernel, from the student's initial network
-            on. Draws the power-function bound and, for two classes and ``init="zero"``, Theorem
-            1's beside it; both need a student of ``soft_ratio=1`` and the rows in the order they
-            have. They are certain where the teacher is a machine of this kernel with this norm.
-            The weight change on finitely many rows is a lower bound of the norm, and the bounds
+            ‖Δ_w*‖₂ of the teacher in the student's kernel, measured from the student's initial
+            network. Draws the power-function bound and, for two classes and ``init="zero"``, that
+            of Theorem 1. Both need a student of ``soft_ratio=1`` and the rows in their order in
+            ``fit``. They hold if the teacher is a machine of this kernel with this norm. The norm
+            of the weight change on finitely many rows is a lower bound of ‖Δ_w*‖₂, and the bounds
             drawn from it are optimistic.
         random_state : int, RandomState instance or None, default=None
             Orders of the rows.
@@ -332,7 +332,7 @@ class TransferRiskDisplay:
         if y is not None:
             extras["error"] = to_numpy(to_tensor(path.error))
         if confidence_level is not None and at[-1] == len(student.X_fit_):
-            # All rows, in any order, make one and the same student.
+            # All rows give the same student in any order.
             n_disagreements = np.round(risk[:, 0, -1] * len(z_t))
             extras["upper_bound"] = binomial_upper_bound(
                 n_disagreements, len(z_t), confidence_level
@@ -390,7 +390,7 @@ def _certificates(
         reached = u.square().cumsum(dim=1)[:, last]
         new_directions[:, block] = (squared_norms[block, None] - reached).clamp_min(0).T
     power = power_function_bound(teacher_logits, new_directions, oracle_norm, norms)
-    # Theorem 1 is about the angle to Δ_w* − Δ_wz, of which only z₀ = 0 makes a ratio of norms.
+    # Theorem 1 needs the angle to Δ_w* − Δ_wz, which is a ratio of norms only for z₀ = 0.
     if teacher_logits.ndim > 1 or student.fit_report_.init != "zero":
         return {"power_function_bound": to_numpy(power)}
     angles = feature_angles(teacher_logits, squared_norms, oracle_norm)

@@ -69,7 +69,7 @@ def feature_angles(
     ------
     ValueError
         If there are more than two classes (see :func:`power_function_bound`), a shape or a range
-        is wrong, or a logit is larger than weights of ``oracle_norm`` can make it.
+        is wrong, or a logit is too large for weights of norm ``oracle_norm``.
 
     Examples
     --------
@@ -173,8 +173,8 @@ def weight_change_angles(
         \bar\alpha_m = \alpha(\Delta_{w_*} - \Delta_{w_z}, \Delta_{\hat w, m} - \Delta_{w_z})
         \qquad (\text{Eq. 7}),
 
-    :math:`\Delta_{w_z}` being the weight change that makes all logits zero. All sizes come from
-    one triangular solve. For K classes the inner products are summed over the classes.
+    where :math:`\Delta_{w_z}` is the weight change that makes all logits zero. One triangular
+    solve serves all sizes. For K classes the inner products are summed over the classes.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def weight_change_angles(
     effective_logits : array-like of shape (N,) or (N, K)
         z_eff on the pool.
     initial_logits : array-like of shape (N,) or (N, K), default=None
-        z₀, what the network says before training. None means zero; both angles are then equal.
+        z₀, the logits before training. None means zero; both angles are then equal.
     sizes : array-like of int of shape (S,), default=None
         Training-set sizes m in 1…N; None means all.
 
@@ -202,12 +202,12 @@ def weight_change_angles(
     Notes
     -----
     Eq. 7 takes the absolute value of the cosine. Here its sign is kept: where the two weight
-    changes point away from each other (z₀ large and the student's rows few) ᾱ_m exceeds π/2 and
-    Theorem 1 gives the bound 1, whereas the supplementary angle would give a false one. For
-    acute angles there is no difference.
+    changes point away from each other (large z₀, few rows) ᾱ_m exceeds π/2 and Theorem 1 gives
+    the bound 1. The supplementary angle would give a false bound. For acute angles there is no
+    difference.
 
-    Oracle and norms are those of the pool, so both angles vanish at m = N; a pool many times
-    larger than m stands for the population.
+    Oracle and norms are those of the pool, so both angles vanish at m = N. Use a pool many times
+    larger than m to stand for the population.
 
     Examples
     --------

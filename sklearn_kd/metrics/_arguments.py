@@ -1,4 +1,4 @@
-"""Arguments of the metrics on frames: how they are read, and what is refused."""
+"""Arguments of the metrics on frames: conversion and checks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_frame(frame: Any) -> None:
 def logits_on_frame(frame: TangentFrame, value: Any, name: str) -> Tensor:
     """Return logits of the frame's rows, in its dtype and on its device; checked.
 
-    Those of K classes are brought into the gauge in which they sum to zero.
+    Logits of K classes are centred to sum to zero in each row.
     """
     logits = numbers(value, name)
     is_logits = logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] > 1)

@@ -1,4 +1,4 @@
-r"""Upper bounds on the transfer risk: Theorem 1, its predecessor, and two that bite.
+r"""Upper bounds on the transfer risk: Theorem 1, its predecessor, and two useful in practice.
 
 ==============  ======================  ==================================================
 paper           here                    shape
@@ -86,8 +86,8 @@ def phuong_lampert_bound(feature_angles: Tensor, n_rows: Tensor | int) -> Tensor
     .. math:: E\,R_n \le \min_\beta \; p(\beta) + p\bigl(\tfrac{\pi}{2} - \beta\bigr)^n .
 
     It bounds the expectation over draws of the n training rows, for distillation with soft labels
-    alone and a teacher within the student's reach. p being a step function, the minimum is taken
-    exactly, over its steps.
+    alone and a teacher that the student can represent. p is a step function, so the minimum over
+    its steps is exact.
 
     Parameters
     ----------
@@ -149,8 +149,8 @@ def power_function_bound(
     the error at x is at most ‖w_* − ŵ_n‖ = √(‖w_*‖² − ‖ŵ_n‖²) times √v_n(x), the part of φ(x)
     outside that span (the *power function* of kernel interpolation). A logit larger than this
     cannot have changed its sign. With K classes the margin between the oracle's two largest logits
-    takes the place of :math:`|z_*(x)|`, and :math:`\sqrt2` times the right-hand side that of the
-    right-hand side, the squares of the norms being summed over the classes.
+    replaces :math:`|z_*(x)|`, the right-hand side is multiplied by :math:`\sqrt2`, and the squared
+    norms are summed over the classes.
 
     It is never above Theorem 1's bound (for z₀ = 0), as v_n(x) ≤ Θ(x, x).
 
@@ -158,7 +158,7 @@ def power_function_bound(
     ----------
     effective_logits : array-like of shape (m,) or (m, K)
         z_*(x), the oracle's logits on held-out rows, including z₀(x). At ρ = 1 these are the
-        teacher's; below, the bound is on the disagreement with the sign of z_eff.
+        teacher's. For ρ < 1 the bound is on the disagreement with the sign of z_eff.
     new_directions : array-like of shape (..., m)
         v_n(x) ≥ 0 of the same rows: the second result of `TangentFrame.features`.
     oracle_norm : float > 0
@@ -176,19 +176,20 @@ def power_function_bound(
     Raises
     ------
     ValueError
-        If shapes or ranges are wrong, or ``student_norm`` exceeds ``oracle_norm``: a projection
-        cannot.
+        If shapes or ranges are wrong, or ``student_norm`` exceeds ``oracle_norm``, which is
+        impossible for a projection.
 
     Notes
     -----
-    **It is as good as ‖w_*‖.** The norm is exact when the teacher is a kernel machine in the
-    student's kernel, Σ_j a_j Θ(x, c_j), and ``soft_ratio=1``: then ‖w_*‖ = √(aᵀ Θ a). Otherwise
-    all one has is the norm on a finite pool of rows, which is a lower bound (the norm grows with
-    the pool, without limit if the teacher is not in the kernel's function space): the certificate
-    is then optimistic and may fail. :func:`binomial_upper_bound` always holds.
+    **The bound is only as good as the value of ‖w_*‖.** The norm is exact when the teacher is a
+    kernel machine in the student's kernel, Σ_j a_j Θ(x, c_j), and ``soft_ratio=1``: then
+    ‖w_*‖ = √(aᵀ Θ a). Otherwise only the norm on a finite pool of rows is known, which is a lower
+    bound. It grows with the pool, without limit if the teacher is not in the kernel's function
+    space. The certificate is then optimistic and may fail. :func:`binomial_upper_bound` always
+    holds.
 
-    It is a statement about the rows given, and carries over to others up to sampling error. A
-    student with a ridge (``ridge > 0``) is no projection, and has no such certificate.
+    The bound is about the rows given, and holds for other rows up to sampling error. A student
+    with a ridge (``ridge > 0``) is not a projection and has no such certificate.
 
     Examples
     --------
@@ -236,7 +237,7 @@ def power_function_bound(
 def binomial_upper_bound(
     n_errors: Tensor | int, n_rows: Tensor | int, confidence_level: float = 0.95
 ) -> Tensor:
-    r"""Return the exact upper confidence bound on a risk of which k errors in n were seen.
+    r"""Return the exact upper confidence bound on a risk, given k errors in n rows.
 
     The one-sided bound of Clopper and Pearson: the risk r at which k errors or fewer have
     probability 1 − c,
@@ -266,9 +267,9 @@ def binomial_upper_bound(
 
     Notes
     -----
-    Exact for rows held out of the training, which are drawn independently. Leave-one-out
-    disagreements are not independent, as their students share almost all rows; there it is an
-    approximation.
+    The bound is exact for held-out rows that are drawn independently. Leave-one-out
+    disagreements are not independent, as their students share almost all rows. For them the bound
+    is an approximation.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-r"""What hard labels do to a student of soft labels: the theorem of Eqs. 11 and 12.
+r"""The effect of hard labels on a student of soft labels: the theorem of Eqs. 11 and 12.
 
 ==============  ======================  =====================================
 paper           here                    shape, with n rows and K classes
@@ -58,10 +58,10 @@ def hard_label_effect(
     confidence_level: float = 0.95,
     random_state: int | np.random.Generator | None = None,
 ) -> dict[str, Any]:
-    r"""Return whether a little of the hard labels turns the student towards the ground truth.
+    r"""Return whether a small weight of hard labels turns the student to the ground truth.
 
-    The angle between the student's weight change and that of the ground truth moves, as the
-    weight 1 − ρ of the hard labels leaves zero, by
+    As the weight 1 − ρ of the hard labels grows from zero, the cosine of the angle between the
+    student's weight change and that of the ground truth changes at the rate
 
     .. math:: \frac{\partial \cos\alpha(\Delta_{\hat w}, \Delta_{w_g})}{\partial (1 - \rho)}
         \Big|_{\rho = 1} = \frac{\langle \Delta z_g, \delta z_h \rangle -
@@ -75,9 +75,9 @@ def hard_label_effect(
     turn the student towards the ground truth. For K classes the products are summed over the
     classes.
 
-    .. warning:: Eq. 12 speaks of the *angle* at ρ = 1, not of the error. Its sign can be wrong
-       about what helps: a teacher with many errors may get a negative one while hard labels cut
-       the student's error several times over. With labels as the proxy it measures the pull
+    .. warning:: Eq. 12 describes the *angle* at ρ = 1, not the error. Its sign can be misleading:
+       for a teacher with many errors it may be negative although hard labels reduce the
+       student's error several times over. With labels as the proxy it measures the pull
        towards these labels, and is nearly always positive. Choose ρ by the measured error, such as
        by a cross-validated search over ``soft_ratio``.
 
@@ -97,7 +97,7 @@ def hard_label_effect(
         z_g, the logits of the ground truth on the same rows. None takes the labels as a proxy:
         z_g = ±1, or for K classes the indicator of the class less 1/K.
     initial_logits : array-like of shape (n,) or (n, K), default=None
-        z₀, what the network says before training. None means zero.
+        z₀, the logits before training. None means zero.
     oracle_norm : float > 0, default=None
         ‖Δ_wg‖ where it is known, such as from a pool. None takes its norm on the frame's rows.
         It changes the value, never its sign.
@@ -123,13 +123,13 @@ def hard_label_effect(
 
     Notes
     -----
-    The bootstrap resamples the axes of the frame, all inner products jointly. Axis i carries what
-    row i adds to the rows before it (its innovation; Stoffer and Wall, 1991, resample those of a
-    time series likewise), so a replicate needs no new factorization. The interval speaks of the
-    value at this number of rows: in simulations a 95 % interval covered the mean over draws of
-    the n rows in 92 to 100 % of the draws (too often where the teacher is smooth). It does
-    **not** cover the limit of many rows, towards which the value keeps moving, nor the error of
-    labels as a proxy or of a ``ground_truth_logits`` that is itself an estimate.
+    The bootstrap resamples the axes of the frame, all inner products jointly. Axis i carries the
+    innovation of row i, which is what it adds to the rows before it. Stoffer and Wall (1991)
+    resample the innovations of a time series likewise. A replicate needs no new factorization.
+    The interval is for the value at this number of rows: in simulations a 95 % interval covered
+    the mean over draws of the n rows in 92 to 100 % of the draws (too often where the teacher is
+    smooth). It does **not** cover the limit of many rows, towards which the value keeps moving.
+    Nor does it cover the error of labels as a proxy, or of estimated ``ground_truth_logits``.
 
     Examples
     --------
@@ -168,7 +168,7 @@ def hard_label_effect(
         )
     replicates = unit * _bootstrap(terms, norm_g is None, n_bootstraps, generator)
     tails = value.new_tensor([(1 - level) / 2, (1 + level) / 2])
-    # A replicate that drew only rows on which the teacher says nothing new has no angle.
+    # A replicate whose axes all have t = 0 has no angle.
     low, high = torch.nanquantile(replicates, tails)
     return {
         "value": value,
@@ -219,7 +219,7 @@ def _columns(
 
 def _terms(frame: TangentFrame, columns: Tensor, norm_g: float | None) -> tuple[_Products, Tensor]:
     """Return the terms of the inner products along the frame's axes, and the unit of Eq. 12."""
-    # Eq. 12 is linear in h and in 1/t: taken in units in which no product leaves the range.
+    # Eq. 12 is linear in h and in 1/t: units are chosen so that no product leaves the range.
     (t, s_t), (h, s_h), (g, s_g) = map(
         _in_units, frame.coordinates(columns).double().unbind(dim=-1)
     )

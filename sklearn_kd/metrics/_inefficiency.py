@@ -21,9 +21,9 @@ def data_inefficiency(
     .. math:: \mathcal I(n) = n\,[\ln E\|\Delta_{n+1}\|_2 - \ln E\|\Delta_n\|_2]
         \qquad (\text{Eq. 10}),
 
-    the elasticity of the weight change in the number of rows: small where the rows so far
-    already determine the student. The expectation, over samples and initialisation, is inside
-    the logarithm.
+    the elasticity of the weight change in the number of rows. It is small where the rows so far
+    already determine the student. The expectation over samples and initialisation is inside the
+    logarithm.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def data_inefficiency(
         Training-set sizes in 1…n; None means all. At n itself, which has no next row,
         Eq. 10 gives its value at n − 1.
     window : float > 1, default=None
-        None: Eq. 10 as it stands, a single step, which is noisy. Otherwise its mean over a window
+        None: Eq. 10 itself, a single step, which is noisy. Otherwise its mean over a window
         of this ratio on the logarithmic axis: the slope of ln E‖Δ_m‖ against ln m between
         m/√window and m·√window, cut off at 1 and n.
 
@@ -46,7 +46,7 @@ def data_inefficiency(
     Raises
     ------
     ValueError
-        If fewer than two sizes are there, a size or the window is out of range, or a norm that is
+        If there are fewer than two sizes, a size or the window is out of range, or a norm that is
         needed is 0: a student that has not moved has no data inefficiency.
 
     Examples
@@ -135,7 +135,7 @@ def _slope_per_step(mean: Tensor, low: Tensor, high: Tensor, window: float | Non
 
 
 def _step_factor(low: Tensor, high: Tensor, window: float | None) -> Tensor:
-    """Return what turns a difference of ln E‖Δ‖ into 𝓘: m (Eq. 10), or 1 / ln(high/low)."""
+    """Return the factor from a difference of ln E‖Δ‖ to 𝓘: m (Eq. 10), or 1 / ln(high/low)."""
     if window is None:
         return low.double()
     return 1 / torch.log(high.double() / low.double())
@@ -155,8 +155,8 @@ def held_out_data_inefficiency(
     Parameters
     ----------
     squared_norm : Tensor, scalar or of shape (m,)
-        ‖Δ_n‖² of the student trained on n rows, summed over the classes; of one student, or of
-        another one for each held-out row.
+        ‖Δ_n‖² of the student trained on n rows, summed over the classes: of one student, or of
+        one student for each held-out row.
     errors : Tensor of shape (m,) or (m, K)
         r = z_eff(x) − f_n(x) on the held-out rows; r² is summed over the classes.
     new_directions : Tensor of shape (m,)

@@ -15,7 +15,7 @@ from sklearn_kd.metrics._risk import transfer_risk
 
 
 class DistillationScorer(BaseScorer):
-    """A score of a fitted student that looks at its teacher, greater is better.
+    """A score of a fitted student that uses its teacher; greater is better.
 
     Call it as ``scorer(estimator, X, y)``. ``estimator`` is a fitted student, a `Pipeline` that
     ends in one, or a search over either. In a pipeline the teacher sees what the student sees, the
@@ -24,8 +24,8 @@ class DistillationScorer(BaseScorer):
     The teacher's logits on ``X`` come from the student's ``teacher_``, or from the metadata
     ``teacher_logits`` where the student was fitted on logits and has no teacher.
 
-    The data inefficiency takes a student that was fitted with a factor of the kernel matrix,
-    ``solver="cholesky"``. Other solvers have none; the error names the solver.
+    The data inefficiency needs a student fitted with a factor of the kernel matrix,
+    ``solver="cholesky"``. For other solvers an error names the solver.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def student_and_rows(estimator: Any, X: Any = None) -> tuple[Any, Any]:
     Raises
     ------
     TypeError
-        If there is none.
+        If there is no student.
     """
     while not hasattr(estimator, "effective_decision_function"):
         if isinstance(estimator, Pipeline):

@@ -1,4 +1,4 @@
-"""Rows as estimators are given them: checked, copies merged, in memory or read block by block."""
+"""Rows of an estimator: checked, copies merged, in memory or read block by block."""
 
 from sklearn_kd.rows._copies import MergedRows, merge_rows
 

@@ -1,4 +1,4 @@
-"""Checks of what an estimator is given: rows, labels and weights."""
+"""Checks of the input of an estimator: rows, labels and weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_rows(estimator: Any, X: Any, y: Any, sample_weight: Any) -> TrainingRo
     Raises
     ------
     ValueError
-        If ``X``, ``y`` or ``sample_weight`` is not what ``estimator`` can be fitted to.
+        If ``estimator`` cannot be fitted to ``X``, ``y`` or ``sample_weight``.
     """
     X, y = plain(X), plain(y, "y")
     xp, _ = get_namespace(X)
@@ -79,7 +79,7 @@ def class_indices_of(y: Any, classes: np.ndarray) -> Tensor:
     Raises
     ------
     ValueError
-        If a label is none of them.
+        If a label is not among the classes.
     """
     y = column_or_1d(move_to(y, xp=np, device="cpu"))
     unknown = ~np.isin(y, classes)

@@ -1,8 +1,8 @@
-"""Exact duplicate rows are one row to a kernel machine: find them.
+"""Find exact duplicate rows, which are one row to a kernel machine.
 
 Two equal rows have the same feature φ(x), so a kernel matrix that holds both is singular. The
 loss (Eq. 2) is linear in the labels, so the converged student sees one row whose labels are the
-weighted means of the copies' labels; nothing is lost by merging and no ridge is needed.
+weighted means of the copies' labels. Merging loses nothing, and no ridge is needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sklearn_kd.rows._streams import RowStream
 # Odd constants of the finaliser of the splitmix64 generator, and its increment.
 _MIX = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15], dtype=np.uint64)
 
-# Entries that are hashed at a time, so that what the arithmetic leaves between stays in cache.
+# Entries that are hashed at a time, so that temporaries stay in cache.
 _ENTRIES_IN_CACHE = 2**14
 
 
@@ -89,7 +89,7 @@ def merge_rows(X: Tensor) -> MergedRows:
     """
     # + 0.0 turns -0.0 into 0.0: the two are equal but differ in their bytes.
     rows = np.ascontiguousarray((X + 0.0).cpu().numpy())
-    # Equal rows have equal sums of their bit patterns; mostly no two sums are, and that is all.
+    # Equal rows have equal sums of their bit patterns. If all sums differ, no rows are equal.
     sums = rows.view(f"i{rows.itemsize}").sum(axis=1, dtype=np.int64)
     if _all_differ(sums):
         everyone = torch.arange(len(rows), device=X.device)
@@ -106,8 +106,8 @@ def merge_rows(X: Tensor) -> MergedRows:
 def copies_in(stream: RowStream, dtype: torch.dtype) -> MergedRows:
     """Return which rows are copies of which, once rounded to ``dtype``; reads every row once.
 
-    Rows are told apart by a hash of 128 bits. Among 10⁹ different rows two share theirs with a
-    probability of 10⁻²¹.
+    Rows are told apart by a hash of 128 bits. Among 10⁹ different rows two share a hash with
+    probability 10⁻²¹.
 
     Raises
     ------

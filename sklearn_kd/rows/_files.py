@@ -1,4 +1,4 @@
-"""Files of arrays, read without trust: what is damaged ends in a ValueError that names the file.
+"""Untrusted files of arrays: a damaged file raises a ValueError that names it.
 
 Nothing is ever unpickled.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-# What numpy and zipfile raise on bytes that are no array, and the system on files it cannot read.
+# Errors of numpy and zipfile on bytes that are no array, and of the system on unreadable files.
 _DAMAGED = (
     EOFError,
     KeyError,
@@ -46,7 +46,7 @@ def read_archive(path: Path, names: Iterable[str], *, what: str) -> dict[str, np
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged, or lacks one of the arrays.
+        If the file is damaged, or lacks one of the arrays.
     """
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
@@ -72,7 +72,7 @@ def map_array(path: Path, *, what: str) -> np.memmap:
 
 
 def shape_and_dtype(path: Path, name: str, *, what: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Return these of a ``.npy`` file, or of the array ``name`` of a ``.npz`` file, unread.
+    """Return both for a ``.npy`` file or the array ``name`` of a ``.npz`` file, without its data.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def _read_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], 
             raise ValueError(f"its format {version} is unknown")
         shape, _, dtype = _READ_HEADER[version](member)
         size = member.tell() + dtype.itemsize * math.prod(shape)
-    # Or else a damaged header would ask for any amount of memory.
+    # Otherwise a damaged header could request any amount of memory.
     if not dtype.hasobject and archive.getinfo(member_name).file_size != size:
         raise ValueError(f"its array {name!r} is not of the announced length")
     return shape, dtype, size

@@ -1,4 +1,4 @@
-"""Parts of a stream of rows: where some consecutive rows are, and how to get at them.
+"""Parts of a stream of rows: where some consecutive rows are, and how to load them.
 
 A part knows how many rows it has, loads them when asked, and can be narrowed to some of them. It
 is picklable, and holds no more than it needs, so that it can be sent to another process.
@@ -25,7 +25,7 @@ class Part(ABC):
 
     @abstractmethod
     def load(self) -> Any:
-        """Return the rows: what has a shape, and can be indexed by a slice or row numbers."""
+        """Return the rows, with a shape and indexing by a slice or by row numbers."""
 
     def between(self, start: int, stop: int) -> Part:
         """Return the rows from ``start`` on, before ``stop``."""
@@ -38,7 +38,7 @@ class Part(ABC):
 
 @dataclass(frozen=True)
 class ArrayPart(Part):
-    """Rows of an array, or of a memory map, of which a pickle holds the rows themselves."""
+    """Rows of an array or a memory map; a pickle holds the rows themselves."""
 
     array: Any
 
@@ -74,14 +74,14 @@ class FilePart(Part):
         object.__setattr__(self, "stamp", _stamp(self.path))
 
     def require_unchanged(self) -> None:
-        """Raise where the file is not what it was.
+        """Raise if the file has changed.
 
         Reading a memory map of a file that has been cut short would end the process.
 
         Raises
         ------
         ValueError
-            Which names the file.
+            If the file has changed; the error names it.
         """
         try:
             size, written = _stamp(self.path)
@@ -110,7 +110,7 @@ class FilePart(Part):
 
 @dataclass(frozen=True)
 class MappedRows:
-    """Rows of a memory-mapped file, which is looked at before they are read."""
+    """Rows of a memory-mapped file, which is checked for changes before each read."""
 
     part: FilePart
     array: np.ndarray
@@ -190,7 +190,7 @@ class SelectedPart(Part):
         return Selection(self.part.load(), self.numbers)
 
     def between(self, start: int, stop: int) -> Part:
-        """Return some of the rows, of no more than the part that holds them."""
+        """Return some of the rows, from only that range of the part that holds them."""
         numbers = self.numbers[start:stop]
         first = int(numbers[0])
         return SelectedPart(self.part.between(first, int(numbers[-1]) + 1), numbers - first)
@@ -198,7 +198,7 @@ class SelectedPart(Part):
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows ``numbers`` of ``values``, of which those that are asked for are read."""
+    """Rows ``numbers`` of ``values``; only those indexed are read."""
 
     values: Any
     numbers: np.ndarray

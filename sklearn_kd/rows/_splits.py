@@ -1,4 +1,4 @@
-"""Splits of rows into training and test rows, by whatever `check_cv` made of ``cv``."""
+"""Splits of rows into training and test rows, by the splitter that `check_cv` returned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def splits_of(splitter: Any, labels: np.ndarray, *, cv: Any) -> list[tuple[np.nd
     Raises
     ------
     ValueError
-        If the splitter cannot split them; one that needs groups is told how to be given them.
+        If the splitter cannot split them. If it needs groups, the error says how to pass them.
 
     Examples
     --------

@@ -22,7 +22,7 @@ from sklearn_kd.rows._parts import NO_ROWS, ArrayPart, DaskPart, FilePart, Part
 
 _SUFFIXES = (".npy", ".npz")
 
-# The size of a block where nothing else decides it: 16 MiB of float64, but at most so many rows.
+# The default size of a block: 16 MiB of float64, but at most this many rows.
 _BLOCK_BYTES, _MOST_BLOCK_ROWS = 16 * 2**20, 65_536
 
 
@@ -86,7 +86,7 @@ class RowStream:
     def digest(self, dtype: torch.dtype) -> bytes:
         """Return a checksum of all rows, rounded to ``dtype``.
 
-        Reads every row, unless `digested_blocks` has been through them.
+        Reads every row, unless `digested_blocks` has already read them all.
         """
         if dtype not in self._digests:
             for _ in self.digested_blocks(dtype):
@@ -94,7 +94,7 @@ class RowStream:
         return self._digests[dtype]
 
     def digested_blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """Yield `blocks`, and know the checksum of all rows after the last of them."""
+        """Yield `blocks`, and store the checksum of all rows after the last block."""
         checksum = hashlib.sha256(str((self.shape, dtype)).encode())
         for rows, X in self.blocks(dtype=dtype):
             checksum.update(np.ascontiguousarray(to_numpy(X)).data)
@@ -111,13 +111,13 @@ class RowStream:
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield (rows, X) for consecutive blocks of at most ``n_block_rows`` rows.
 
-        None is what 16 MiB hold, but at most 65536. Blocks do not reach over the edge of a part,
-        so they are the same whatever ``start`` is, the first row of one of them.
+        None means as many as 16 MiB hold, but at most 65536. A block does not cross the edge of a
+        part. ``start`` must be the first row of a block, and does not change the blocks after it.
 
         Raises
         ------
         ValueError
-            If a row holds NaN or infinity, or a part has another shape than announced.
+            If a row holds NaN or infinity, or the shape of a part is not as announced.
         """
         if n_block_rows is None:
             n_block_rows = min(_MOST_BLOCK_ROWS, max(1, _BLOCK_BYTES // (8 * self.n_features)))

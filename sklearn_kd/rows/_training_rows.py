@@ -82,7 +82,7 @@ def distinct_rows(rows: TrainingRows, copies: MergedRows | None = None) -> Disti
 
 
 def rows_report(rows: TrainingRows, distinct: DistinctRows) -> dict[str, Any]:
-    """Return what every fit reports: how many rows became what, and where it was computed."""
+    """Return the report of every fit: the numbers of rows, and where it was computed."""
     return {
         "n_rows": len(rows.labels),
         "n_distinct_rows": distinct.merged.n_distinct,

@@ -1,6 +1,6 @@
-r"""What every way of training in function space needs: products with Θ and loss derivatives.
+r"""Shared parts of training in function space: products with Θ and loss derivatives.
 
-A network in the wide limit is f = Θ(·, X) a, so training it means finding dual coefficients a.
+In the wide limit a network is f = Θ(·, X) a, so training finds the dual coefficients a.
 
 ======  ============================================  ==============================
 symbol  meaning                                       name, shape
@@ -26,13 +26,13 @@ __all__ = ["CurvatureRoot", "KernelProduct", "residual"]
 
 
 class KernelProduct:
-    """The map a -> K a / unit, counting how often it is applied: products are what training costs.
+    """The map a -> K a / unit. It counts its products, which are the cost of training.
 
     Parameters
     ----------
     kernel_matrix : Tensor of shape (n, n)
     unit : float, default=1.0
-        A number of the size of the kernel's values, where these may be extreme.
+        A number of the size of the kernel's values, which may be extreme.
     """
 
     def __init__(self, kernel_matrix: Tensor, unit: float = 1.0) -> None:
@@ -104,7 +104,7 @@ class CurvatureRoot:
         """Return Mᵀ x."""
         if self.probabilities is None:
             return self.scale * vector
-        # Only differences between classes count; from the likeliest one they do not cancel.
+        # Only differences between classes count; from the likeliest class they do not cancel.
         differences = vector - vector.gather(1, self.likeliest)
         mean = (self.probabilities * differences).sum(dim=1, keepdim=True)
         return self.scale * (differences - mean)

@@ -36,10 +36,10 @@ from sklearn_kd.training._krylov_space import MAX_KRYLOV_DIMENSION, KrylovSpace
 
 __all__ = ["FlowInfo", "gradient_flow", "squared_error_targets"]
 
-# Between two stopping times. 400 rows with labels at random take 3000 to time 1e10; 20 rows, whose
-# products cost next to nothing, 8000 to the longest time that there is.
+# Between two stopping times. 400 rows with random labels take 3000 products to time 1e10; 20 rows,
+# whose products are cheap, take 8000 to the longest time allowed.
 MAX_PRODUCTS = 10_000
-# The flow slows down as 1 / t: a step so far below t is one that rounding asks for.
+# The flow slows down as 1 / t, so only rounding makes a step this small relative to t.
 LEAST_RELATIVE_STEP = 1e-6
 MAX_ROUNDING = 0.1  # of the logits; step sizes cannot be controlled much beyond
 # Three Krylov spaces at a time, each with a basis and its images under K, in copies of the labels.
@@ -47,14 +47,14 @@ KRYLOV_COPIES = 6 * MAX_KRYLOV_DIMENSION
 
 
 class FlowInfo(NamedTuple):
-    """What an integration cost.
+    """Cost of an integration.
 
     Parameters
     ----------
     n_products : int
         Products with the kernel matrix.
     n_steps, n_rejected : int
-        Steps taken, and steps tried in vain.
+        Steps taken, and steps rejected.
     """
 
     n_products: int
@@ -136,11 +136,11 @@ def gradient_flow(
     loss : {"log_loss", "squared_error"}, default="log_loss"
     tol : float, default=3e-4
         Bound, per step, on the third-order estimate of the error in the logits f, as a multiple of
-        1 + \|f\|. The result is of fifth order: at the default its error after all steps was at
-        most 4e-5 where compared with a reference.
+        1 + \|f\|. The result is of fifth order. At the default its error after all steps was at
+        most 4e-5 in comparisons with a reference.
     report : callable, default=None
-        Called after each step with the fraction of the way to the last stopping time, on a scale
-        that is logarithmic beyond the first step, as the steps grow with time.
+        Called after each step with the fraction of the way to the last stopping time. As steps
+        grow with time, the scale is logarithmic beyond the first step.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def gradient_flow(
         If ``stopping_times`` do not increase, ``tol`` is beyond the dtype, or the kernel matrix
         has non-finite entries; for the log loss also if a stopping time, in units of the time in
         which a logit moves by one at the start, is beyond 4e102 (float64) or 4e12 (float32):
-        residuals of separable rows fall as 1 / t, and squares of what is made of them would leave
+        residuals of separable rows fall as 1 / t, and squares of derived quantities would leave
         the range of the dtype.
     NotPSDError
         If the kernel matrix shows a negative eigenvalue.
@@ -167,8 +167,8 @@ def gradient_flow(
     -----
     IllConditionedWarning
         If coefficients are so large that rounding in K a moves logits by more than
-        ``10 * tol * (1 + |f|)``. The cause is rows that the kernel does not tell apart, but that
-        have different labels: their coefficients grow in proportion to time.
+        ``10 * tol * (1 + |f|)``. The cause is rows with different labels that the kernel cannot
+        tell apart: their coefficients grow in proportion to time.
 
     Notes
     -----
@@ -215,7 +215,7 @@ def _increasing(stopping_times: list[float] | np.ndarray) -> list[float]:
 
 
 class _Integration:
-    """A flow on its way: the state (a, K a) at time t, and the length of the next step."""
+    """An integration in progress: the state (a, K a) at time t, and the next step's length."""
 
     def __init__(self, flow: _Flow, times: list[float], tol: float) -> None:
         self.flow, self.tol = flow, tol
@@ -249,7 +249,7 @@ class _Integration:
             if report is not None:
                 start, end = math.log(self.first), math.log(self.ends[-1] + self.first)
                 report((math.log(self.t + self.first) - start) / (end - start))
-        self.state[1] = flow.product(self.state[0])  # drops the rounding the steps have gathered
+        self.state[1] = flow.product(self.state[0])  # drops accumulated rounding
         coefs = self.state[0] / flow.unit
         if not coefs.isfinite().all():
             raise FloatingPointError(
@@ -270,7 +270,7 @@ class _Integration:
         self.first = min(self.step, stopping_time)
 
     def _advance(self, space: KrylovSpace, stopping_time: float) -> None:
-        """Take one step, at most up to a stopping time, that is as accurate as asked."""
+        """Take one step within the tolerance, at most up to a stopping time."""
         while True:
             remaining = stopping_time - self.t
             # Two equal steps rather than a full one and a sliver.
@@ -338,9 +338,9 @@ class _Integration:
 
 
 def _rounding(state: Tensor) -> float:
-    """Return about how much rounding in K a moves logits, as a multiple of 1 + |f|."""
-    # K has entries up to 1 here, and the errors of its products random signs. Within a factor of
-    # two of the error where measured, from 1e-5 to 0.1 (single against double precision).
+    """Estimate how far rounding in K a moves logits, as a multiple of 1 + |f|."""
+    # K has entries up to 1 here, and the errors of its products have random signs. The estimate was
+    # within a factor of two of measured errors from 1e-5 to 0.1 (single against double precision).
     moved = torch.finfo(state.dtype).eps * torch.linalg.vector_norm(state[0], dim=0).max()
     return (moved / (1 + state[1].abs().max())).item()
 

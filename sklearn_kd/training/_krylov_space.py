@@ -90,8 +90,8 @@ class KrylovSpace:
             raise FloatingPointError("gradient flow: a product with kernel_matrix is not finite.")
         eps = torch.finfo(following.dtype).eps
         self.ritz, self.rotation = eigh_tridiagonal(self.diagonal, self.off_diagonal[:-1])
-        # Kernels of low rank have zero eigenvalues, which rounding of K makes negative; a vector
-        # may have no part along the others.
+        # Rounding of K makes zero eigenvalues of low-rank kernels negative. A vector may have no
+        # part along the other eigenvectors.
         if self.ritz[0] < -math.sqrt(eps) * max(self.ritz[-1], self.root.largest_squared):
             raise NotPSDError(
                 "kernel_matrix is not positive semi-definite: the curvature Mᵀ K M has eigenvalues "
@@ -112,7 +112,7 @@ class KrylovSpace:
         return step * abs(self.coefficients(order, step)[-1].item()) * image.abs().max().item()
 
     def resolve(self, order: int, step: float, accuracy: float) -> bool:
-        """Extend until ``h phi_order(h J) v`` is as accurate as asked; tell whether it is."""
+        """Extend until ``h phi_order(h J) v`` reaches the accuracy; return whether it did."""
         while not self.exhausted:
             if self.diagonal and self.last_term(order, step) <= accuracy:
                 return True

@@ -1,12 +1,12 @@
 r"""Training in function space to convergence: the minimum of the log loss plus a ridge.
 
-    J(a) = Σ_i w_i ℓ(y_i, f_i) + ridge/2 aᵀ K a,   f = K a,
+    J(a) = Σ_i w_i ℓ(y_i, f_i) + λ/2 aᵀ K a,   f = K a,
 
 (symbols as in `_function_space`, with raw weights w in place of ω) is convex, and stationary where
-w r(K a) = ridge a. Newton's method with conjugate gradients serves two classes and many alike and
-needs K only in products. scipy's minimizers do not fit: in a, the Hessian K W K + ridge K squares
-the condition number of K; whitened by a Cholesky factor they would take a second n² array, the
-jitter of a factorization, and stay on the CPU.
+w r(K a) = λ a. Newton's method with conjugate gradients serves two classes and many alike and needs
+K only in products. scipy's minimizers do not fit: in a, the Hessian K W K + λ K squares the
+condition number of K. Whitening by a Cholesky factor would need a second n² array and the jitter of
+a factorization, and would stay on the CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class MinimumInfo(NamedTuple):
     converged : bool
         Whether ``residual`` came down to the tolerance.
     residual : float
-        Norm of w r(K a) - ridge a over that of w r(K a), with K a multiplied afresh.
+        Norm of w r(K a) - λ a over that of w r(K a), with K a computed afresh.
     n_iter : int
         Newton steps.
     n_products : int
@@ -65,7 +65,7 @@ def ridge_minimum(
 ) -> tuple[Tensor, MinimumInfo]:
     r"""Minimize the log loss of a kernel machine with a ridge on its squared RKHS norm.
 
-    .. math:: \min_a \; \sum_i w_i\, \ell\bigl(y_i, (K a)_i\bigr) + \tfrac{\alpha}{2} a^\top K a
+    .. math:: \min_a \; \sum_i w_i\, \ell\bigl(y_i, (K a)_i\bigr) + \tfrac{\lambda}{2} a^\top K a
 
     with the binary cross-entropy or, for C classes, the cross-entropy of the softmax (the ridge
     summed over classes). It is :class:`sklearn.linear_model.LogisticRegression` with
@@ -81,7 +81,7 @@ def ridge_minimum(
     weights : Tensor of shape (n,)
         Positive row weights, 1 for an unweighted row.
     ridge : float
-        Ridge, positive.
+        Ridge λ, positive.
     tol : float, default=1e-8
         Largest relative residual of stationarity; in float32 no less than 1e-4.
 
@@ -136,9 +136,9 @@ def _newton_direction(
     product: KernelProduct, root: CurvatureRoot, gap: Tensor, ridge: float, accuracy: float
 ) -> tuple[Tensor, Tensor]:
     """Return the direction and K times it, with a residual of ``accuracy`` times the gap."""
-    # (W K + ridge I) d = g,  g = w r(K a) - ridge a,  W = M Mᵀ
-    # d = (g - M x) / ridge,  (ridge I + Mᵀ K M) x = Mᵀ K g  by conjugate gradients.
-    # If ρ is the residual in x, then M ρ / ridge is that in d: no inverse of K or M anywhere.
+    # (W K + λ I) d = g,  g = w r(K a) - λ a,  W = M Mᵀ
+    # d = (g - M x) / λ,  (λ I + Mᵀ K M) x = Mᵀ K g  by conjugate gradients.
+    # If ρ is the residual in x, then M ρ / λ is that in d: no inverse of K or M is needed.
     gap_image = product(gap)
     if not gap_image.isfinite().all():
         raise ValueError("kernel_matrix has non-finite entries.")
