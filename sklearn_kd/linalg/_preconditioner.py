@@ -13,7 +13,7 @@ M                     F Fᵀ + diag(D)
 H      ``reduction``  (n, k) C⁻¹ = (I − H Hᵀ) D^(−1/2)
 =====  =============  =====================================================================
 
-A − F Fᵀ has n − k eigenvalues that matter, and a multiple of the identity serves for them. μ is
+Θ − F Fᵀ has n − k eigenvalues that matter, and a multiple of the identity serves for them. μ is
 their mean, whatever the ridge. So ridge = 0 needs no special case.
 """
 
