@@ -170,11 +170,13 @@ def block_pcg(
     n_iter, n_products, stopped = _iterate(recursion, exact, tol, max_iter, on_iteration)
     if stopped == "converged" and targets[out_of_reach].any():
         stopped = "precision"
+    solution = compressed.expand(recursion.X)
+    require_in_range(solution.to(exact.dtype), exact)
     nonzero = compressed.norms > 0
     product = compressed.expand(compressed.basis - recursion.R)  # A X: R has just been replaced
     residual = (targets - product) / torch.where(nonzero, compressed.norms, 1.0)
     return PCGResult(
-        solution=compressed.expand(recursion.X),
+        solution=solution,
         residuals=torch.linalg.vector_norm(residual, dim=0).where(nonzero, 0.0),
         product=product,
         energy_errors=recursion.energy_errors(residual).mul_(compressed.norms),
@@ -338,12 +340,7 @@ class _Recursion:
     def replace_residual(self, exact: KernelOperator) -> None:
         """Replace the R of the recursion by B − A X."""
         X = self.X.to(exact.dtype)
-        if not X.isfinite().all():
-            raise ValueError(
-                f"Solving with the kernel matrix leaves the range of {exact.dtype}: its entries "
-                f"are at most {exact.diag().amax().item():.3g}, against targets of order one. "
-                "Scale the inputs so that kernel values are of order one."
-            )
+        require_in_range(X, exact)
         self.R = self.compressed.basis - exact.matmat(X).double()
         self.R_ = self.preconditioner.solve(self.R)
 
@@ -380,6 +377,16 @@ class _Recursion:
         quotient = torch.where(fall > 9 * last, fall / gained, math.inf)
         q = quotient[gained > 0].amin() if (gained > 0).any() else torch.ones_like(last[0])
         return (last / q.where(q.isfinite(), torch.ones_like(q))).sqrt()
+
+
+def require_in_range(solution: Tensor, operator: KernelOperator) -> None:
+    """Raise `ValueError` unless the solution is finite in the dtype of the operator."""
+    if not solution.isfinite().all():
+        raise ValueError(
+            f"Solving with the kernel matrix leaves the range of {operator.dtype}: its entries "
+            f"are at most {operator.diag().amax().item():.3g}, against targets of order one. "
+            "Scale the inputs so that kernel values are of order one."
+        )
 
 
 def orthonormal_basis(columns: Tensor) -> Tensor:
