@@ -68,6 +68,13 @@ def test_without_a_random_state_any_landmarks_will_do(tmp_path, small_blocks):
         assert resumed.report.resumed_at_row == 160
 
 
+def test_any_draw_stands_for_every_random_state():
+    seeds = {LandmarkChoice(9, random_state=state, any_draw=True).seed for state in (None, 0, 7)}
+    assert len(seeds) == 1
+    drawn = {LandmarkChoice(9, random_state=state).seed for state in (None, 0, 7)}
+    assert len(drawn) == 3
+
+
 def other_passes():
     """Return (what differs, arguments, options) of passes that are not ``problem()``'s."""
     X, targets = problem()
