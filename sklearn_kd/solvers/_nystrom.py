@@ -106,7 +106,9 @@ class Nystrom(Solver):
     def check_options(self) -> None:
         """Raise unless the options are valid, and the checkpoint can be written."""
         super().check_options()
-        self.checkpoints()
+        checkpoint = self.checkpoints()
+        if checkpoint is not None:
+            checkpoint.require_writable()
 
     def planned_bytes(self, size: Size, memory_limit: float | str) -> int:
         """Return the peak bytes of the choice of landmarks, the pass and its solution."""
@@ -135,12 +137,8 @@ class Nystrom(Solver):
         return int(check_random_state(self.random_state).randint(2**31))
 
     def checkpoints(self) -> Checkpoint | None:
-        """Return where passes are written, after checking that they can be."""
-        if self.checkpoint is None:
-            return None
-        checkpoint = Checkpoint(Path(self.checkpoint))
-        checkpoint.require_writable()
-        return checkpoint
+        """Return where passes are written."""
+        return None if self.checkpoint is None else Checkpoint(Path(self.checkpoint))
 
     def pass_over(
         self,
