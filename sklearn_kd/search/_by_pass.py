@@ -119,6 +119,8 @@ class SearchByPass(CandidateSearch):
 
     def posed(self, problem: Problem, candidate: Candidate) -> PosedStudent:
         """Return the problem of one candidate on all rows."""
+        if self._last is not None and self._last.kernel == candidate.kernel:
+            return problem.posed(candidate, self._last.initial_logits)
         return problem.posed(candidate, self._initial_logits(candidate.kernel))
 
     def solve(
