@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -53,9 +54,11 @@ class Grid:
         ValueError
             If an axis is empty, repeats itself, or leaves its range.
         """
-        soft_ratios = _axis("soft_ratios", soft_ratios, "numbers in (0, 1]", 0, 1)
-        temperatures = _axis("temperatures", temperatures, "positive numbers", 0, np.inf)
-        ridges = _axis("ridges", ridges, "numbers of at least 0", -np.finfo(float).tiny, np.inf)
+        soft_ratios = _axis(
+            "soft_ratios", soft_ratios, "numbers in (0, 1]", lambda rho: (rho > 0) & (rho <= 1)
+        )
+        temperatures = _axis("temperatures", temperatures, "positive numbers", lambda t: t > 0)
+        ridges = _axis("ridges", ridges, "numbers of at least 0", lambda ridge: ridge >= 0)
         is_list = isinstance(kernel, (list, tuple))
         kernels = list(kernel) if is_list else [kernel]
         if not kernels:
@@ -110,12 +113,17 @@ class Grid:
         ]
 
 
-def _axis(name: str, given: Any, what: str, above: float, most: float) -> list[float]:
+def _axis(
+    name: str, given: Any, what: str, in_range: Callable[[np.ndarray], np.ndarray]
+) -> list[float]:
     values = np.asarray(given, dtype=float)
-    valid = values.ndim == 1 and len(values) > 0 and np.isfinite(values).all()
-    if valid:
-        in_range = (values > above) & (values <= most)
-        valid = in_range.all() and len(np.unique(values)) == len(values)
+    valid = (
+        values.ndim == 1
+        and len(values) > 0
+        and np.isfinite(values).all()
+        and in_range(values).all()
+        and len(np.unique(values)) == len(values)
+    )
     if not valid:
         raise ValueError(f"{name}={given!r} must be a sequence of distinct {what}.")
     return values.tolist()
