@@ -25,7 +25,7 @@ from sklearn_kd.search._problem import Problem, Setting
 from sklearn_kd.search._protocol import CandidateSearch
 from sklearn_kd.search._scores import FoldScores
 from sklearn_kd.solvers import PCG, Cholesky, Nystrom
-from sklearn_kd.solvers._choice import named_solver, require_no_options_of_a_name
+from sklearn_kd.solvers._choice import TakesSolver, named_solver
 from sklearn_kd.solvers._system import Solver
 from sklearn_kd.students._posed import default_teacher, read_rows
 from sklearn_kd.students._student import LinearizedKDStudent
@@ -54,7 +54,7 @@ _OF_THE_BEST = (
 )
 
 
-class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
+class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
     r"""The linearized student with ρ, T, ridge and kernel chosen by cross-validation.
 
     ρ and T change only the right-hand side of Θ a = z_eff, so the whole grid costs one factor per
@@ -241,27 +241,6 @@ class LinearizedKDStudentCV(CallbackSupportMixin, LogitClassifier):
         self.device = device
         self.dtype = dtype
         self.memory_limit = memory_limit
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters, also those of a solver, kernel or teacher: ``solver__tol=1e-8``.
-
-        Parameters
-        ----------
-        **params : dict
-            Parameters by name.
-
-        Returns
-        -------
-        self : LinearizedKDStudentCV
-            The search.
-
-        Raises
-        ------
-        ValueError
-            If a parameter does not exist, or is an option of a solver that is given by name.
-        """
-        require_no_options_of_a_name(self.solver, params)
-        return super().set_params(**params)
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, teacher_logits: Any = None) -> Self:

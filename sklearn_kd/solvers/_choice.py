@@ -15,7 +15,9 @@ solver        what it finds                         what it holds
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
+
+from sklearn.base import BaseEstimator
 
 from sklearn_kd._memory import budget_bytes, format_bytes, require
 from sklearn_kd._sklearn import StrOptions
@@ -88,19 +90,35 @@ def choose_solver(
     return first
 
 
-def require_no_options_of_a_name(solver: Any, params: dict[str, Any]) -> None:
-    """Raise if ``set_params`` is given options of a solver that is only a name.
+class TakesSolver(BaseEstimator):
+    """Base of the estimators with a parameter ``solver``: a name, or an object with options."""
 
-    Raises
-    ------
-    ValueError
-        If a key of ``params`` is ``solver__<option>`` and the solver is a string.
-    """
-    solver = params.get("solver", solver)
-    options = [key for key in params if key.startswith("solver__")]
-    if options and isinstance(solver, str):
-        known = BY_NAME.get(solver, Cholesky).__name__
-        raise ValueError(
-            f"{options[0]} cannot be set while solver={solver!r} is a name; set solver to an "
-            f"object first, such as solver={known}() of sklearn_kd.solvers."
-        )
+    solver: str | Solver
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, also those of a solver, kernel or teacher: ``solver__tol=1e-8``.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by name.
+
+        Returns
+        -------
+        self : estimator
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            If a parameter does not exist, or is an option of a solver that is given by name.
+        """
+        solver = params.get("solver", self.solver)
+        options = [key for key in params if key.startswith("solver__")]
+        if options and isinstance(solver, str):
+            known = BY_NAME.get(solver, Cholesky).__name__
+            raise ValueError(
+                f"{options[0]} cannot be set while solver={solver!r} is a name; set solver to an "
+                f"object first, such as solver={known}() of sklearn_kd.solvers."
+            )
+        return super().set_params(**params)

@@ -33,7 +33,7 @@ from sklearn_kd.kernels._tiles import product
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.rows._checking import class_indices_of
 from sklearn_kd.rows._training_rows import rows_report
-from sklearn_kd.solvers._choice import CONSTRAINT, require_no_options_of_a_name
+from sklearn_kd.solvers._choice import CONSTRAINT, TakesSolver
 from sklearn_kd.solvers._cholesky import Cholesky
 from sklearn_kd.solvers._frame_cache import frames
 from sklearn_kd.solvers._system import Solution, Solver, require_finite
@@ -43,7 +43,7 @@ from sklearn_kd.students._prefix_path import prefix_path
 from sklearn_kd.teachers._teaching import logits_on_new_rows
 
 
-class LinearizedKDStudent(TangentKernelClassifier):
+class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
     """Student of knowledge distillation, linearized: the closed form of a wide network.
 
     The student minimises ρ H(σ(z_t/T), σ(z/T)) + (1 − ρ) H(y, σ(z)) on every training row (Eq. 2).
@@ -223,27 +223,6 @@ class LinearizedKDStudent(TangentKernelClassifier):
         self.device = device
         self.dtype = dtype
         self.memory_limit = memory_limit
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters, also those of a solver, kernel or teacher: ``solver__tol=1e-8``.
-
-        Parameters
-        ----------
-        **params : dict
-            Parameters by name.
-
-        Returns
-        -------
-        self : LinearizedKDStudent
-            The student.
-
-        Raises
-        ------
-        ValueError
-            If a parameter does not exist, or is an option of a solver that is given by name.
-        """
-        require_no_options_of_a_name(self.solver, params)
-        return super().set_params(**params)
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, teacher_logits: Any = None) -> Self:
