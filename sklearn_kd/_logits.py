@@ -68,7 +68,7 @@ def centred(logits: Tensor) -> Tensor:
     Examples
     --------
     >>> import torch
-
+    >>> from sklearn_kd._logits import centred
     >>> centred(torch.tensor([[1.0, 2.0, 6.0]])).tolist()
     [[-2.0, -1.0, 3.0]]
     """
@@ -104,7 +104,7 @@ def hard_labels(indices: Tensor, n_columns: int) -> Tensor:
     Examples
     --------
     >>> import torch
-
+    >>> from sklearn_kd._logits import hard_labels
     >>> hard_labels(torch.tensor([2, 0]), 3).tolist()
     [[0, 0, 1], [1, 0, 0]]
     """

@@ -13,6 +13,8 @@ def on_device(module: nn.Module, device: torch.device) -> nn.Module:
 
     Examples
     --------
+    >>> import torch
+    >>> from sklearn_kd._modules import on_device
     >>> module = torch.nn.Linear(2, 1)
     >>> on_device(module, torch.device("cpu")) is module
     True

@@ -28,7 +28,7 @@ def full_precision() -> Iterator[None]:
     Examples
     --------
     >>> import torch
-
+    >>> from sklearn_kd.kernels._precision import full_precision
     >>> with full_precision():
     ...     product = torch.ones(2, 2) @ torch.ones(2, 2)
     """

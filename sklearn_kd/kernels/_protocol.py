@@ -23,7 +23,6 @@ class KernelFunction(ABC):
     --------
     >>> import torch
     >>> from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
-
     >>> X, V = torch.eye(3), torch.ones(3, 1)
     >>> product = InfiniteKernel().matmat(X, X, V)
     >>> torch.allclose(product, InfiniteKernel().gram(X) @ V)

@@ -151,7 +151,7 @@ def block_pcg(
     --------
     >>> import torch
     >>> from sklearn_kd.linalg._operator import DenseOperator
-
+    >>> from sklearn_kd.linalg._block_cg import block_pcg
     >>> A = torch.diag(torch.tensor([1.0, 2.0, 3.0]).double())
     >>> result = block_pcg(DenseOperator(A), torch.ones(3, 1).double(), tol=1e-12)
     >>> result.solution.T

@@ -61,7 +61,7 @@ def compress(targets: Tensor, tol: float) -> CompressedTargets:
     Examples
     --------
     >>> import torch
-
+    >>> from sklearn_kd.linalg._compression import compress
     >>> t = torch.linspace(-1, 1, 50, dtype=torch.float64)[:, None]
     >>> grid = torch.cat([t, t.sin(), 1e-8 * t.sin(), 3 * t, 0 * t], dim=1)
     >>> compressed = compress(grid, 1e-6)

@@ -191,7 +191,7 @@ class RestrictedStudent:
     >>> import torch
     >>> from sklearn_kd.kernels import NTK
     >>> from sklearn_kd.linalg import TangentFrame
-
+    >>> from sklearn_kd.linalg._landmarks import LandmarkBasis, RestrictedStudent, RowSums
     >>> X = torch.linspace(-2, 2, 100, dtype=torch.float64).reshape(50, 2)
     >>> targets, kernel = X.sin(), NTK().to_torch()
     >>> basis, sums = LandmarkBasis(kernel, X), RowSums.zeros(50, 2, X.device)

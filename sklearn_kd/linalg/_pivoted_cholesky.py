@@ -86,7 +86,7 @@ def randomly_pivoted_cholesky(
     --------
     >>> import torch
     >>> from sklearn_kd.linalg._operator import DenseOperator
-
+    >>> from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
     >>> A = DenseOperator(torch.outer(torch.arange(4.0), torch.arange(4.0)))
     >>> result = randomly_pivoted_cholesky(A, 3, generator=torch.Generator().manual_seed(0))
     >>> result.factor.shape, result.trace

@@ -81,7 +81,7 @@ class LowRankPreconditioner:
     >>> import torch
     >>> from sklearn_kd.linalg._operator import DenseOperator
     >>> from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
-
+    >>> from sklearn_kd.linalg._preconditioner import LowRankPreconditioner
     >>> A = torch.diag(torch.tensor([100.0, 50.0, 1.0, 1.0, 1.0]).double())
     >>> generator = torch.Generator().manual_seed(0)
     >>> partial = randomly_pivoted_cholesky(DenseOperator(A), 2, generator=generator)
@@ -171,7 +171,7 @@ class SingleFactor:
     >>> from sklearn_kd.kernels import NTK
     >>> from sklearn_kd.linalg._operator import TiledOperator
     >>> from sklearn_kd.linalg._block_cg import block_pcg
-
+    >>> from sklearn_kd.linalg._preconditioner import SingleFactor
     >>> X = torch.linspace(-2, 2, 100, dtype=torch.float64).reshape(50, 2)
     >>> kernel = NTK().to_torch()
     >>> result = block_pcg(

@@ -39,7 +39,7 @@ class ReproducibleSum:
     Examples
     --------
     >>> import torch
-
+    >>> from sklearn_kd.linalg._reproducible_sum import ReproducibleSum
     >>> total = ReproducibleSum(2, torch.tensor([4.0]).double())
     >>> total.add(slice(0, 2), torch.tensor([[0.1], [0.7]]).double())
     >>> total.add(slice(1, 2), torch.tensor([[-0.6]]).double())

@@ -82,7 +82,7 @@ def merge_rows(X: Tensor) -> MergedRows:
     Examples
     --------
     >>> import torch
-
+    >>> from sklearn_kd.rows import merge_rows
     >>> merged = merge_rows(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
     >>> merged.first, merged.group
     (tensor([0, 1]), tensor([0, 1, 0]))

@@ -196,7 +196,7 @@ def as_row_stream(X: Any) -> RowStream:
     Examples
     --------
     >>> import numpy as np
-
+    >>> from sklearn_kd.rows._streams import as_row_stream
     >>> stream = as_row_stream(np.arange(10.0).reshape(5, 2))
     >>> [(rows.start, rows.stop) for rows, _ in stream.blocks(2)]
     [(0, 2), (2, 4), (4, 5)]

@@ -72,7 +72,7 @@ def squared_error_targets(
     Examples
     --------
     >>> import torch
-
+    >>> from sklearn_kd.training._gradient_flow import squared_error_targets
     >>> squared_error_targets(torch.tensor([0.0, 1.0, 0.75])).tolist()
     [-1.0, 1.0, 0.5]
     """
@@ -181,7 +181,7 @@ def gradient_flow(
     With one row and squared error, f(t) = z (1 - exp(-K t)):
 
     >>> import torch
-
+    >>> from sklearn_kd.training._gradient_flow import gradient_flow
     >>> K, y, weights = torch.tensor([[2.0]]), torch.tensor([1.0]), torch.tensor([1.0])
     >>> coefs, _ = gradient_flow(K, y, weights, loss="squared_error", stopping_times=[0.0, 1.0])
     >>> (coefs @ K).flatten().tolist()

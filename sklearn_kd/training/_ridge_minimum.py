@@ -100,7 +100,7 @@ def ridge_minimum(
     Examples
     --------
     >>> import torch
-
+    >>> from sklearn_kd.training._ridge_minimum import ridge_minimum
     >>> K, labels = torch.eye(2, dtype=torch.float64), torch.tensor([0.0, 1.0]).double()
     >>> coefs, info = ridge_minimum(K, labels, torch.ones(2).double(), ridge=1.0)
     >>> info.converged, coefs.tolist()  # a = 1 - sigmoid(a)

@@ -67,7 +67,7 @@ class EmpiricalKernel(KernelFunction):
     Examples
     --------
     >>> import torch
-
+    >>> from sklearn_kd.kernels.empirical._kernel import EmpiricalKernel
     >>> X = torch.tensor([[1.0, 0.0], [2.0, 1.0]])
     >>> EmpiricalKernel(torch.nn.Linear(2, 1)).gram(X)
     tensor([[2., 3.],

@@ -48,7 +48,7 @@ class InfiniteKernel(KernelFunction):
     Examples
     --------
     >>> import torch
-
+    >>> from sklearn_kd.kernels.infinite._kernel import InfiniteKernel
     >>> kernel = InfiniteKernel(depth=1)
     >>> kernel.diag(torch.zeros(1, 2))
     tensor([2.])
