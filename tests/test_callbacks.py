@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from recorder import Recorder
 from sklearn.base import clone
 from sklearn.callback import ScoringMonitor
 from sklearn.datasets import make_classification
@@ -25,36 +26,6 @@ from sklearn_kd import LinearizedKDStudent, NTKTeacher
 from sklearn_kd.kernels import NTK
 
 X, Y = make_classification(n_samples=40, random_state=0)
-
-
-class Recorder:
-    """Writes down which tasks began and ended; raises ``error`` when ``interrupted`` begins."""
-
-    max_propagation_depth = None
-
-    def __init__(self, interrupted=None, error=KeyboardInterrupt):
-        self.interrupted, self.error = interrupted, error
-        self.events = []
-
-    def _write(self, event, context):
-        self.events.append((event, context.estimator_name, context.task_name))
-        if self.interrupted == self.events[-1]:
-            raise self.error
-
-    def setup(self, estimator, context):
-        self._write("setup", context)
-
-    def on_fit_task_begin(self, estimator, context):
-        self._write("begin", context)
-
-    def on_fit_task_end(self, estimator, context):
-        self._write("end", context)
-
-    def teardown(self, estimator, context):
-        self._write("teardown", context)
-
-    def begun(self):
-        return [(name, task) for event, name, task in self.events if event == "begin"]
 
 
 def stages(name, *tasks):
@@ -124,8 +95,7 @@ def test_stages_of_the_student_without_one():
 
 
 def test_depth_of_propagation():
-    recorder = Recorder()
-    recorder.max_propagation_depth = 0
+    recorder = Recorder(max_propagation_depth=0)
     LinearizedKDStudent(cv=2).set_callbacks(recorder).fit(X, Y)
     assert {name for name, _ in recorder.begun()} == {"LinearizedKDStudent"}
 

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from process_state import default_dtype, state_of_numpy
 from sklearn.datasets import make_classification
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -68,16 +69,6 @@ WORK = {
 }
 
 
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 STATES = {
     "default dtype": lambda: default_dtype(torch.float64),
     "half": lambda: default_dtype(torch.float16),
@@ -109,11 +100,6 @@ def test_results_are_those_of_a_fresh_process(name, state, expected):
     with STATES[state]():
         found = WORK[name]()
     np.testing.assert_array_equal(found, expected[name])
-
-
-def state_of_numpy():
-    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002 - likewise
-    return keys.tolist(), position
 
 
 @pytest.mark.parametrize("name", WORK)

@@ -224,7 +224,8 @@ def test_a_finite_value_or_an_error_that_says_why(size, temperature, scaling):
             try:
                 z = effective_logits(z_t * size, y, soft_ratio=rho, **options)
             except ValueError as error:
-                assert "temperature must be at least" in str(error) or "at most" in str(error)  # noqa: PT017
+                # pytest.raises would demand an error, and most of these cases have a root.
+                assert "temperature must be at least" in str(error) or "at most" in str(error)  # noqa: PT017 - see above
             else:
                 assert np.isfinite(z).all()
 

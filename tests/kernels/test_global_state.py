@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from process_state import default_dtype, state_of_numpy
 
 from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels import NTK, EmpiricalNTK
@@ -15,16 +16,6 @@ from sklearn_kd.linalg._operator import TiledOperator
 from sklearn_kd.linalg._pivoted_cholesky import randomly_pivoted_cholesky
 
 X = np.random.default_rng(0).normal(size=(12, 3))
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager
@@ -107,12 +98,12 @@ def test_global_generators_are_left_as_they_were(module):
             return super().forward(inputs + torch.rand_like(inputs))
 
     drawing = EmpiricalNTK(Drawing(3, 2))
-    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    before, draws = state_of_numpy(), torch.get_rng_state()
     infinite(), empirical(module), factors()
     with pytest.raises(ValueError, match="draws random numbers"):
         drawing(X)
-    np.testing.assert_array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
-    assert torch.equal(torch.get_rng_state(), before[1])
+    assert state_of_numpy() == before
+    assert torch.equal(torch.get_rng_state(), draws)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from recorder import Recorder
 from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.frozen import FrozenEstimator
@@ -190,27 +191,27 @@ def test_a_list_of_inner_folds_is_of_all_rows(as_iterator):
     np.testing.assert_allclose(search.decision_function(X), student.decision_function(X), **CLOSE)
 
 
-class Recorder(LogisticRegression):
+class RememberingTeacher(LogisticRegression):
     """Remembers the rows of every fit."""
 
     fits: ClassVar[list] = []
 
     def fit(self, X, y, sample_weight=None):
-        Recorder.fits.append(X[:, 0])
+        RememberingTeacher.fits.append(X[:, 0])
         return super().fit(X, y, sample_weight)
 
 
 def test_a_teacher_for_each_pair_of_folds():
     rows, y = np.arange(40.0)[:, None], np.arange(40) % 2
-    Recorder.fits.clear()
-    search = LinearizedKDStudentCV(Recorder(), cv=KFold(4)).fit(rows, y)
+    RememberingTeacher.fits.clear()
+    search = LinearizedKDStudentCV(RememberingTeacher(), cv=KFold(4)).fit(rows, y)
     folds = np.split(np.arange(40.0), 4)
     left_out = [pair for n in (2, 1) for pair in itertools.combinations(folds, n)]
     expected = [np.setdiff1d(rows, np.concatenate(some)) for some in left_out] + [rows[:, 0]]
-    assert len(Recorder.fits) == len(expected) == 6 + 4 + 1
-    for found, these in zip(Recorder.fits, expected, strict=True):
+    assert len(RememberingTeacher.fits) == len(expected) == 6 + 4 + 1
+    for found, these in zip(RememberingTeacher.fits, expected, strict=True):
         np.testing.assert_array_equal(found, these)
-    student = LinearizedKDStudent(Recorder(), cv=KFold(4)).fit(rows, y)
+    student = LinearizedKDStudent(RememberingTeacher(), cv=KFold(4)).fit(rows, y)
     np.testing.assert_array_equal(search.best_estimator_.teacher_logits_, student.teacher_logits_)
 
 
@@ -274,39 +275,19 @@ def test_targets_of_every_fold_are_planned(y, solver, monkeypatch):
     assert planned[1] - planned[0] == 6 * len(X) * n_columns * (8 + 8)
 
 
-class Stages:
-    """A callback that writes down the stages of a fit."""
-
-    max_propagation_depth = 0
-
-    def __init__(self):
-        self.begun = []
-
-    def setup(self, estimator, context):
-        pass
-
-    def on_fit_task_begin(self, estimator, context):
-        self.begun.append(context.task_name)
-
-    def on_fit_task_end(self, estimator, context):
-        pass
-
-    def teardown(self, estimator, context):
-        pass
-
-
 @pytest.mark.parametrize("teacher_cv", [None, 2])
 def test_the_fits_of_the_teacher_reach_the_callbacks(teacher_cv):
-    stages = Stages()
+    recorder = Recorder(max_propagation_depth=0)
     search = LinearizedKDStudentCV(TEACHER, cv=3, teacher_cv=teacher_cv, refit=False)
-    search.set_callbacks(stages).fit(X, LABELS["two"])
+    search.set_callbacks(recorder).fit(X, LABELS["two"])
     inner = ["cross-fit-teacher", "fold", "fold"]
     teaching = {
         None: ["cross-fit-teacher", *["fold"] * 6],
         2: ["nest-teacher", *["fold", *inner, "fit-teacher"] * 3, *inner],
     }
     scoring = ["candidates", "fold", "fold", "fold"]
-    assert stages.begun == ["fit", *teaching[teacher_cv], "fit-teacher", *scoring]
+    tasks = ["fit", *teaching[teacher_cv], "fit-teacher", *scoring]
+    assert recorder.begun() == [("LinearizedKDStudentCV", task) for task in tasks]
 
 
 TEACHERS = {

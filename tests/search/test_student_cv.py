@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from recorder import Recorder
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.frozen import FrozenEstimator
@@ -304,30 +305,13 @@ def test_memory_is_planned(data):
 
 
 def test_stages_reach_the_callbacks(data):
-    class Recorder:
-        max_propagation_depth = 0
-
-        def __init__(self):
-            self.begun = []
-
-        def setup(self, estimator, context):
-            pass
-
-        def on_fit_task_begin(self, estimator, context):
-            self.begun.append(context.task_name)
-
-        def on_fit_task_end(self, estimator, context):
-            pass
-
-        def teardown(self, estimator, context):
-            pass
-
     X, y, teacher = data
-    recorder = Recorder()
+    recorder = Recorder(max_propagation_depth=0)
     search = LinearizedKDStudentCV(teacher, ridges=[0.0, 0.1], cv=3).set_callbacks(recorder)
     search.fit(X, y)
     folds = ["candidates", "fold", "fold", "fold"]
-    assert recorder.begun == ["fit", "logits-of-teacher", *folds, *folds, "refit"]
+    tasks = ["fit", "logits-of-teacher", *folds, *folds, "refit"]
+    assert recorder.begun() == [("LinearizedKDStudentCV", task) for task in tasks]
 
 
 @pytest.mark.parametrize("cv", [None, 3])

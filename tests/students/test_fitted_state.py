@@ -20,7 +20,7 @@ from sklearn_kd.solvers import PCG, Nystrom
 X, Y = make_classification(n_samples=80, n_features=6, random_state=0)
 X_NEW, Y_NEW = X[50:], Y[50:]
 TEACHER = FrozenEstimator(LogisticRegression(C=0.1).fit(X, Y))
-TREE = [
+ESTIMATORS = [
     LinearizedKDStudent(TEACHER),
     LinearizedKDStudent(TEACHER, solver=PCG()),
     LinearizedKDStudent(TEACHER, solver="refinement"),
@@ -33,7 +33,7 @@ TREE = [
 ]
 
 
-@pytest.mark.parametrize("estimator", TREE, ids=lambda e: f"{type(e).__name__}")
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: f"{type(e).__name__}")
 @pytest.mark.parametrize("pickled", [False, True], ids=["fitted", "unpickled"])
 def test_showing_a_fitted_estimator_computes_nothing(estimator, pickled, monkeypatch):
     # scikit-learn's HTML representation reads every attribute
