@@ -18,8 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python docs/examples/plot_grid_search.py
 
+# One process with one thread for each core: threads gain nothing on problems of tens of rows.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --dist=worksteal $(TESTS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -149,7 +149,6 @@ def test_pickle_round_trip(data):
             "smallest eigenvalue",
         ),
     ],
-    ids=str,
 )
 def test_bad_input(settings, error, message):
     X, y = data_set(2)
