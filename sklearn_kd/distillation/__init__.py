@@ -2,6 +2,7 @@
 
 from sklearn_kd.distillation._diagnosis import diagnose_teacher
 from sklearn_kd.distillation._effective_logits import effective_logits
+from sklearn_kd.distillation._loss import DistillationLoss
 from sklearn_kd.distillation._recipes import (
     correction_logits,
     correction_margin,
@@ -9,6 +10,7 @@ from sklearn_kd.distillation._recipes import (
 )
 
 __all__ = [
+    "DistillationLoss",
     "correction_logits",
     "correction_margin",
     "diagnose_teacher",
