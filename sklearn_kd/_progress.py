@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from sklearn_kd._sklearn import CallbackContext
+from sklearn_kd._sklearn import CallbackContext, callbacks_of
 
 
 class FitTask:
@@ -34,18 +34,25 @@ class FitTask:
         yield FitTask(self.estimator, context)
         context.call_on_fit_task_end(estimator=self.estimator)
 
+    def leaf(self, name: str) -> FitTask:
+        """Return a subtask without subtasks of its own, not yet begun; a worker may run it.
+
+        It is sent there without the estimator if no callback could ask for it.
+        """
+        estimator = self.estimator if callbacks_of(self.estimator) else None
+        return FitTask(estimator, self.context.subcontext(task_name=name))
+
     @contextlib.contextmanager
-    def fit_of(self, sub_estimator: Any, name: str) -> Iterator[None]:
-        """Announce the fit of ``sub_estimator``, also to its own callbacks if it takes any."""
-        context = self.context.subcontext(task_name=name)
+    def fit_of(self, sub_estimator: Any) -> Iterator[None]:
+        """Announce this leaf, the fit of ``sub_estimator``, also to callbacks of its own."""
         with (
-            context.propagate_callback_context(sub_estimator)
+            self.context.propagate_callback_context(sub_estimator)
             if hasattr(sub_estimator, "set_callbacks")
             else contextlib.nullcontext()
         ):
-            context.call_on_fit_task_begin(estimator=self.estimator)
+            self.context.call_on_fit_task_begin(estimator=self.estimator)
             yield
-        context.call_on_fit_task_end(estimator=self.estimator)
+        self.context.call_on_fit_task_end(estimator=self.estimator)
 
     def report(self, fraction: float) -> None:
         """Announce subtasks until ``fraction`` of them are done."""

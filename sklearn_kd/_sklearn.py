@@ -1,5 +1,7 @@
 """The only file that imports scikit-learn's private or experimental names."""
 
+from typing import Any
+
 from sklearn.base import _fit_context as fit_context
 from sklearn.callback import CallbackContext, CallbackSupportMixin
 from sklearn.metrics._scorer import _BaseScorer as BaseScorer
@@ -20,6 +22,7 @@ __all__ = [
     "HasMethods",
     "Interval",
     "StrOptions",
+    "callbacks_of",
     "check_same_namespace",
     "check_sample_weight",
     "fit_context",
@@ -28,3 +31,8 @@ __all__ = [
     "safe_indexing",
     "validate_parameter_constraints",
 ]
+
+
+def callbacks_of(estimator: Any) -> list:
+    """Return the callbacks that an estimator was given, or has from the one that fits it."""
+    return getattr(estimator, "_skl_callbacks", [])

@@ -8,6 +8,7 @@ __all__ = [
     "MemoryBudgetError",
     "NotPSDError",
     "SaturatedTeacherWarning",
+    "SeenLabelsWarning",
     "SinglePrecisionWarning",
 ]
 
@@ -30,6 +31,10 @@ class IllConditionedWarning(LinAlgWarning):
 
 class SaturatedTeacherWarning(UserWarning):
     """The teacher gives some classes a probability of exactly 0, whose log-odds are infinite."""
+
+
+class SeenLabelsWarning(UserWarning):
+    """Labels that a student is scored on have reached it by way of its teacher."""
 
 
 class SinglePrecisionWarning(UserWarning):

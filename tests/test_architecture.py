@@ -17,6 +17,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MOST_LINES_OF_A_FILE = 450
 MOST_LINES_OF_A_FUNCTION = 60  # of code: docstrings, comments and blank lines do not count
 MOST_PARAMETERS = 16
+MOST_PARAMETERS_OF_A_SEARCH = 20  # those of its students, and its own
 
 # Optional or heavy: imported where they are used, and nowhere else.
 IMPORTED_INSIDE = {"matplotlib", "dask"}
@@ -76,4 +77,5 @@ def estimators():
 @pytest.mark.parametrize("estimator", list(estimators()), ids=lambda cls: cls.__name__)
 def test_constructors_can_be_remembered(estimator):
     parameters = inspect.signature(estimator.__init__).parameters
-    assert len(parameters) - 1 <= MOST_PARAMETERS
+    is_search = estimator.__name__.endswith("CV")
+    assert len(parameters) - 1 <= (MOST_PARAMETERS_OF_A_SEARCH if is_search else MOST_PARAMETERS)

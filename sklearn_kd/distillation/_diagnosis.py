@@ -34,8 +34,11 @@ def diagnose_teacher(
     Parameters
     ----------
     teacher_logits : array-like or tensor of shape (n,) or (n, K)
-        The teacher's logits, on rows it was not trained on. It chooses class 1 where a binary
-        logit is positive, else the class of the largest logit.
+        The teacher's logits, on rows it was not trained on: a frozen teacher's on other rows, or
+        cross-fitted ones, as ``teacher_logits_`` of a student whose teacher was unfitted. Each row
+        counts by its own logits and label, so that others reach no count by way of a fit. The
+        teacher chooses class 1 where a binary logit is positive, else the class of the largest
+        logit.
     y : array-like or tensor of shape (n,)
         Hard labels: class indices 0, ..., K-1, or booleans for two classes.
     soft_ratios : float or array-like of shape (r,), in (0, 1]

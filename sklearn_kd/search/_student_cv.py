@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -112,6 +113,10 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
     memory_limit : "auto" or float, default="auto"
         Bytes that the fit may take; "auto" is 90 % of what is free, shared with the workers of a
         joblib pool.
+    n_jobs : int, default=None
+        Workers, of any :mod:`joblib` backend, that fit the clones of an unfitted teacher. None is 1
+        outside of a `joblib.parallel_config`; -1 is all processors. They get the rows and the
+        teacher, not the kernel matrix, and change no result.
 
     Attributes
     ----------
@@ -203,6 +208,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
         "one_standard_error": ["boolean"],
         "teacher_cv": ["cv_object", StrOptions({"prefit"}), None],
         "solver": [StrOptions({"auto", "cholesky", "pcg", "nystrom"}), Cholesky, PCG, Nystrom],
+        "n_jobs": [Integral, None],
     }
 
     def __init__(
@@ -224,6 +230,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
         device: str | torch.device = "auto",
         dtype: str = "auto",
         memory_limit: float | str = "auto",
+        n_jobs: int | None = None,
     ) -> None:
         self.teacher = teacher
         self.soft_ratios = soft_ratios
@@ -241,6 +248,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
         self.device = device
         self.dtype = dtype
         self.memory_limit = memory_limit
+        self.n_jobs = n_jobs
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, teacher_logits: Any = None) -> Self:
@@ -342,7 +350,14 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
 
         if students.setting.sees_labels:
             return teach_folds(
-                self.teacher, X, rows, splits=splits, cv=cv, default=default, progress=progress
+                self.teacher,
+                X,
+                rows,
+                splits=splits,
+                cv=cv,
+                default=default,
+                progress=progress,
+                n_jobs=self.n_jobs,
             )
         teacher, z_t = teach(
             self.teacher, X, rows, teacher_logits, cv=cv, default=default, progress=progress

@@ -17,11 +17,14 @@ from sklearn_kd._array import like, to_tensor
 from sklearn_kd._logits import centred
 from sklearn_kd._memory import MEMORY_REMEDY, WORKSPACE_BYTES, require
 from sklearn_kd._sklearn import Interval, StrOptions, validate_parameter_constraints
+from sklearn_kd._warnings import warn
 from sklearn_kd.distillation._effective_logits_of_rows import merged_effective_logits
+from sklearn_kd.exceptions import SeenLabelsWarning
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg._frame import _COLUMN_COPIES, frame_bytes
 from sklearn_kd.metrics._inefficiency import data_inefficiency, data_inefficiency_std
 from sklearn_kd.rows._checking import class_indices_of
+from sklearn_kd.rows._copies import merge_rows
 from sklearn_kd.students._prefix_curves import (
     NewRows,
     PrefixRisks,
@@ -61,7 +64,7 @@ def prefix_path(
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features), default=None
-        Rows on which to measure the transfer risk.
+        Rows on which to measure the transfer risk, other than the training rows.
     teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
         The teacher's logits on ``X``. None: those of ``teacher_``.
     y : array-like of shape (n_samples,), default=None
@@ -115,8 +118,20 @@ def prefix_path(
         If an argument is out of range, or ``init="random"`` meets a kernel without a known
         prior.
 
+    Warns
+    -----
+    SeenLabelsWarning
+        If ``y`` is given, the teacher was cross-fitted, and rows of ``X`` are training rows.
+
     Notes
     -----
+    **The teacher is that of all rows at every size**, as if it had been there before the student.
+    A cross-fitted one has seen the labels of later rows, too. To fit it anew to the rows of each
+    size, use :func:`~sklearn.model_selection.learning_curve`. On new rows no label reaches its own
+    score. On later training rows it would, by way of the logits of earlier ones. Errors one step
+    ahead and data inefficiency compare the student with its own z_eff, not with labels. From a
+    cross-fitted teacher these contain the differences between its clones.
+
     Rows that repeat are one row with the mean labels of all its copies, at every size. With a
     ridge λ, Eq. 10 is that of √(Δzᵀ (Θ_m + λ W⁻¹)⁻¹ Δz), the norm that grows with every row;
     ``weight_change_norm`` is that of the weights alone. Each permutation needs one n × n
@@ -211,7 +226,23 @@ def new_rows(student: Any, X: Any, teacher_logits: Any, y: Any) -> NewRows | Non
     labels = None if y is None else class_indices_of(y, student.classes_).to(checked.device)
     if labels is not None and len(labels) != len(checked):
         raise ValueError(f"y has {len(labels)} labels, but X has {len(checked)} rows.")
+    if labels is not None and student.fit_report_.cross_fitted_teacher:
+        warn_of_training_rows(student, checked)
     return NewRows(checked, z_t, None, labels)
+
+
+def warn_of_training_rows(student: Any, X: Tensor) -> None:
+    """Warn with `SeenLabelsWarning` if rows of ``X`` equal rows that ``student`` was fitted to."""
+    fitted = student._to_working(student.X_fit_)
+    merged = merge_rows(torch.cat([fitted, X]))
+    n_seen = int((merged.first[merged.group[len(fitted) :]] < len(fitted)).sum())
+    if n_seen:
+        warn(
+            f"{n_seen} of the {len(X)} rows of X equal training rows. If they are these, the error "
+            "is too small at every size: the teacher was cross-fitted, and has handed their labels "
+            "to the student of the first rows. Measure it on rows that fit has not seen.",
+            SeenLabelsWarning,
+        )
 
 
 def require_memory(

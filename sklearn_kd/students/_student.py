@@ -80,7 +80,8 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
         two classes one, or one each.
     cv : int, splitter, iterable or "prefit", default=5
         Cross-fitting of an unfitted teacher, as `sklearn.model_selection.check_cv` reads it.
-        "prefit" takes ``teacher`` as already fitted.
+        "prefit" takes ``teacher`` as already fitted. The clones are fitted side by side within
+        ``with joblib.parallel_config(n_jobs=4)``.
     solver : {"auto", "cholesky", "refinement", "pcg", "nystrom"} or solver, default="auto"
         How Eq. 4 is solved: a name, or an object of `sklearn_kd.solvers` with options of its own.
         :class:`~sklearn_kd.solvers.Cholesky` factors the kernel matrix of all rows.
@@ -129,9 +130,10 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
     fit_report_ : Bunch
         ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
         ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped),
-        ``soft_ratio``, ``temperature``, ``temperature_scaling``, ``init``, ``ridge``, ``jitter``,
-        ``rcond``, ``solver``, ``device`` and ``dtype``, and what the solver adds: see the notes
-        of each in `sklearn_kd.solvers`.
+        ``cross_fitted_teacher`` (whether ``teacher`` was unfitted), ``soft_ratio``,
+        ``temperature``, ``temperature_scaling``, ``init``, ``ridge``, ``jitter``, ``rcond``,
+        ``solver``, ``device`` and ``dtype``, and what the solver adds: see the notes of each in
+        `sklearn_kd.solvers`.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -263,6 +265,7 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
         report = Bunch(
             **rows_report(rows, distinct),
             n_clipped_teacher_rows=posed.teacher_logits.n_clipped,
+            cross_fitted_teacher=posed.teacher_logits.cross_fitted,
             **posed.recipe,
             init=posed.init,
             ridge=posed.ridge,

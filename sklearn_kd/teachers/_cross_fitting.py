@@ -12,6 +12,7 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import check_cv
 from sklearn.utils import indexable
+from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import has_fit_parameter
 from torch import Tensor
 
@@ -61,42 +62,61 @@ class NestedLogits(NamedTuple):
     by_fold: list[Tensor]  # one for each fold, of all rows: (n,) or (n, K)
 
 
-def fit_teacher(teacher: Any, rows: LabelledRows, progress: FitTask, name: str) -> Any:
+class Unseen(NamedTuple):
+    """Rows that a clone of the teacher has not seen, and those that it is fitted to."""
+
+    train: np.ndarray
+    test: np.ndarray
+    how: str  # names the clone in an error
+
+
+def fit_teacher(teacher: Any, rows: LabelledRows, leaf: FitTask) -> Any:
     """Fit ``teacher``, with the sample weights where its ``fit`` takes them."""
     takes_weights = has_fit_parameter(teacher, "sample_weight")
     is_weighted = rows.sample_weight is not None and takes_weights
     weights = {"sample_weight": rows.sample_weight} if is_weighted else {}
-    with progress.fit_of(teacher, name):
+    with leaf.fit_of(teacher):
         return teacher.fit(rows.X, rows.classes[rows.labels], **weights)
 
 
-def cross_fitted_logits(teacher: Any, rows: LabelledRows, *, cv: Any, progress: FitTask) -> Logits:
+def cross_fitted_logits(
+    teacher: Any,
+    rows: LabelledRows,
+    *,
+    cv: Any,
+    progress: FitTask,
+    n_jobs: int | None = None,
+) -> Logits:
     """Return logits on each row by a clone of ``teacher`` that was not fitted on it.
 
     ``cv`` is what `sklearn.model_selection.check_cv` takes, and its test folds must cover every
     row once.
     """
-    z_t, n_clipped = rows.no_logits(), 0
+    z_t = rows.no_logits()
     splits = splits_of(check_cv(cv, rows.labels, classifier=True), rows.labels, cv=cv)
+    uncovered = np.setdiff1d(np.arange(len(z_t)), np.concatenate([test for _, test in splits]))
+    if len(uncovered):
+        raise ValueError(
+            f"Cross-fitting the teacher with cv={cv!r} leaves row {uncovered[0]} in no test fold; "
+            "use a splitter whose test folds cover every row."
+        )
+    unseen = [Unseen(train, test, f"with cv={cv!r}") for train, test in splits]
     remedy = "use fewer folds or a stratified splitter"
     with progress.stage("cross-fit-teacher", len(splits)) as task:
-        for train, test in splits:
-            unseen = _logits_of_unseen(
-                teacher, rows, train, test, task, how=f"with cv={cv!r}", remedy=remedy
-            )
-            z_t[test] = unseen.values
-            n_clipped += unseen.n_clipped
-    uncovered = z_t.reshape(len(z_t), -1).isnan().any(dim=1)
-    if uncovered.any():
-        raise ValueError(
-            f"Cross-fitting the teacher with cv={cv!r} leaves row {int(uncovered.nonzero()[0, 0])} "
-            "in no test fold; use a splitter whose test folds cover every row."
-        )
-    return Logits(z_t, n_clipped)
+        found = _logits_of_unseen(teacher, rows, unseen, task, remedy=remedy, n_jobs=n_jobs)
+    for (_, test), logits in zip(splits, found, strict=True):
+        z_t[test] = logits.values
+    return Logits(z_t, sum(logits.n_clipped for logits in found), cross_fitted=True)
 
 
 def nested_logits(
-    teacher: Any, rows: LabelledRows, splits: Splits, *, cv: Any, progress: FitTask
+    teacher: Any,
+    rows: LabelledRows,
+    splits: Splits,
+    *,
+    cv: Any,
+    progress: FitTask,
+    n_jobs: int | None = None,
 ) -> NestedLogits:
     """Return logits by which no label of a fold reaches the student that is scored on it.
 
@@ -115,11 +135,14 @@ def nested_logits(
         as it serves the student of all rows too. None: three folds or more that part the rows
         share a teacher for each pair of them; others are cross-fitted by five.
     progress : FitTask
+    n_jobs : int, default=None
+        Workers, of any `joblib` backend, for the fits of one stage. None is 1 outside of a
+        `joblib.parallel_config`.
     """
     if cv is None and has_pairs(splits, len(rows.labels)):
-        return _logits_by_pairs(teacher, rows, [test for _, test in splits], progress)
+        return _logits_by_pairs(teacher, rows, [test for _, test in splits], progress, n_jobs)
     return _logits_by_inner_folds(
-        teacher, rows, splits, INNER_FOLDS if cv is None else cv, progress
+        teacher, rows, splits, INNER_FOLDS if cv is None else cv, progress, n_jobs
     )
 
 
@@ -147,40 +170,52 @@ def has_pairs(splits: Splits, n_rows: int) -> bool:
 
 
 def _logits_by_pairs(
-    teacher: Any, rows: LabelledRows, folds: list[np.ndarray], progress: FitTask
+    teacher: Any,
+    rows: LabelledRows,
+    folds: list[np.ndarray],
+    progress: FitTask,
+    n_jobs: int | None,
 ) -> NestedLogits:
     """Return nested logits from K(K−1)/2 teachers without two folds, and K without one."""
     everything = np.arange(len(rows.labels))
-    by_fold = [rows.no_logits() for _ in folds]
-    whole, n_clipped = rows.no_logits(), 0
+    pairs = list(itertools.combinations(range(len(folds)), 2))
+
+    def without(some: list[int], how: str) -> Unseen:
+        test = np.concatenate([folds[fold] for fold in some])
+        return Unseen(np.setdiff1d(everything, test), test, how)
+
+    unseen = [without([j, k], f"without the folds {j} and {k}") for j, k in pairs]
+    unseen += [without([k], f"without fold {k}") for k in range(len(folds))]
     remedy = (
         "give each class rows in three folds, as a stratified splitter does, or set teacher_cv "
         "to cross-fit inside the training rows of each fold"
     )
-    n_fits = len(folds) * (len(folds) + 1) // 2
-    with progress.stage("cross-fit-teacher", n_fits) as task:
-        # 1. A teacher that has seen neither fold j nor fold k: z_t on the rows of j for the
-        #    student without k, and on the rows of k for the student without j.
-        for j, k in itertools.combinations(range(len(folds)), 2):
-            both = np.concatenate([folds[j], folds[k]])
-            train = np.setdiff1d(everything, both)
-            how = f"without the folds {j} and {k}"
-            z_t = _logits_of_unseen(teacher, rows, train, both, task, how=how, remedy=remedy).values
-            by_fold[k][folds[j]] = z_t[: len(folds[j])]
-            by_fold[j][folds[k]] = z_t[len(folds[j]) :]
+    with progress.stage("cross-fit-teacher", len(unseen)) as task:
+        found = _logits_of_unseen(teacher, rows, unseen, task, remedy=remedy, n_jobs=n_jobs)
 
-        # 2. A teacher that has not seen fold k: z_t on its rows for scores, and for the student
-        #    of all rows.
-        for k, fold in enumerate(folds):
-            train, how = np.setdiff1d(everything, fold), f"without fold {k}"
-            unseen = _logits_of_unseen(teacher, rows, train, fold, task, how=how, remedy=remedy)
-            by_fold[k][fold] = whole[fold] = unseen.values
-            n_clipped += unseen.n_clipped
-    return NestedLogits(Logits(whole, n_clipped), by_fold)
+    # 1. A teacher that has seen neither fold j nor fold k: z_t on the rows of j for the student
+    #    without k, and on the rows of k for the student without j.
+    by_fold = [rows.no_logits() for _ in folds]
+    for (j, k), logits in zip(pairs, found, strict=False):
+        by_fold[k][folds[j]] = logits.values[: len(folds[j])]
+        by_fold[j][folds[k]] = logits.values[len(folds[j]) :]
+
+    # 2. A teacher that has not seen fold k: z_t on its rows for scores, and for the student of
+    #    all rows.
+    whole, by_one = rows.no_logits(), found[len(pairs) :]
+    for own, fold, logits in zip(by_fold, folds, by_one, strict=True):
+        own[fold] = whole[fold] = logits.values
+    n_clipped = sum(logits.n_clipped for logits in by_one)
+    return NestedLogits(Logits(whole, n_clipped, cross_fitted=True), by_fold)
 
 
 def _logits_by_inner_folds(
-    teacher: Any, rows: LabelledRows, splits: Splits, cv: Any, progress: FitTask
+    teacher: Any,
+    rows: LabelledRows,
+    splits: Splits,
+    cv: Any,
+    progress: FitTask,
+    n_jobs: int | None,
 ) -> NestedLogits:
     """Return nested logits as a student that cross-fits its teacher by ``cv`` has them."""
     everything, by_fold = np.arange(len(rows.labels)), []
@@ -193,16 +228,16 @@ def _logits_by_inner_folds(
                 # 1. z_t on the training rows, cross-fitted among them.
                 inner = folds_among(cv, train, len(everything)) if is_list else cv
                 z_t[train] = cross_fitted_logits(
-                    teacher, trained_on, cv=inner, progress=fold
+                    teacher, trained_on, cv=inner, progress=fold, n_jobs=n_jobs
                 ).values
 
                 # 2. z_t on all others, by the teacher of the training rows.
                 rest = np.setdiff1d(everything, train)
                 if len(rest):
-                    fitted = fit_teacher(clone(teacher), trained_on, fold, "fit-teacher")
+                    fitted = fit_teacher(clone(teacher), trained_on, fold.leaf("fit-teacher"))
                     z_t[rest] = logits_of(fitted, safe_indexing(rows.X, rest), rows.classes).values
             by_fold.append(z_t)
-        whole = cross_fitted_logits(teacher, rows, cv=cv, progress=task)
+        whole = cross_fitted_logits(teacher, rows, cv=cv, progress=task, n_jobs=n_jobs)
     return NestedLogits(whole, by_fold)
 
 
@@ -226,23 +261,33 @@ def folds_among(splits: Splits, some: np.ndarray, n_rows: int) -> Splits:
 def _logits_of_unseen(
     teacher: Any,
     rows: LabelledRows,
-    train: np.ndarray,
-    test: np.ndarray,
+    unseen: list[Unseen],
     progress: FitTask,
     *,
-    how: str,
     remedy: str,
-) -> Logits:
-    """Return logits on the rows ``test`` by a clone of ``teacher`` fitted to ``train``.
+    n_jobs: int | None,
+) -> list[Logits]:
+    """Return logits by a clone of ``teacher`` for each, on the rows that it has not seen.
 
-    ``how`` and ``remedy`` complete the error that a class is missing there.
+    ``remedy`` completes the error that a class is missing.
     """
-    missing = np.setdiff1d(np.arange(len(rows.classes)), rows.labels[train])
-    if len(missing):
-        raise ValueError(
-            f"Cross-fitting the teacher {how} leaves a training fold without class "
-            f"{rows.classes[missing].tolist()[0]!r}; {remedy}, pass a FrozenEstimator as teacher, "
-            "or pass teacher_logits to fit."
-        )
-    fitted = fit_teacher(clone(teacher), rows.only(train), progress, "fold")
-    return logits_of(fitted, safe_indexing(rows.X, test), rows.classes)
+    for train, _, how in unseen:
+        missing = np.setdiff1d(np.arange(len(rows.classes)), rows.labels[train])
+        if len(missing):
+            raise ValueError(
+                f"Cross-fitting the teacher {how} leaves a training fold without class "
+                f"{rows.classes[missing].tolist()[0]!r}; {remedy}, pass a FrozenEstimator as "
+                "teacher, or pass teacher_logits to fit."
+            )
+    # The leaves are made ahead: a tree that grows cannot be sent to a worker.
+    leaves = [progress.leaf("fold") for _ in unseen]
+    return Parallel(n_jobs)(
+        delayed(_fit_and_ask)(clone(teacher), rows, one, leaf)
+        for one, leaf in zip(unseen, leaves, strict=True)
+    )
+
+
+def _fit_and_ask(teacher: Any, rows: LabelledRows, unseen: Unseen, leaf: FitTask) -> Logits:
+    """Fit ``teacher``, and return its logits on the rows it has not seen; a worker's task."""
+    fitted = fit_teacher(teacher, rows.only(unseen.train), leaf)
+    return logits_of(fitted, safe_indexing(rows.X, unseen.test), rows.classes)

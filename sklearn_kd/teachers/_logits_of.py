@@ -18,6 +18,7 @@ class Logits(NamedTuple):
 
     values: Tensor  # (n,) or (n, K), float64 on the CPU
     n_clipped: int
+    cross_fitted: bool = False  # whether those of a row have seen the labels of other rows
 
 
 def logits_of(teacher: Any, X: Any, classes: np.ndarray) -> Logits:

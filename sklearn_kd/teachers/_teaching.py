@@ -101,7 +101,7 @@ def teach(
     teacher = default() if teacher is None else clone(teacher)
     labelled = LabelledRows.of(X, rows)
     z_t = cross_fitted_logits(teacher, labelled, cv=cv, progress=progress)
-    return fit_teacher(teacher, labelled, progress, "fit-teacher"), z_t
+    return fit_teacher(teacher, labelled, progress.leaf("fit-teacher")), z_t
 
 
 def teach_folds(
@@ -113,15 +113,16 @@ def teach_folds(
     cv: Any,
     default: Callable[[], Any],
     progress: FitTask,
+    n_jobs: int | None,
 ) -> Taught:
     """Return an unfitted teacher, fitted on ``X``, and its logits nested in the folds ``splits``.
 
-    The parameters are those of `teach`, and ``cv`` may be None as in `nested_logits`.
+    The parameters are those of `teach` and `nested_logits`.
     """
     teacher = default() if teacher is None else clone(teacher)
     labelled = LabelledRows.of(X, rows)
-    nested = nested_logits(teacher, labelled, splits, cv=cv, progress=progress)
-    return Taught(fit_teacher(teacher, labelled, progress, "fit-teacher"), *nested)
+    nested = nested_logits(teacher, labelled, splits, cv=cv, progress=progress, n_jobs=n_jobs)
+    return Taught(fit_teacher(teacher, labelled, progress.leaf("fit-teacher")), *nested)
 
 
 def given_logits(teacher_logits: Any, n_rows: int, n_classes: int) -> Logits:

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 import scipy.special
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 
+from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.distillation import correction_margin, diagnose_teacher
 
 GRID = {"soft_ratios": [0.3, 0.8, 0.95], "temperatures": [1.0, 2.0, 5.0]}
@@ -116,3 +118,18 @@ def test_what_is_wrong_is_named():
         diagnose_teacher(z_t, y, temperature_scaling="cubed", **GRID)
     with pytest.raises(ValueError, match="teacher_logits must be finite"):
         diagnose_teacher(np.array([np.nan, 1.0]), y, **GRID)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_kd.exceptions.SaturatedTeacherWarning")
+def test_cross_fitted_logits_have_not_seen_the_labels_they_are_counted_against():
+    wrong = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        X, y = rng.normal(size=(300, 3)), rng.integers(2, size=300)
+        student = LinearizedKDStudent(KNeighborsClassifier(1), ridge=0.1).fit(X, y)
+        cell = {"soft_ratios": 1.0, "temperatures": 1.0}
+        wrong += diagnose_teacher(student.teacher_logits_, y, **cell)["n_teacher_errors"].tolist()
+        # The same teacher on the rows that it was fitted to would be beyond reproach.
+        own = student.teacher_decision_function(X)
+        assert diagnose_teacher(own, y, **cell)["n_teacher_errors"] == [0]
+    assert abs(np.mean(wrong) / 300 - 0.5) < 2.5 * 0.5 / np.sqrt(300 * 4)

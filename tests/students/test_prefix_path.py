@@ -7,10 +7,11 @@ import pytest
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process.kernels import RBF
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 
 from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.distillation import effective_logits
-from sklearn_kd.exceptions import MemoryBudgetError
+from sklearn_kd.exceptions import MemoryBudgetError, SeenLabelsWarning
 from sklearn_kd.kernels import NTK
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-8}
@@ -162,6 +163,40 @@ def test_teacher_logits_stand_in_for_a_teacher(problem):
     np.testing.assert_array_equal(path.transfer_risk, with_teacher.transfer_risk)
     assert "transfer_risk" not in student.prefix_path()
     assert "error" not in path
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_kd.exceptions.SaturatedTeacherWarning")
+def test_random_labels_of_new_rows_cannot_be_learnt():
+    # On later training rows they are, by way of the teacher of all rows: 35 % error.
+    at_new, at_later = [], []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        X, y = rng.normal(size=(600, 3)), rng.integers(2, size=600)
+        student = LinearizedKDStudent(KNeighborsClassifier(1), soft_ratio=1.0, ridge=0.1)
+        student.fit(X[:300], y[:300])
+        path = student.prefix_path(
+            X[300:], y=y[300:], sizes=[150, 300], param_grid={"soft_ratio": [0.5, 1.0]}
+        )
+        at_new.append(path.error)
+        with pytest.warns(SeenLabelsWarning, match="150 of the 150 rows of X equal training rows"):
+            at_later += student.prefix_path(X[150:300], y=y[150:300], sizes=[150]).error.tolist()
+    error = 0.5 / np.sqrt(300 * 4)
+    assert (abs(np.mean(at_new, axis=0) - 0.5) < 2.5 * error).all()
+    assert np.mean(at_later) < 0.4
+
+
+def test_training_rows_are_told_only_where_the_teacher_has_seen_their_labels(problem):
+    X, y, _, _, frozen = problem
+    student = LinearizedKDStudent(LogisticRegression()).fit(X, y)
+    assert student.fit_report_.cross_fitted_teacher
+    rows = np.vstack([X[:3], X[:5] + 0.5])
+    with pytest.warns(SeenLabelsWarning, match="3 of the 8 rows"):
+        student.prefix_path(rows, y=y[:8], sizes=[N])
+    student.prefix_path(rows, sizes=[N])
+    for teacher, logits in ((frozen, None), (None, student.teacher_logits_)):
+        other = LinearizedKDStudent(teacher).fit(X, y, teacher_logits=logits)
+        assert not other.fit_report_.cross_fitted_teacher
+        other.prefix_path(X, y=y, teacher_logits=logits, sizes=[N])
 
 
 BAD = {
