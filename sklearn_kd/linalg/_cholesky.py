@@ -1,18 +1,21 @@
 """Cholesky factorization of a kernel matrix in place, with a stated and bounded jitter.
 
 A = L Lᵀ. The upper triangle of the row-major storage is the lower triangle of its column-major
-transpose, which LAPACK and cuSOLVER factor in place: no second n² array.
+transpose, which is factored in place: no second n² array. On a CPU this goes block by block, so
+that Ctrl-C is answered in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sklearn_kd.exceptions import NotPSDError
+from sklearn_kd.kernels._precision import full_precision
+from sklearn_kd.linalg._parts import OPERATIONS_PER_CALL, parts
 
 # Largest jitter tried, relative to the mean diagonal.
 MAX_RELATIVE_JITTER = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -22,6 +25,15 @@ MAX_RELATIVE_JITTER = {torch.float64: 1e-8, torch.float32: 1e-4}
 LEAST_RCOND_WITH_JITTER = 100  # in units of ε
 
 _EXACT_EIGENVALUE_ROWS = 1000
+
+# Rows that LAPACK factors in one call, under half a second. Above, columns go by blocks: as fast as
+# one call for all, or faster.
+_ROWS_PER_CALL = 2048
+_BLOCK_COLUMNS = 512
+# Columns of a diagonal block that are updated together; the entries above it are not needed.
+_CORNER_COLUMNS = 256
+# Rows that are updated together, at most: the solver copies them.
+_PANEL_ROWS = 4096
 
 
 class Factor(NamedTuple):
@@ -59,9 +71,7 @@ def factor_in_place(assemble: Callable[[], Tensor]) -> Factor:
     while True:
         if jitter > 0:
             matrix.diagonal().add_(jitter)
-        info = torch.empty((), dtype=torch.int32, device=matrix.device)
-        torch.linalg.cholesky_ex(matrix.T, out=(matrix.T, info))
-        if info.item() == 0:
+        if overwrite_by_factor(matrix.T) == 0:
             is_final = jitter == 0 or not jitter < largest
             if is_final or reciprocal_condition(matrix.T) >= LEAST_RCOND_WITH_JITTER * epsilon:
                 return Factor(matrix.T, jitter)
@@ -69,6 +79,46 @@ def factor_in_place(assemble: Callable[[], Tensor]) -> Factor:
         if not jitter < largest:
             raise NotPSDError(_not_psd_message(matrix, jitter))
         jitter = min(max(10 * epsilon * scale, 100 * jitter), largest)
+
+
+@full_precision()
+def overwrite_by_factor(A: Tensor) -> int:
+    """Overwrite A (n, n), column-major, by L with A = L Lᵀ, from the lower triangle of A.
+
+    Returns 0 or, if A is not positive definite, the order of a leading minor that is not; then A
+    is undefined.
+    """
+    n = len(A)
+    if A.device.type != "cpu" or n <= _ROWS_PER_CALL:
+        info = torch.empty((), dtype=torch.int32, device=A.device)
+        torch.linalg.cholesky_ex(A, out=(A, info))
+        return int(info.item())
+    # With j the columns of a block, i the rows below it, and k all columns before it:
+    # L_jj L_jjᵀ = A_jj − L_jk L_jkᵀ and L_ij = (A_ij − L_ik L_jkᵀ) L_jj⁻ᵀ.
+    for start in range(0, n, _BLOCK_COLUMNS):
+        stop = min(start + _BLOCK_COLUMNS, n)
+        known = A[start:stop, :start]
+        corner = A[start:stop, start:stop]
+        for first in range(0, stop - start, _CORNER_COLUMNS):
+            some = slice(first, first + _CORNER_COLUMNS)
+            corner[first:, some].addmm_(known[first:], known[some].T, alpha=-1)
+        lower, info = torch.linalg.cholesky_ex(corner)
+        if info.item() != 0:
+            return start + int(info.item())
+        corner.copy_(lower)
+        A[:start, start:stop] = 0
+        for rows in _panels(stop, n, start * len(corner), A.device):
+            panel = A[rows, start:stop]
+            panel.addmm_(A[rows, :start], known.T, alpha=-1)
+            torch.linalg.solve_triangular(lower.T, panel, upper=True, left=False, out=panel)
+    return 0
+
+
+def _panels(start: int, stop: int, operations: int, device: torch.device) -> Iterator[slice]:
+    """Yield slices of the rows from ``start`` to before ``stop``, of ``operations`` each."""
+    operations = max(operations, OPERATIONS_PER_CALL // _PANEL_ROWS)
+    for rows in parts(stop - start, operations, device):
+        yield slice(start + rows.start, start + rows.stop)
 
 
 def reciprocal_condition(lower: Tensor) -> float:

@@ -29,6 +29,7 @@ from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.kernels._tiles import kernel_bytes
 from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition
+from sklearn_kd.linalg._parts import parts, product, solve_triangular
 
 # Copies of the right-hand sides that a solve works with.
 _COLUMN_COPIES = 6
@@ -161,7 +162,7 @@ class TangentFrame:
         `ValueError` if ‖q‖² overflows, as it does for kernel values near the smallest numbers.
         """
         columns = targets.reshape(self.n_rows, -1)
-        q = torch.linalg.solve_triangular(self.lower, columns, upper=False)
+        q = solve_triangular(self.lower, columns, upper=False)
         self._require_finite(q.square().sum())
         return q.reshape(targets.shape)
 
@@ -169,7 +170,7 @@ class TangentFrame:
     def solve(self, targets: Tensor) -> Tensor:
         """Return the dual coefficients (Θ_n + λ W⁻¹)⁻¹ Δz (Eq. 4)."""
         q = self.coordinates(targets).reshape(self.n_rows, -1)
-        coefficients = torch.linalg.solve_triangular(self.lower.T, q, upper=True)
+        coefficients = solve_triangular(self.lower.T, q, upper=True)
         self._require_finite(coefficients)
         return coefficients.reshape(targets.shape)
 
@@ -359,7 +360,7 @@ class TangentFrame:
         ordered, order = rows.sort()
         inverse = self._inverse_columns(ordered)
         out = inverse.new_empty((len(rows), len(rows)))
-        out[order[:, None], order] = inverse @ inverse.T
+        out[order[:, None], order] = product(inverse, inverse.T)
         return out
 
     def _inverse_columns(self, rows: Tensor) -> Tensor:
@@ -374,7 +375,9 @@ class TangentFrame:
             block = slice(start, start + _SUBSTITUTION_ROWS)
             part = inverse[: int((rows < block.stop).sum()), block]
             known = inverse[: len(part), first:start]
-            part.addmm_(known, self.lower[block, first:start].T, alpha=-1)
+            left = self.lower[block, first:start].T
+            for some in parts(len(part), left.numel(), part.device):
+                part[some].addmm_(known[some], left, alpha=-1)
             corner = self.lower[block, block]
             part.copy_(torch.linalg.solve_triangular(corner, part.T, upper=False).T)
         return inverse

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.linalg._cholesky import overwrite_by_factor
 from sklearn_kd.linalg._frame import TangentFrame, leave_one_out_logits
+from sklearn_kd.linalg._parts import solve_triangular
 
 # Bytes of the kernel matrix copied at a time to gather a fold's part of it.
 GATHER_BYTES = 4 * 2**20
@@ -189,16 +191,17 @@ def block_held_out(student: Solved, held_out: Tensor) -> HeldOut:
         Distinct row numbers.
     """
     targets, a = student.targets[held_out], student.coefficients[held_out]
-    # Definite where `resolves_blocks` holds: its condition is at most that of A.
-    lower = torch.linalg.cholesky(student.frame.inverse_block(held_out))
-    half = torch.linalg.solve_triangular(lower, a.reshape(len(a), -1), upper=False)
-    errors = torch.linalg.solve_triangular(lower.T, half, upper=True).reshape(a.shape)
+    lower = student.frame.inverse_block(held_out).T  # symmetric
+    is_definite = overwrite_by_factor(lower) == 0
+    assert is_definite, "`resolves_blocks` holds, and its condition is at most that of A"
+    half = solve_triangular(lower, a.reshape(len(a), -1), upper=False)
+    errors = solve_triangular(lower.T, half, upper=True).reshape(a.shape)
     lost = class_sum(half.square().reshape(a.shape)).sum(dim=0)
 
     @functools.cache
     def new_directions() -> Tensor:
         unit = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve_triangular(lower, unit, upper=False).square().sum(dim=0)
+        return solve_triangular(lower, unit, upper=False).square().sum(dim=0)
 
     return HeldOut(
         targets - errors,

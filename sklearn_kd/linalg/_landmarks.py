@@ -48,6 +48,7 @@ from sklearn_kd.exceptions import IllConditionedWarning
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition
+from sklearn_kd.linalg._parts import product, solve_triangular
 from sklearn_kd.linalg._pivoted_cholesky import PIVOT_BLOCK
 
 # Groups of columns into which G is cut. The entries below its diagonal are not needed, and only
@@ -219,15 +220,16 @@ class RestrictedStudent:
         self.lower, jitter = factor_in_place(assemble)
         self.jitter = max(jitter, basis.jitter)
         self.rcond = reciprocal_condition(self.lower)
-        c = torch.cholesky_solve(sums.moments, self.lower)
-        self.coefficients = torch.linalg.solve_triangular(basis.lower.T, c, upper=True)
+        half = solve_triangular(self.lower, sums.moments, upper=False)
+        c = solve_triangular(self.lower.T, half, upper=True)
+        self.coefficients = solve_triangular(basis.lower.T, c, upper=True)
         self.weight_change_norm = torch.linalg.vector_norm(c).item()
         self._warn_if_ill_conditioned()
 
     @functools.cached_property
     def _both(self) -> Tensor:
         """R S (M, M), lower triangular: φᵀ (G + λI)⁻¹ φ = ‖(R S)⁻¹ Θ(Z, x)‖²."""
-        return self.basis.lower @ self.lower
+        return product(self.basis.lower, self.lower)
 
     def _warn_if_ill_conditioned(self) -> None:
         if self.jitter > 0 or self.rcond < torch.finfo(torch.float64).eps:

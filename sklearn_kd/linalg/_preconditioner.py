@@ -29,6 +29,7 @@ from sklearn_kd._memory import WORKSPACE_BYTES
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition
+from sklearn_kd.linalg._parts import parts, solve_triangular
 from sklearn_kd.linalg._pivoted_cholesky import PivotedCholesky
 
 # D / ‖F Fᵀ‖ is at least this. Below it, D vanishes in the last digits of F Fᵀ + D.
@@ -106,7 +107,7 @@ class LowRankPreconditioner:
         self.root = diagonal.sqrt()
         F /= self.root.to(F.dtype)[:, None]
         # With Fᵀ D⁻¹ F = V S² Vᵀ: H = D^(−1/2) F V S⁻¹ (1 − (1 + S²)^(−1/2))^½
-        squares, V = torch.linalg.eigh((F.T @ F).double())
+        squares, V = torch.linalg.eigh(_gram(F).double())
         squares.clamp_min_(0)
         # (1 − (1 + s)^(−1/2)) / s without the difference, which is 1/2 at s = 0
         root = (1 + squares).sqrt()
@@ -131,6 +132,14 @@ class LowRankPreconditioner:
     def solve_transposed(self, V: Tensor) -> Tensor:
         """Return C⁻ᵀ V = D^(−1/2) (I − H Hᵀ) V."""
         return self._reduce(V).div_(self.root[:, None])
+
+
+def _gram(F: Tensor) -> Tensor:
+    """Return Fᵀ F (k, k)."""
+    out = F.new_zeros((F.shape[1], F.shape[1]))
+    for rows in parts(len(F), out.numel(), F.device):
+        out.addmm_(F[rows].T, F[rows])
+    return out
 
 
 def default_rank(n_rows: int, *, is_stored: bool = True) -> int:
@@ -200,9 +209,9 @@ class SingleFactor:
     @full_precision()
     def solve(self, V: Tensor) -> Tensor:
         """Return L⁻¹ V for V of shape (n, p), float64."""
-        return torch.linalg.solve_triangular(self.lower, V.float(), upper=False).double()
+        return solve_triangular(self.lower, V.float(), upper=False).double()
 
     @full_precision()
     def solve_transposed(self, V: Tensor) -> Tensor:
         """Return L⁻ᵀ V for V of shape (n, p), float64."""
-        return torch.linalg.solve_triangular(self.lower.T, V.float(), upper=True).double()
+        return solve_triangular(self.lower.T, V.float(), upper=True).double()

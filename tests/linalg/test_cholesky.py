@@ -1,11 +1,19 @@
 """The in-place factorization, its jitter policy, and its condition estimate."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
 
 from sklearn_kd.exceptions import NotPSDError
-from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition, smallest_eigenvalue
+from sklearn_kd.linalg import _cholesky
+from sklearn_kd.linalg._cholesky import (
+    factor_in_place,
+    overwrite_by_factor,
+    reciprocal_condition,
+    smallest_eigenvalue,
+)
 
 
 def spectrum_matrix(eigenvalues, dtype=torch.float64):
@@ -35,6 +43,72 @@ def test_factor_overwrites_the_storage_and_reads_only_the_upper_triangle():
     assert jitter == 0
     torch.testing.assert_close(lower @ lower.T, matrix)
     assert (lower.triu(1) == 0).all()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks that a matrix of tens of rows has several of, ragged ones too."""
+    for name, value in (
+        ("_ROWS_PER_CALL", 8),
+        ("_BLOCK_COLUMNS", 7),
+        ("_CORNER_COLUMNS", 3),
+        ("_PANEL_ROWS", 5),
+    ):
+        monkeypatch.setattr(_cholesky, name, value)
+
+
+def with_lower_triangle(matrix):
+    """Return the matrix column-major, with NaN above the diagonal."""
+    above = torch.ones_like(matrix).triu(1) > 0
+    return matrix.masked_fill(above, torch.nan).T.contiguous().T
+
+
+@pytest.mark.parametrize("n", [8, 9, 14, 40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_blocks_give_the_factor_of_a_single_call(small_blocks, n, dtype):
+    matrix = spectrum_matrix(np.geomspace(1, 100, n), dtype)
+    A = with_lower_triangle(matrix)
+    assert overwrite_by_factor(A) == 0
+    expected = torch.linalg.cholesky(matrix)
+    tolerance = 10 * torch.finfo(dtype).eps
+    torch.testing.assert_close(A, expected, rtol=tolerance, atol=tolerance * 10)
+    assert (A.triu(1) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_factor_of_many_rows_is_that_of_a_single_call(dtype):
+    X = torch.randn(2600, 40, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    matrix = X @ X.T + 10 * torch.eye(2600, dtype=dtype)
+    A = with_lower_triangle(matrix)
+    address = A.data_ptr()
+    assert overwrite_by_factor(A) == 0
+    assert A.data_ptr() == address
+    expected = torch.linalg.cholesky(matrix)
+    assert (A - expected).norm() <= 50 * torch.finfo(dtype).eps * expected.norm()
+
+
+@pytest.mark.parametrize("pivot", [0, 6, 7, 12, 39])
+@pytest.mark.parametrize("bad", [-1.0, torch.nan])
+def test_blocks_name_the_minor_that_is_not_definite(small_blocks, pivot, bad):
+    matrix = spectrum_matrix(np.geomspace(1, 100, 40))
+    matrix[pivot, pivot] = bad
+    assert overwrite_by_factor(with_lower_triangle(matrix)) == pivot + 1
+    assert torch.linalg.cholesky_ex(matrix).info == pivot + 1
+
+
+def test_ctrl_c_is_answered_before_the_next_block(small_blocks, monkeypatch):
+    blocks, cholesky_ex = [], torch.linalg.cholesky_ex
+
+    def interrupted(block):
+        blocks.append(len(block))
+        if len(blocks) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return cholesky_ex(block)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        factor_in_place(assembling(spectrum_matrix(np.linspace(1, 9, 40)))[0])
+    assert blocks == [7, 7]
 
 
 @pytest.mark.parametrize(
