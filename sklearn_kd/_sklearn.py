@@ -5,6 +5,7 @@ from typing import Any
 from sklearn.base import _fit_context as fit_context
 from sklearn.callback import CallbackContext, CallbackSupportMixin
 from sklearn.metrics._scorer import _BaseScorer as BaseScorer
+from sklearn.metrics._scorer import _PassthroughScorer as PassthroughScorer
 from sklearn.utils._array_api import check_same_namespace, get_namespace, move_to
 from sklearn.utils._indexing import _safe_indexing as safe_indexing
 from sklearn.utils._param_validation import (
@@ -21,6 +22,7 @@ __all__ = [
     "CallbackSupportMixin",
     "HasMethods",
     "Interval",
+    "PassthroughScorer",
     "StrOptions",
     "callbacks_of",
     "check_same_namespace",

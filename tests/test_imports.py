@@ -37,8 +37,8 @@ ALLOWED = {
     "teachers": MACHINE | {"distillation", "training"},
     "solvers": LINALG | {"_sklearn", "_progress"},
     "students": MACHINE | {"distillation", "metrics", "solvers", "teachers"},
-    "search": MACHINE | {"distillation", "solvers", "teachers", "students"},
-    "inspection": LINALG | {"distillation", "metrics"},
+    "search": MACHINE | {"distillation", "metrics", "solvers", "teachers", "students"},
+    "inspection": LINALG | {"distillation", "metrics", "search"},
     "__init__": {"teachers", "students", "search"},
 }
 NUMERIC = {"kernels", "linalg", "training", "distillation", "metrics"}

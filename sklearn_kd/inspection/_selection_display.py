@@ -9,14 +9,16 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_kd.inspection._plotting import axes_to_draw_on, import_pyplot
+from sklearn_kd.search._uncertainty import parts_by_fold, uncertainty
 
 
 class SelectionDisplay:
     """Held-out score over soft ratio ρ and temperature T, as found by a search.
 
-    The best cell has a star. Framed cells are within one standard error of it: these rows cannot
-    tell them from the best. Left of the dashed line, at ρ ≤ T/(1 + T), hard labels overrule every
-    error of the teacher. This is exact for two classes and a guide for more.
+    The best cell has a star. The scored rows cannot tell framed cells from it, at 90 % and
+    simultaneously for all cells: the set ``in_best_set`` of :class:`LinearizedKDStudentCV`. Left of
+    the dashed line, at ρ ≤ T/(1 + T), hard labels overrule every error of the teacher. This is
+    exact for two classes and a guide for more.
 
     Use `from_estimator`.
 
@@ -30,6 +32,8 @@ class SelectionDisplay:
         Mean held-out score; greater is better. NaN where the search has no such candidate.
     standard_error : ndarray of shape (n_temperatures, n_soft_ratios)
         Its standard error.
+    in_best_set : ndarray of bool of shape (n_temperatures, n_soft_ratios)
+        The cells to frame.
     best : tuple of int
         Row and column of the best cell.
     score_name : str, default="score"
@@ -46,7 +50,7 @@ class SelectionDisplay:
     image_ : matplotlib AxesImage
         The surface.
     frames_ : list of matplotlib Rectangle
-        The frames of the cells within one standard error.
+        The frames of the cells in the best set.
     best_ : matplotlib Line2D
         The star.
     line_ : matplotlib Line2D
@@ -59,9 +63,10 @@ class SelectionDisplay:
     >>> display = SelectionDisplay(
     ...     soft_ratios=[0.5, 0.9], temperatures=[1.0, 4.0], best=(1, 0),
     ...     mean=np.array([[0.8, 0.7], [0.9, 0.75]]), standard_error=np.full((2, 2), 0.02),
+    ...     in_best_set=np.array([[True, False], [True, False]]),
     ... )
     >>> len(display.plot().frames_)
-    1
+    2
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class SelectionDisplay:
         temperatures: Any,
         mean: Any,
         standard_error: Any,
+        in_best_set: Any,
         best: tuple[int, int],
         score_name: str = "score",
         temperature_scaling: str = "none",
@@ -79,6 +85,7 @@ class SelectionDisplay:
         self.temperatures = temperatures
         self.mean = mean
         self.standard_error = standard_error
+        self.in_best_set = in_best_set
         self.best = best
         self.score_name = score_name
         self.temperature_scaling = temperature_scaling
@@ -105,7 +112,7 @@ class SelectionDisplay:
         self.figure_.colorbar(self.image_, ax=ax, label=self.score_name)
         middle = (np.nanmin(mean) + np.nanmax(mean)) / 2
         self.frames_ = []
-        within = mean >= mean[self.best] - error[self.best]
+        framed = np.asarray(self.in_best_set, bool)
         for row, column in np.argwhere(np.isfinite(mean)):
             value = mean[row, column]
             color = "black" if value > middle else "white"
@@ -118,7 +125,7 @@ class SelectionDisplay:
                 fontsize="small",
                 color=color,
             )
-            if within[row, column]:
+            if framed[row, column]:
                 self.frames_.append(_frame(ax, row, column))
         row, column = self.best
         color = "black" if mean[self.best] > middle else "white"
@@ -128,7 +135,7 @@ class SelectionDisplay:
         ax.set_yticks(range(n_rows), [f"{temperature:g}" for temperature in self.temperatures])
         ax.set(xlabel="soft ratio ρ", ylabel="temperature T")
         ax.set_title(
-            "★ best; framed: within 1 s.e. of it\nleft of the dashes every error is overruled",
+            "★ best; framed: not told from it at 90 %\nleft of the dashes every error is overruled",
             fontsize="medium",
         )
         return self
@@ -153,7 +160,8 @@ class SelectionDisplay:
         ----------
         search : LinearizedKDStudentCV or search of scikit-learn
             Fitted, over ``soft_ratio`` and ``temperature`` (also of a student in a pipeline). Other
-            parameters are held at those of the best candidate.
+            parameters are held at those of the best candidate. The best set of a search of
+            scikit-learn is found by fold, as for scores that are no mean over rows.
         score : str, default=None
             Which of several scores. None: the only one, or that of ``refit``.
         ax : matplotlib Axes, default=None
@@ -190,10 +198,7 @@ class SelectionDisplay:
             names = [k.removeprefix("mean_test_") for k in results if k.startswith("mean_test_")]
             raise ValueError(f"score={score!r} is not one of this search's: {names}; give one.")
         values = results[f"mean_test_{score}"]
-        if f"stderr_test_{score}" in results:
-            errors = results[f"stderr_test_{score}"]
-        else:  # scikit-learn's spread divides by the number of splits
-            errors = results[f"std_test_{score}"] / np.sqrt(max(1, search.n_splits_ - 1))
+        errors, in_set = _uncertainty(search, score)
         params = results["params"]
         axes = [_name(params[0], parameter) for parameter in ("soft_ratio", "temperature")]
         best = params[int(np.nanargmax(values))]
@@ -201,22 +206,41 @@ class SelectionDisplay:
             best = params[search.best_index_]
         others = {name: value for name, value in best.items() if name not in axes}
         cells = {
-            (candidate[axes[1]], candidate[axes[0]]): (value, error)
-            for candidate, value, error in zip(params, values, errors, strict=True)
+            (candidate[axes[1]], candidate[axes[0]]): (value, error, is_in_set)
+            for candidate, value, error, is_in_set in zip(
+                params, values, errors, in_set, strict=True
+            )
             if all(candidate[name] is v or candidate[name] == v for name, v in others.items())
         }
         temperatures, soft_ratios = (sorted({cell[i] for cell in cells}) for i in (0, 1))
-        empty = (np.nan, np.nan)
+        empty = (np.nan, np.nan, False)
         grid = np.array([[cells.get((t, r), empty) for r in soft_ratios] for t in temperatures])
         return cls(
             soft_ratios=np.array(soft_ratios, dtype=float),
             temperatures=np.array(temperatures, dtype=float),
             mean=grid[..., 0],
             standard_error=grid[..., 1],
+            in_best_set=grid[..., 2].astype(bool),
             best=(temperatures.index(best[axes[1]]), soft_ratios.index(best[axes[0]])),
             score_name=score,
             temperature_scaling=_scaling(search, best),
         ).plot(ax)
+
+
+def _uncertainty(search: Any, score: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the standard errors of the cells, and which cannot be told from the best."""
+    results = search.cv_results_
+    if f"in_best_set_{score}" in results:
+        return results[f"stderr_test_{score}"], results[f"in_best_set_{score}"]
+    n_splits, mean = search.n_splits_, results[f"mean_test_{score}"]
+    splits = np.array([results[f"split{k}_test_{score}"] for k in range(n_splits)])
+    # scikit-learn's spread divides by the number of splits
+    errors = results[f"std_test_{score}"] / np.sqrt(max(1, n_splits - 1))
+    in_set, cells = np.zeros(len(mean), bool), np.flatnonzero(np.isfinite(mean))
+    parts = parts_by_fold(splits[:, cells], overlap=0.0)
+    best = int(mean[cells].argmax())
+    in_set[cells] = uncertainty(mean[cells], parts, best, many_units=False).in_best_set
+    return errors, in_set
 
 
 def _frame(ax: Any, row: int, column: int) -> Any:

@@ -196,4 +196,5 @@ class SearchByPass(CandidateSearch):
 
         What is kept of all rows; the factors that leave rows out.
         """
-        return prediction_bytes(self.setting.size) + 2 * 8 * self.solver.n_landmarks**2
+        of_rows = self.setting.record_bytes(len(self.setting.rows.distinct.kept))
+        return of_rows + prediction_bytes(self.setting.size) + 2 * 8 * self.solver.n_landmarks**2

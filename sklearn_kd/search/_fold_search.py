@@ -63,13 +63,15 @@ class FoldSearch(CandidateSearch):
         return problem.posed(candidate, self._initial_logits[candidate.kernel])
 
     def _target_bytes(self) -> int:
-        """Return the bytes of z_eff that each fold keeps for all cells, where it has its own.
+        """Return the bytes that all cells keep of the rows: logits and scores, and z_eff by fold.
 
-        In the working precision, and in double precision on the CPU.
+        The last where each fold has its own, in the working precision and in double precision on
+        the CPU.
         """
         size = self.setting.size
         n_own = len(self.folds) if self.setting.sees_labels else 0
-        return n_own * size.n_rows * size.n_targets * (size.dtype.itemsize + 8)
+        of_targets = n_own * size.n_rows * size.n_targets * (size.dtype.itemsize + 8)
+        return of_targets + self.setting.record_bytes(sum(len(fold.test) for fold in self.folds))
 
     @abstractmethod
     def _plan(self) -> None:

@@ -16,6 +16,7 @@ from sklearn_kd.distillation._effective_logits_of_rows import merged_effective_l
 from sklearn_kd.rows._copies import MergedRows
 from sklearn_kd.rows._training_rows import DistinctRows
 from sklearn_kd.search._grid import Candidate, Grid
+from sklearn_kd.search._scored_rows import ScoredRows, record_bytes
 from sklearn_kd.solvers._system import Size, Solver
 from sklearn_kd.students._posed import PosedStudent, Rows
 from sklearn_kd.teachers._teaching import Taught
@@ -32,6 +33,7 @@ class Setting(NamedTuple):
     refit: bool
     memory_limit: float | str
     sees_labels: bool  # whether the teacher is fitted to the labels that are searched
+    n_scores: int  # as far as known beforehand
 
     @property
     def n_classes(self) -> int:
@@ -45,6 +47,11 @@ class Setting(NamedTuple):
         n_columns = self.grid.n_columns(self.n_classes)
         n_rows, n_features = self.rows.X.shape
         return Size(n_rows, n_features, n_columns, weights.dtype, weights.device)
+
+    def record_bytes(self, n_scored: int) -> int:
+        """Return the bytes of what is kept of ``n_scored`` held-out rows until all are scored."""
+        n_cells = len(self.grid.candidates)
+        return record_bytes(n_scored, n_cells, n_logits(self.n_classes), self.n_scores)
 
 
 class Fold(NamedTuple):
@@ -149,6 +156,18 @@ class Problem:
         if checked.stream is not None:
             return np.empty((len(samples), 0))
         return safe_indexing(checked.array, samples)
+
+    def scored(self, positions: Tensor) -> ScoredRows:
+        """Return what there is to know of rows to score, by position likewise."""
+        checked, samples = self.setting.rows.checked, self.samples(positions)
+        weights, group = checked.sample_weight, self.distinct.merged.group
+        return ScoredRows(
+            checked.labels[samples],
+            checked.classes,
+            None if weights is None else weights[samples],
+            samples,
+            group[positions.to(group.device)].cpu().numpy(),
+        )
 
     def samples(self, positions: Tensor) -> np.ndarray:
         """Return the numbers of rows among all, by position among those of positive weight."""

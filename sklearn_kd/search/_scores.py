@@ -14,6 +14,14 @@ from torch import Tensor
 from sklearn_kd.search._grid import Grid
 from sklearn_kd.search._held_out_student import HeldOutStudent
 from sklearn_kd.search._problem import Fold, Problem
+from sklearn_kd.search._row_record import RowRecord
+from sklearn_kd.search._scored_rows import ScoredRows
+from sklearn_kd.search._uncertainty import (
+    Uncertainty,
+    parts_by_fold,
+    parts_by_row,
+    uncertainty,
+)
 from sklearn_kd.students._student import LinearizedKDStudent
 
 # Leave-one-out predictions are scored together; their standard error comes from this many groups.
@@ -38,23 +46,28 @@ class FoldScores:
             _require_weighted(self.scorer, scoring)
         self._scoring = scoring
         self._problem = problem
+        self.record = RowRecord(self.scorer)
         self._means: list[dict[str, np.ndarray]] = []  # {score: (n_recipes,)}
         self._splits: list[list[dict[str, np.ndarray]]] = []  # per split {score: (n_recipes,)}
         self._cell: list[dict[str, np.ndarray]] = []  # the splits of the current kernel and ridge
         self._whole: dict[str, np.ndarray] | None = None  # its leave-one-out scores
+        self._test_shares: list[float] = []  # n_test / n_train of every split
 
     def add(self, students: list[HeldOutStudent], fold: Fold) -> None:
         """Score the students of every recipe on the rows that they have not seen."""
-        scores = self._scores(students, fold.test)
+        rows = self._problem.scored(fold.test)
+        scores = self._scores(students, rows)
+        self.record.add(students, rows, scores)
         if fold.train is None:
             self._whole = scores
             self._cell = []
-            for group in self._groups(fold.test):
-                rows = self._problem.rows_of(fold.test[group])
-                some = [student.take(group, rows) for student in students]
-                self._cell.append(self._scores(some, fold.test[group]))
+            for group in groups_of(rows.labels):
+                features = self._problem.rows_of(fold.test[group])
+                some = [student.take(group, features) for student in students]
+                self._cell.append(self._scores(some, rows.take(group.numpy())))
         else:
             self._cell.append(scores)
+            self._test_shares.append(len(fold.test) / len(fold.train))
 
     def close_cell(self) -> None:
         """End the folds of one kernel and ridge."""
@@ -62,14 +75,12 @@ class FoldScores:
         self._means.append(self._whole or means)
         self._splits.append(self._cell)
         self._whole, self._cell = None, []
+        self.record.close_cell()
 
-    def _scores(self, students: list[HeldOutStudent], rows: Tensor) -> dict[str, np.ndarray]:
-        """Return each score of the students of all recipes on the rows, by position."""
-        checked, samples = self._problem.setting.rows.checked, self._problem.samples(rows)
-        y = checked.classes[checked.labels[samples]]
-        weights = {}
-        if checked.sample_weight is not None:
-            weights["sample_weight"] = checked.sample_weight[samples]
+    def _scores(self, students: list[HeldOutStudent], rows: ScoredRows) -> dict[str, np.ndarray]:
+        """Return each score of the students of all recipes on the rows."""
+        y = rows.classes[rows.labels]
+        weights = {} if rows.sample_weight is None else {"sample_weight": rows.sample_weight}
         try:
             scores = [self.scorer(student, student.rows, y, **weights) for student in students]
         except ValueError as error:
@@ -81,17 +92,6 @@ class FoldScores:
             raise
         named = [score if isinstance(score, dict) else {"score": score} for score in scores]
         return {name: np.array([score[name] for score in named], float) for name in named[0]}
-
-    def _groups(self, rows: Tensor) -> list[Tensor]:
-        """Return positions in ``rows``, dealt out to the groups class by class."""
-        labels = self._problem.setting.rows.checked.labels[self._problem.samples(rows)]
-        order = torch.from_numpy(np.argsort(labels, kind="stable"))
-        n_groups = min(LOO_GROUPS, len(rows))
-        # Some scores, such as the log loss, need every class in every group.
-        rarest = np.unique(labels, return_counts=True)[1].min()
-        if rarest > 1:
-            n_groups = min(n_groups, int(rarest))
-        return [order[start::n_groups].sort().values for start in range(n_groups)]
 
     def cv_results(self, grid: Grid) -> dict[str, Any]:
         """Return the table: parameters, and each score by split, its mean, spread and rank."""
@@ -113,12 +113,59 @@ class FoldScores:
             results[f"stderr_test_{name}"] = spread / np.sqrt(len(splits))
             worst_if_nan = np.where(np.isnan(mean), -np.inf, mean)
             results[f"rank_test_{name}"] = rankdata(-worst_if_nan, method="min").astype(np.int32)
+            sure = self._uncertainty(name, mean, splits, grid.preference())
+            results[f"diff_test_{name}"] = sure.difference
+            results[f"stderr_diff_test_{name}"] = sure.stderr
+            results[f"in_best_set_{name}"] = sure.in_best_set
         return results
+
+    def _uncertainty(
+        self, name: str, mean: np.ndarray, splits: np.ndarray, preference: list[tuple]
+    ) -> Uncertainty:
+        """Return the differences to the best cell: by row where the score is a mean over rows."""
+        is_number = np.isfinite(splits).all(axis=0) & np.isfinite(mean)
+        cells = np.flatnonzero(is_number)
+        nothing = np.full(len(mean), np.nan)
+        found = Uncertainty(nothing, nothing.copy(), np.zeros(len(mean), bool))
+        if not len(cells):
+            return found
+        if (rows := self.record.splits(name)) is not None:
+            parts = parts_by_row(rows, mean)
+        else:
+            overlap = float(np.mean(self._test_shares)) if self.record.has_repeats else 0.0
+            parts = parts_by_fold(splits, overlap)
+        best = best_of(mean, cells, preference)
+        sure = uncertainty(
+            mean[cells],
+            parts[:, cells],
+            int(np.searchsorted(cells, best)),
+            many_units=rows is not None,
+        )
+        for values, of_cells in zip(found, sure, strict=True):
+            values[cells] = of_cells
+        return found
 
     @property
     def n_splits(self) -> int:
         """Number of folds, or of groups for leave-one-out."""
         return len(self._splits[0])
+
+
+def best_of(mean: np.ndarray, cells: np.ndarray, preference: list[tuple]) -> int:
+    """Return the preferred one among the cells of the largest mean."""
+    best = cells[mean[cells] == mean[cells].max()]
+    return min(best.tolist(), key=preference.__getitem__)
+
+
+def groups_of(labels: np.ndarray) -> list[Tensor]:
+    """Return the positions of the rows of each group, dealt out class by class."""
+    order = torch.from_numpy(np.argsort(labels, kind="stable"))
+    n_groups = min(LOO_GROUPS, len(labels))
+    # Some scores, such as the log loss, need every class in every group.
+    rarest = np.unique(labels, return_counts=True)[1].min()
+    if rarest > 1:
+        n_groups = min(n_groups, int(rarest))
+    return [order[start::n_groups].sort().values for start in range(n_groups)]
 
 
 def _require_weighted(scorer: Any, scoring: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from sklearn.base import ClassifierMixin, clone
 from sklearn.frozen import FrozenEstimator
@@ -25,6 +24,7 @@ from sklearn_kd.search._grid import Grid
 from sklearn_kd.search._problem import Problem, Setting
 from sklearn_kd.search._protocol import CandidateSearch
 from sklearn_kd.search._scores import FoldScores
+from sklearn_kd.search._selection import select
 from sklearn_kd.solvers import PCG, Cholesky, Nystrom
 from sklearn_kd.solvers._choice import TakesSolver, named_solver
 from sklearn_kd.solvers._system import Solver
@@ -48,6 +48,7 @@ _OF_THE_BEST = (
     "best_index_",
     "best_params_",
     "best_score_",
+    "verdict_",
     "kernel_",
     "X_fit_",
     "dual_coef_",
@@ -90,8 +91,8 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
         Whether to fit the best candidate on all rows; with several scores the name of the one
         that decides, or False.
     one_standard_error : bool, default=False
-        Whether to choose, among the candidates within one standard error of the best score, the
-        one with the largest ρ, rather than the best.
+        Whether to choose, among the candidates whose difference to the best score is within one
+        of its paired standard errors, the one with the largest ρ, rather than the best.
     teacher_cv : int, splitter, iterable, "prefit" or None, default=None
         Cross-fitting of an unfitted teacher inside the training rows of each fold: ``cv`` of
         :class:`LinearizedKDStudent`. None: by pairs of the folds of ``cv`` or, where these are no
@@ -128,12 +129,19 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
         Its position in ``cv_results_``.
     best_score_ : float
         Its mean held-out score.
+    verdict_ : str
+        The choice, how many cells are as good, how much worse ρ = 1 is (or the smallest ρ, where
+        ρ = 1 is best), and the axes on whose edge the choice lies. "Inconclusive" where more than
+        half of the cells are as good.
     cv_results_ : dict of ndarray
-        As in :class:`~sklearn.model_selection.GridSearchCV`, without times; in addition
-        ``stderr_test_<score>``, the standard error of ``mean_test_<score>``. With ``cv=None`` the
-        mean is the score of all leave-one-out predictions together, and the "splits" are ten
-        groups of them, or as many as the rarest class has rows if these are fewer than ten, but
-        more than one. An unfitted teacher makes it five folds.
+        As in :class:`~sklearn.model_selection.GridSearchCV`, without times; in addition, for each
+        score, ``stderr_test_<score>``, the standard error of ``mean_test_<score>``;
+        ``diff_test_<score>``, the mean less the best mean; ``stderr_diff_test_<score>``, its paired
+        standard error; and ``in_best_set_<score>``, whether the held-out rows cannot tell the cell
+        from the best one at 90 %: see Notes. ``in_best_set`` is that of the score that decides.
+        With ``cv=None`` the mean is the score of all leave-one-out predictions together, and the
+        "splits" are ten groups of them, or as many as the rarest class has rows if these are fewer
+        than ten, but more than one. An unfitted teacher makes it five folds.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
     teacher_ : classifier or None
@@ -177,6 +185,23 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
     too, make the scores too good, the more so the larger ρ.
 
     Sample weights enter the fits and the scores.
+
+    All cells are scored on the same rows, so their differences are paired: row by row where a score
+    is a mean over rows (accuracy, log loss, Brier score, transfer risk), copies of a row being one
+    draw, else by fold, or by group. Rows, or folds, are taken as independent of each other. A cell
+    is left out of the best set if another one is better by more than the largest of all differences
+    to it would be by chance [1]_, [2]_: the truly best cell is in the set with a probability of
+    90 %, however many cells there are. By row the limit comes from the covariance of the cells, by
+    2000 draws with a fixed seed; by fold from Student's t and Bonferroni's inequality, so that five
+    folds tell little. Folds that overlap count for fewer [3]_.
+
+    References
+    ----------
+    .. [1] J. C. Hsu, "Constrained simultaneous confidence intervals for multiple comparisons with
+       the best", Annals of Statistics 12, 1984.
+    .. [2] J. Lei, "Cross-validation with confidence", JASA 115, 2020.
+    .. [3] C. Nadeau and Y. Bengio, "Inference for the generalization error", Machine Learning 52,
+       2003.
 
     Examples
     --------
@@ -291,7 +316,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
 
             # 4. The best candidate, fitted on all rows.
             results = scores.cv_results(grid)
-            best = self._select(grid, results)
+            best = select(self, grid, scores, results)
             if self.refit:
                 best |= self._fit_best(students, problem, best["best_index_"], progress)
             for name in _OF_THE_BEST:
@@ -326,7 +351,15 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
                 solver = Cholesky()  # every row is a landmark: the exact students
         cv = _FOLDS_OF_UNFITTED if sees_labels and self.cv is None else self.cv
         setting = Setting(
-            grid, rows, solver, cv, self.init, bool(self.refit), self.memory_limit, sees_labels
+            grid,
+            rows,
+            solver,
+            cv,
+            self.init,
+            bool(self.refit),
+            self.memory_limit,
+            sees_labels,
+            n_scores=len(self.scoring) if isinstance(self.scoring, list | tuple | dict) else 1,
         )
         if isinstance(solver, PCG):
             return SearchByIteration(setting)
@@ -363,36 +396,6 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
             self.teacher, X, rows, teacher_logits, cv=cv, default=default, progress=progress
         )
         return Taught(teacher, z_t, by_fold=None)
-
-    def _select(self, grid: Grid, results: dict[str, Any]) -> dict[str, Any]:
-        """Return the attributes of the best candidate; none where no score decides."""
-        names = [k.removeprefix("mean_test_") for k in results if k.startswith("mean_test_")]
-        if names == ["score"]:
-            deciding = "score"
-        elif isinstance(self.refit, str) and self.refit in names:
-            deciding = self.refit
-        elif self.refit is False:
-            return {}
-        else:
-            raise ValueError(
-                f"refit={self.refit!r} must be one of the scores {names}, which decides, or False."
-            )
-        mean = results[f"mean_test_{deciding}"]
-        if np.isnan(mean).any():
-            raise ValueError(
-                f"scoring={self.scoring!r}: {deciding!r} is NaN for {np.isnan(mean).sum()} of "
-                f"{len(mean)} candidates. Use a score that every fold defines, or larger folds."
-            )
-        eligible = mean == mean.max()
-        if self.one_standard_error:
-            margin = results[f"stderr_test_{deciding}"][mean.argmax()]
-            eligible = mean >= mean.max() - margin
-        index = min(np.flatnonzero(eligible).tolist(), key=grid.preference().__getitem__)
-        return {
-            "best_index_": index,
-            "best_params_": results["params"][index],
-            "best_score_": float(mean[index]),
-        }
 
     def _fit_best(
         self, students: CandidateSearch, problem: Problem, index: int, progress: FitTask

@@ -1,7 +1,8 @@
-"""SelectionDisplay: the best cell, those within one standard error, and the overruling border."""
+"""SelectionDisplay: the best cell, those not told from it, and the overruling border."""
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -19,12 +20,13 @@ def made(**changes):
         "temperatures": TEMPERATURES,
         "mean": MEAN,
         "standard_error": np.full((2, 3), 0.015),
+        "in_best_set": np.array([[False, False, False], [True, True, False]]),
         "best": (1, 1),
     }
     return SelectionDisplay(**arrays | changes).plot()
 
 
-def test_cells_within_one_standard_error_are_framed():
+def test_cells_of_the_best_set_are_framed():
     display = made()
     corners = {(round(f.get_y() + 0.46), round(f.get_x() + 0.47)) for f in display.frames_}
     assert corners == {(1, 0), (1, 1)}
@@ -76,6 +78,25 @@ def test_from_estimator(cancer, how):
         column = RATIOS.index(params[f"{prefix}soft_ratio"])
         if params.get("ridge") == search.best_params_.get("ridge"):
             assert display.mean[row, column] == value
+    assert display.in_best_set[display.best]
+    if how == "CV":
+        shown = [p["ridge"] == search.best_params_["ridge"] for p in results["params"]]
+        assert display.in_best_set.sum() == results["in_best_set"][shown].sum()
+
+
+def test_the_best_set_of_another_search_is_by_fold(cancer):
+    X, y, *_, teacher = cancer
+    grid = {"soft_ratio": [0.9], "temperature": [1.0, 100.0]}
+    search = GridSearchCV(LinearizedKDStudent(teacher), grid, cv=5, scoring="neg_log_loss")
+    search.fit(X, y)
+    splits = [search.cv_results_[f"split{k}_test_score"] for k in range(5)]
+    better = np.ptp(splits, axis=1) * np.sign(np.diff(np.mean(splits, axis=0)))
+    assert ttest_1samp(np.abs(better), 0).pvalue < 0.2  # two-sided
+    assert SelectionDisplay.from_estimator(search).in_best_set.sum() == 1
+    for k in range(5):  # a difference that changes its sign
+        search.cv_results_[f"split{k}_test_score"] = np.array([(-1) ** k, 0.0])
+    search.cv_results_["mean_test_score"] = np.array([0.2, 0.0])
+    assert SelectionDisplay.from_estimator(search).in_best_set.all()
 
 
 @pytest.mark.parametrize("refit", [True, False])

@@ -1,0 +1,116 @@
+"""The outcome of a search in a sentence: the choice, what is as good, and what is worse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sklearn_kd.search._grid import Grid
+
+
+def verdict(
+    grid: Grid, results: dict[str, Any], score: str, chosen: int, best: int, *, is_accuracy: bool
+) -> str:
+    """Return what a search has found, and how sure it is.
+
+    Parameters
+    ----------
+    grid : Grid
+    results : dict
+        ``cv_results_``.
+    score : str
+        The score that decides.
+    chosen, best : int
+        The chosen cell, and the one of the best score that is preferred.
+    is_accuracy : bool
+        Whether differences are told in percentage points.
+    """
+    in_set, n_cells = results[f"in_best_set_{score}"], len(grid.candidates)
+    parts = [_named(grid, chosen)]
+    if chosen != best:
+        parts[0] += f" (within one standard error of {_named(grid, best)})"
+    n_best = int(in_set.sum())
+    if n_cells == 1:
+        parts.append("the only cell")
+    elif 2 * n_best > n_cells:
+        parts.append(f"inconclusive: {n_best} of {n_cells} cells are as good")
+    elif n_best > 1:
+        parts.append(f"{n_best} of {n_cells} cells are as good")
+    else:
+        parts.append(f"the best of {n_cells} cells")
+    if (other := _contrast(grid, results[f"mean_test_{score}"], best)) is not None:
+        index, name = other
+        difference = -results[f"diff_test_{score}"][index]
+        error = results[f"stderr_diff_test_{score}"][index]
+        amount = _amount(difference, error, is_accuracy)
+        if in_set[index]:
+            parts.append(f"{name} cannot be told from it, {amount} below")
+        else:
+            parts.append(f"{name} is worse by {amount}")
+    parts += _edges(grid, chosen)
+    return "; ".join(parts)
+
+
+def _named(grid: Grid, cell: int) -> str:
+    """Return what tells a cell from the others: ρ and T, and ridge and kernel if searched."""
+    candidate, params = grid.candidates[cell], grid.params[cell]
+    named = [f"ρ = {params['soft_ratio']:g}"]
+    if params["soft_ratio"] < 1:  # at ρ = 1 the student reaches the teacher's logits at any T
+        named.append(f"T = {params['temperature']:g}")
+    if len(grid.ridges) > 1:
+        named.append(f"ridge = {params['ridge']:g}")
+    if len(grid.kernels) > 1:
+        named.append(f"kernel = {grid.kernels[candidate.kernel]}")
+    return ", ".join(named)
+
+
+def _contrast(grid: Grid, mean: np.ndarray, best: int) -> tuple[int, str] | None:
+    """Return the best cell at the largest ρ, or at the smallest if the best is there; its name."""
+    ratios = np.array([params["soft_ratio"] for params in grid.params])
+    if len(np.unique(ratios)) == 1:
+        return None
+    other = ratios.max() if ratios[best] < ratios.max() else ratios.min()
+    cells = np.flatnonzero(ratios == other)
+    return int(cells[np.nanargmax(mean[cells])]), f"ρ = {other:g}"
+
+
+def _amount(difference: float, error: float, is_accuracy: bool) -> str:
+    if is_accuracy:
+        return f"{100 * difference:.1f} ± {100 * error:.1f} points"
+    # A single split has no error.
+    return f"{difference:.2g}" + (f" ± {error:.1g}" if np.isfinite(error) else "")
+
+
+def _edges(grid: Grid, cell: int) -> list[str]:
+    """Return, for each searched axis on whose edge a cell lies, what to add.
+
+    ρ = 1 and ridge = 0 are the ends of what there is, and at ρ = 1 T does not matter.
+    """
+    params = grid.params[cell]
+    axes = {"soft_ratios": [recipe["soft_ratio"] for recipe in grid.recipes]}
+    if params["soft_ratio"] < 1:
+        axes["temperatures"] = [recipe["temperature"] for recipe in grid.recipes]
+    axes["ridges"] = grid.ridges
+    found = []
+    for name, values in axes.items():
+        value, least, largest = params[name.removesuffix("s")], min(values), max(values)
+        if least == largest:
+            continue
+        symbol = {"soft_ratios": "ρ", "temperatures": "T", "ridges": "ridge"}[name]
+        place = f"on the edge of the grid: {symbol} = {value:g} is the"
+        if value == least > 0:
+            found.append(f"{place} smallest, add smaller {name} such as {_smaller(name, value):g}")
+        if value == largest and (name, value) != ("soft_ratios", 1.0):
+            found.append(f"{place} largest, add larger {name} such as {_larger(name, value):g}")
+    return found
+
+
+def _smaller(name: str, value: float) -> float:
+    return value / (10 if name == "ridges" else 2)
+
+
+def _larger(name: str, value: float) -> float:
+    if name == "soft_ratios":
+        return (1 + value) / 2
+    return value * (10 if name == "ridges" else 2)
