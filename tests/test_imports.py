@@ -43,9 +43,10 @@ ALLOWED = {
 }
 NUMERIC = {"kernels", "linalg", "training", "distillation", "metrics"}
 
-# The files of the numeric folders that know scikit-learn: its kernel class, its scorers.
+# The files of the numeric folders that know scikit-learn: its kernel classes, its scorers.
 SKLEARN_FACING = {
     "kernels/_empirical_ntk.py",
+    "kernels/_noise.py",
     "kernels/_ntk.py",
     "kernels/__init__.py",
     "metrics/_scorers.py",

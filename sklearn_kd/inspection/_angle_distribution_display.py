@@ -252,7 +252,7 @@ class AngleDistributionDisplay:
             sizes=to_tensor(sizes, device=z_eff.device),
         )
         # The frame's features include the ridge's axes: their norms are the diagonal of L Lᵀ.
-        squared_norms = frame.kernel.diag(frame.X) + frame.ridge / frame.weights + frame.jitter
+        squared_norms = frame.kernel.diag(frame.X) + frame.row_ridges
         return cls(
             feature_angles=to_numpy(feature_angles(z_eff, squared_norms, path.centred_oracle_norm)),
             sizes=list(sizes),

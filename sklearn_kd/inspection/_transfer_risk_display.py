@@ -360,10 +360,12 @@ def _require_oracle(student: Any, n_permutations: int | None, param_grid: Any) -
             f"which is the teacher only at soft_ratio=1; got soft_ratio={soft_ratio!r}. Fit a "
             "student with soft_ratio=1."
         )
-    if student.fit_report_.ridge > 0:
+    report = student.fit_report_
+    if report.ridge + report.noise > 0:
         raise ValueError(
-            "oracle_norm bounds a student that fits its rows exactly, which a ridge does not; got "
-            f"ridge={student.fit_report_.ridge!r}, fit with ridge=0."
+            "oracle_norm bounds a student that fits its rows exactly, which neither a ridge nor a "
+            f"noise of the kernel does; got ridge={report.ridge!r} and noise={report.noise!r}, fit "
+            "with ridge=0 and a kernel without WhiteKernel."
         )
     if n_permutations is not None or param_grid is not None:
         raise ValueError(

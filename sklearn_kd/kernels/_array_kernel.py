@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sklearn_kd._array import to_numpy, to_tensor
+from sklearn_kd.kernels._noise import noise_of
 from sklearn_kd.kernels._protocol import KernelFunction
 
 _ROW_BLOCK = 512
@@ -19,6 +20,9 @@ _ROW_BLOCK = 512
 @dataclass(frozen=True)
 class ArrayKernel(KernelFunction):
     """A kernel given as a callable on numpy arrays, such as a scikit-learn GP kernel.
+
+    Its values are those of ``function(X, Y)``, without the `noise` that ``function(X)`` adds to
+    the diagonal.
 
     Parameters
     ----------
@@ -59,9 +63,13 @@ class ArrayKernel(KernelFunction):
     def diag(self, X: Tensor) -> Tensor:
         """Return K(x, x) for each row, shape (n,)."""
         if hasattr(self.function, "diag"):
-            values = np.asarray(self.function.diag(to_numpy(X)))
+            values = np.asarray(self.function.diag(to_numpy(X))) - self.noise(X)
             return to_tensor(values, dtype=X.dtype, device=X.device)
         return torch.cat([self.block(row[None], row[None])[0] for row in X])
+
+    def noise(self, X: Tensor) -> float:
+        """Return what ``function(X)`` adds to the diagonal of K(X, X), such as a WhiteKernel's."""
+        return noise_of(self.function, to_numpy(X))
 
 
 def as_kernel_function(kernel: Any) -> KernelFunction:

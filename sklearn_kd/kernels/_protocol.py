@@ -50,6 +50,13 @@ class KernelFunction(ABC):
         """
         return product(stream(self.block, X, Y), len(X), V)
 
+    def noise(self, X: Tensor) -> float:
+        """Return the variance ν that every row of ``X`` has for itself, as by a WhiteKernel.
+
+        It is in neither `block`, `gram` nor `diag`. To a kernel machine it is a ridge.
+        """
+        return 0.0
+
     def outputs(self, X: Tensor) -> Tensor | None:
         """Return z₀(X) of the network behind the kernel, (n,) or (n, K); None if there is none."""
         return None

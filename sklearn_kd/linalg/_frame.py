@@ -12,7 +12,8 @@ u, v           features        (m, n), (m,) φ(x) in the frame, squared norm of 
 
 The columns of φ(X) L⁻ᵀ are orthonormal and row i adds exactly axis i, so the student trained on
 the first m rows is ``q[:m]``. With a ridge λ, or weights W, the frame is that of the augmented
-features [φ(xᵢ), √(λ/wᵢ) eᵢ], and all statements hold for the ridge student.
+features [φ(xᵢ), √(λ/wᵢ) eᵢ], and all statements hold for the ridge student. A noise ν of the
+kernel, as of a WhiteKernel, adds to the ridge: λ + ν.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class TangentFrame:
 
     Attributes
     ----------
+    noise : float
+        The kernel's own noise ν ≥ 0, which adds to the ridge.
     jitter : float
         Added to the diagonal for the factorization to succeed; almost always 0.
     rcond : float
@@ -118,6 +121,7 @@ class TangentFrame:
         self.kernel = kernel
         self.X = X
         self.ridge = ridge
+        self.noise = kernel.noise(X)
         self.weights = X.new_ones(n) if weights is None else weights
         self.lower, self.jitter = factor_in_place(self._assembler(gram))
         self.rcond = reciprocal_condition(self.lower)
@@ -131,7 +135,7 @@ class TangentFrame:
                 self.kernel.gram(self.X, out=storage, symmetrize=False)
             else:
                 storage.copy_(gram)
-            storage.diagonal().add_(self.ridge / self.weights)
+            storage.diagonal().add_((self.ridge + self.noise) / self.weights)
             return storage
 
         return assemble
@@ -153,6 +157,11 @@ class TangentFrame:
     def n_rows(self) -> int:
         """Number of training rows, n."""
         return len(self.X)
+
+    @property
+    def row_ridges(self) -> Tensor:
+        """What L Lᵀ holds beside the kernel on its diagonal, (λ + ν) / w and the jitter, (n,)."""
+        return (self.ridge + self.noise) / self.weights + self.jitter
 
     @full_precision()
     def coordinates(self, targets: Tensor) -> Tensor:
@@ -193,7 +202,7 @@ class TangentFrame:
         """
         # aᵀ Θ a = aᵀ Δz − aᵀ (λ W⁻¹ + jitter) a; without a ridge just aᵀ Δz = ‖q‖².
         a = coefficients.reshape(self.n_rows, -1)
-        along_ridge = (self.ridge / self.weights + self.jitter)[:, None] * a
+        along_ridge = self.row_ridges[:, None] * a
         total = (a * targets.reshape(self.n_rows, -1)).sum()
         squared = total - (a * along_ridge).sum()
         if squared < _CANCELLED * total:  # a ridge far above the kernel leaves no digits
@@ -228,7 +237,7 @@ class TangentFrame:
 
         The ridge of a new row lies along its axis, unless the row adds no axis at all.
         """
-        return torch.where(v > 0, v + self.ridge + self.jitter, v)
+        return torch.where(v > 0, v + self.ridge + self.noise + self.jitter, v)
 
     def feature_blocks(self, X: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield (rows, u, v) of `features` for consecutive blocks of ``X``, in bounded memory."""
@@ -308,7 +317,7 @@ class TangentFrame:
         It is the share of ‖q[:m]‖² that lies along the axes of the ridge: the weight change alone
         has the squared norm ‖q[:m]‖² − share. 0 without ridge and jitter.
         """
-        row_ridges = self.ridge / self.weights + self.jitter
+        row_ridges = self.row_ridges
         if not row_ridges.any():
             return torch.zeros_like(targets)
         q = self.coordinates(targets)

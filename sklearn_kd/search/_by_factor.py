@@ -38,7 +38,9 @@ class SearchByFactor(FoldSearch):
     def _plan(self) -> None:
         setting, ridges = self.setting, self.setting.grid.ridges
         distinct, refit = setting.rows.distinct, setting.refit
-        serves_folds = serves_all_folds(self.folds, distinct, ridges, refit=refit)
+        noise = max(function.noise(distinct.X) for function in setting.grid.functions)
+        with_noise = [ridge + noise for ridge in ridges]
+        serves_folds = serves_all_folds(self.folds, distinct, with_noise, refit=refit)
         # Ridges, and folds with factors of their own, share the kernel matrix beside these.
         has_factors = setting.cv is not None and not serves_folds
         shares_matrix = has_factors or len(ridges) > 1
@@ -185,6 +187,11 @@ class WholeKernel:
         return self._function
 
     @property
+    def noise(self) -> float:
+        """What the kernel in use adds to the ridge."""
+        return self.function.noise(self._distinct.X)
+
+    @property
     def matrix(self) -> Tensor:
         """Θ of all rows."""
         if self._matrix is None:
@@ -254,7 +261,7 @@ def held_out_students(
             numbers,
             number,
             targets - z_0[numbers],
-            ridge=ridge,
+            ridge=ridge + whole.noise,
             weights=train.weights,
             memory_limit=whole.memory_limit,
         )

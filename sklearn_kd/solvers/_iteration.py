@@ -12,6 +12,7 @@ from sklearn.utils import Bunch
 from torch import Tensor
 
 from sklearn_kd._warnings import warn
+from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._block_cg import PCGResult
 from sklearn_kd.linalg._operator import KernelOperator, RidgeOperator
 from sklearn_kd.solvers._system import Solution
@@ -51,8 +52,11 @@ def student_of(
     return IteratedStudent(a.reshape(targets.shape), norm, result.n_iter, report)
 
 
-def row_ridges_of(X: Tensor, ridge: float, weights: Tensor | None) -> Tensor | None:
-    """Return λ / w (n,) in float64, or None if λ = 0."""
+def row_ridges_of(
+    kernel: KernelFunction, X: Tensor, ridge: float, weights: Tensor | None
+) -> Tensor | None:
+    """Return (λ + ν) / w (n,) in float64, ν the kernel's noise, or None if it is 0."""
+    ridge += kernel.noise(X)
     if ridge == 0:
         return None
     return ridge / (X.new_ones(len(X)) if weights is None else weights).double()

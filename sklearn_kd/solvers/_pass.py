@@ -393,7 +393,8 @@ def solve_pass(done: NystromPass, ridge: float = 0.0) -> NystromStudent:
         training rows, since that one interpolates; and ``held_out_gap`` of Δz − f₋ᵢ, with f₋ᵢ
         trained on all rows but that one (None where this leaves it undetermined).
     """
-    solution = RestrictedStudent(done.basis, done.sums, ridge)
+    noise = done.basis.kernel.noise(done.basis.landmarks)
+    solution = RestrictedStudent(done.basis, done.sums, ridge + noise)
     probes = done.probes
     logits, remainder = solution.fit_and_remainder(probes.X, probes.weights)
     residual = probes.targets - logits

@@ -281,7 +281,7 @@ def pcg_student(
     ConvergenceWarning
         If a residual is above ``tol``.
     """
-    row_ridges = row_ridges_of(X, ridge, weights)
+    row_ridges = row_ridges_of(kernel, X, ridge, weights)
     columns = targets.reshape(len(X), -1).double()
     if distributed:
         columns = require_same_problem(X, columns)

@@ -132,7 +132,7 @@ def refined_student(
     NotPSDError
         If there is no factor in float32.
     """
-    row_ridges = row_ridges_of(X, ridge, weights)
+    row_ridges = row_ridges_of(kernel, X, ridge, weights)
     exact = TiledOperator(kernel, X.double())
     try:
         factor = SingleFactor(kernel, X, row_ridges)

@@ -131,9 +131,9 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
         ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
         ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped),
         ``cross_fitted_teacher`` (whether ``teacher`` was unfitted), ``soft_ratio``,
-        ``temperature``, ``temperature_scaling``, ``init``, ``ridge``, ``jitter``, ``rcond``,
-        ``solver``, ``device`` and ``dtype``, and what the solver adds: see the notes of each in
-        `sklearn_kd.solvers`.
+        ``temperature``, ``temperature_scaling``, ``init``, ``ridge``, ``noise`` (the kernel's own,
+        which adds to the ridge), ``jitter``, ``rcond``, ``solver``, ``device`` and ``dtype``, and
+        what the solver adds: see the notes of each in `sklearn_kd.solvers`.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -164,6 +164,10 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
     Rows that repeat exactly are merged, exactly: the loss is linear in the labels, so the
     converged student sees one row with the weighted mean of the copies' hard and soft labels.
     With ``ridge=0`` sample weights therefore matter only where rows repeat.
+
+    A kernel may hold noise, ``RBF() + WhiteKernel(s)``: what it adds to the diagonal of the kernel
+    matrix of the training rows, and of no other. The student is then that of ``RBF()`` with the
+    ridge ``ridge + s``, in all that it reports.
 
     References
     ----------
@@ -269,6 +273,7 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
             **posed.recipe,
             init=posed.init,
             ridge=posed.ridge,
+            noise=posed.function.noise(solution.X_fit),
             jitter=solution.jitter,
             rcond=solution.rcond,
             solver=posed.solver.name,

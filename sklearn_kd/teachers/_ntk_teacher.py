@@ -250,7 +250,8 @@ class NTKTeacher(TangentKernelClassifier):
     ) -> Trained:
         """Gradient flow of the mean loss from f = 0, with a(t) at every stopping time."""
         with progress.stage("kernel"):
-            kernel_matrix = kernel.gram(rows.X)
+            row_noise = kernel.noise(rows.X) / rows.weights
+            kernel_matrix = gram_with_noise(kernel, rows.X, row_noise)
         with progress.stage("gradient-flow", PERCENT) as flow, full_precision():
             stages, info = gradient_flow(
                 kernel_matrix,
@@ -261,12 +262,13 @@ class NTKTeacher(TangentKernelClassifier):
                 report=flow.report,
             )
         report = {"n_kernel_products": info.n_products, "converged": True}
-        return Trained(stages, weight_change_norm(kernel_matrix, stages[-1]), report)
+        return Trained(stages, weight_change_norm(kernel_matrix, stages[-1], row_noise), report)
 
     def _minimize(self, kernel: KernelFunction, rows: DistinctRows, progress: FitTask) -> Trained:
         """Minimum of Σ w ℓ + ½ ridge aᵀ Θ a for the log loss."""
         with progress.stage("kernel"):
-            kernel_matrix = kernel.gram(rows.X)
+            row_noise = kernel.noise(rows.X) / rows.weights
+            kernel_matrix = gram_with_noise(kernel, rows.X, row_noise)
         with progress.stage("minimum"), full_precision():
             coefficients, info = ridge_minimum(
                 kernel_matrix, rows.hard_labels, rows.weights, ridge=self.ridge
@@ -278,7 +280,7 @@ class NTKTeacher(TangentKernelClassifier):
                 ConvergenceWarning,
             )
         report = {"n_kernel_products": info.n_products, "converged": info.converged}
-        norm = weight_change_norm(kernel_matrix, coefficients)
+        norm = weight_change_norm(kernel_matrix, coefficients, row_noise)
         return Trained(coefficients[None], norm, report)
 
     def _solve(self, kernel: KernelFunction, rows: DistinctRows, progress: FitTask) -> Trained:
@@ -327,8 +329,16 @@ class Trained(NamedTuple):
     report: dict[str, Any]
 
 
+def gram_with_noise(kernel: KernelFunction, X: Tensor, row_noise: Tensor) -> Tensor:
+    """Return Θ + ν W⁻¹, shape (n, n), for ν / w (n,): the w copies of a row share its noise ν."""
+    matrix = kernel.gram(X)
+    matrix.diagonal().add_(row_noise)
+    return matrix
+
+
 @full_precision()
-def weight_change_norm(kernel_matrix: Tensor, coefficients: Tensor) -> float:
-    """Return ‖Δ_w‖₂ = √(aᵀ Θ a), squares summed over the classes."""
+def weight_change_norm(kernel_matrix: Tensor, coefficients: Tensor, row_noise: Tensor) -> float:
+    """Return ‖Δ_w‖₂ = √(aᵀ Θ a) from Θ + ν W⁻¹, squares summed over the classes."""
     squared = (coefficients * (kernel_matrix @ coefficients)).sum()
+    squared -= (row_noise @ coefficients.square()).sum()
     return squared.clamp_min(0).sqrt().item()
