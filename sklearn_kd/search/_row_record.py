@@ -14,6 +14,7 @@ from sklearn_kd._logits import class_indices, class_probabilities
 from sklearn_kd._sklearn import PassthroughScorer
 from sklearn_kd.metrics import neg_transfer_risk_scorer
 from sklearn_kd.search._held_out_student import HeldOutStudent
+from sklearn_kd.search._rows_to_check import values_of_labels
 from sklearn_kd.search._scored_rows import ScoredRows
 from sklearn_kd.search._uncertainty import ScoredSplit
 
@@ -130,6 +131,21 @@ class RowRecord:
             )
             for k, rows in enumerate(self._splits)
         ]
+
+    def values_of_labels(self, cells: np.ndarray, n_rows: int) -> np.ndarray:
+        """Return what a true label of each of ``n_rows`` rows is worth to tell ``cells`` apart.
+
+        Summed over the splits that score the row.
+        """
+        values = np.zeros(n_rows)
+        for k, rows in enumerate(self._splits):
+            of_split = np.concatenate([cell[k] for cell in self._logits[:-1]], axis=1)
+            values[rows.numbers] += values_of_labels(
+                [torch.from_numpy(of_split[:, cell]) for cell in cells],
+                torch.from_numpy(rows.labels),
+                torch.from_numpy(rows.shares / len(self._splits)),
+            ).numpy()
+        return values
 
     @property
     def has_repeats(self) -> bool:

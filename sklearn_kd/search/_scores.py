@@ -145,6 +145,11 @@ class FoldScores:
             values[cells] = of_cells
         return found
 
+    def values_of_labels(self, cells: np.ndarray) -> np.ndarray:
+        """Return what a true label of each row of the fit is worth to tell ``cells`` apart."""
+        n_rows = len(self._problem.setting.rows.checked.labels)
+        return self.record.values_of_labels(cells, n_rows)
+
     @property
     def n_splits(self) -> int:
         """Number of folds, or of groups for leave-one-out."""

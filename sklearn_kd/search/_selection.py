@@ -48,9 +48,11 @@ def select(search: Any, grid: Grid, scores: FoldScores, results: dict[str, Any])
         within = np.flatnonzero(results[f"diff_test_{deciding}"] >= -error)
         chosen = min(within.tolist(), key=preference.__getitem__)
     points = is_accuracy(scores.scorer, deciding)
+    in_set = np.flatnonzero(results["in_best_set"])
     return {
         "best_index_": chosen,
         "best_params_": results["params"][chosen],
         "best_score_": float(mean[chosen]),
+        "_values_of_labels": scores.values_of_labels(in_set),
         "verdict_": verdict(grid, results, deciding, chosen, best, is_accuracy=points),
     }

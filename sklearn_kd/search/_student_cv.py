@@ -5,10 +5,11 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from sklearn.base import ClassifierMixin, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import Tags
+from sklearn.utils import Tags, check_scalar
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -17,30 +18,17 @@ from sklearn_kd._kernel_machine import TangentKernelClassifier
 from sklearn_kd._progress import FitTask, fit_task
 from sklearn_kd._sklearn import CallbackSupportMixin, HasMethods, StrOptions, fit_context
 from sklearn_kd.rows._checking import check_new_rows
-from sklearn_kd.search._by_factor import SearchByFactor
-from sklearn_kd.search._by_iteration import SearchByIteration
-from sklearn_kd.search._by_pass import SearchByPass, rows_of_landmarks
-from sklearn_kd.search._grid import Grid
-from sklearn_kd.search._problem import Problem, Setting
+from sklearn_kd.search._planning import grid_of, planned_search, taught_by
+from sklearn_kd.search._problem import Problem
 from sklearn_kd.search._protocol import CandidateSearch
+from sklearn_kd.search._rows_to_check import ranked_rows
 from sklearn_kd.search._scores import FoldScores
 from sklearn_kd.search._selection import select
 from sklearn_kd.solvers import PCG, Cholesky, Nystrom
 from sklearn_kd.solvers._choice import TakesSolver, named_solver
 from sklearn_kd.solvers._system import Solver
-from sklearn_kd.students._posed import default_teacher, read_rows
 from sklearn_kd.students._student import LinearizedKDStudent
-from sklearn_kd.teachers._ntk_teacher import NTKTeacher
-from sklearn_kd.teachers._teaching import (
-    Taught,
-    is_fitted,
-    teach,
-    teach_folds,
-    warn_if_saturated,
-)
-
-# Leave-one-out in closed form is for logits that do not depend on the labels.
-_FOLDS_OF_UNFITTED = 5
+from sklearn_kd.teachers._teaching import is_fitted, warn_if_saturated
 
 # What a fit without ``refit``, or without a deciding score, does not set.
 _OF_THE_BEST = (
@@ -49,6 +37,7 @@ _OF_THE_BEST = (
     "best_params_",
     "best_score_",
     "verdict_",
+    "_values_of_labels",
     "kernel_",
     "X_fit_",
     "dual_coef_",
@@ -296,17 +285,17 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
         self : LinearizedKDStudentCV
             The fitted search.
         """
-        grid, solver = self._grid(), named_solver(self.solver)
+        grid, solver = grid_of(self), named_solver(self.solver)
         n_stages = len(grid.kernels) * (len(grid.ridges) + 1) + 4  # teaching may take two
         with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
             # 1. What serves every candidate: factors of folds, or sums over all rows.
             sees_labels = teacher_logits is None and not is_fitted(self.teacher, self.teacher_cv)
-            students = self._students(grid, solver, sees_labels, X, y, sample_weight)
+            students = planned_search(self, grid, solver, sees_labels, X, y, sample_weight)
             rows = students.setting.rows.checked
 
             # 2. The teacher's logits z_t on the training rows, once for all candidates. A teacher
             #    that sees the labels has others for each fold: no label reaches its own score.
-            taught = self._taught(students, X, teacher_logits, progress)
+            taught = taught_by(self, students, X, teacher_logits, progress)
             warn_if_saturated(self.teacher, taught.logits)
 
             # 3. The scores of the students that have not seen the rows they are scored on.
@@ -331,71 +320,60 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
             )
         return self
 
-    def _grid(self) -> Grid:
-        return Grid.of(
-            soft_ratios=self.soft_ratios,
-            temperatures=self.temperatures,
-            ridges=self.ridges,
-            kernel=self.kernel,
-            temperature_scaling=self.temperature_scaling,
-        )
+    def rows_to_check(self, n: int) -> np.ndarray:
+        """Return the training rows whose labels are worth checking, in order of their value.
 
-    def _students(
-        self, grid: Grid, solver: Solver, sees_labels: bool, X: Any, y: Any, sample_weight: Any
-    ) -> CandidateSearch:
-        """Return the students of all candidates, once they are known to fit the memory."""
-        rows = read_rows(self, X, y, sample_weight, solver)
-        if isinstance(solver, Nystrom):
-            rows = rows_of_landmarks(self, rows, solver, sees_labels)
-            if isinstance(rows.X, Tensor):
-                solver = Cholesky()  # every row is a landmark: the exact students
-        cv = _FOLDS_OF_UNFITTED if sees_labels and self.cv is None else self.cv
-        setting = Setting(
-            grid,
-            rows,
-            solver,
-            cv,
-            self.init,
-            bool(self.refit),
-            self.memory_limit,
-            sees_labels,
-            n_scores=len(self.scoring) if isinstance(self.scoring, list | tuple | dict) else 1,
-        )
-        if isinstance(solver, PCG):
-            return SearchByIteration(setting)
-        if isinstance(solver, Nystrom):
-            return SearchByPass(setting)
-        return SearchByFactor(setting)
+        Only rows on which cells of the best set predict different classes, held out, decide between
+        these. A row is worth the expected squared change of the differences of their scores by a
+        true label, over all pairs of cells: the pairs that it separates times the probability that
+        its label is wrong, by the same held-out predictions. Correct the labels and call ``fit``
+        again.
 
-    def _taught(
-        self,
-        students: CandidateSearch,
-        X: Any,
-        teacher_logits: Any,
-        progress: FitTask,
-    ) -> Taught:
-        """Return the fitted teacher and its logits, by fold where it is fitted to these labels."""
-        rows, kernel = students.setting.rows.checked, students.setting.grid.used_kernels[0]
-        cv, splits = self.teacher_cv, students.splits
+        Parameters
+        ----------
+        n : int
+            How many rows, at least one.
 
-        def default() -> NTKTeacher:
-            return default_teacher(self, kernel)
+        Returns
+        -------
+        ndarray of int of shape (n_found,)
+            Row numbers in the ``X`` of the fit, the most valuable first; n, or as many as there
+            are rows on which the cells disagree.
 
-        if students.setting.sees_labels:
-            return teach_folds(
-                self.teacher,
-                X,
-                rows,
-                splits=splits,
-                cv=cv,
-                default=default,
-                progress=progress,
-                n_jobs=self.n_jobs,
+        Raises
+        ------
+        AttributeError
+            If no score decides: several scores, and ``refit=False``.
+
+        Notes
+        -----
+        With m cells in the set, n_c of them that predict class c, p_c their mean probability of it,
+        y the label and u the weight of the row in the mean score, the value is
+        u² Σ_{c ≠ y} p_c [m (n_c + n_y) − (n_c − n_y)²], with two classes 4 u² p_c n_c n_y. Whatever
+        the score, it is their predicted classes that are compared.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_kd import LinearizedKDStudentCV
+        >>> X = np.random.default_rng(0).normal(size=(80, 2))
+        >>> y = (X[:, 0] > 0).astype(int)
+        >>> wrong = y.copy()
+        >>> wrong[::8] = 1 - wrong[::8]  # one in eight
+        >>> search = LinearizedKDStudentCV(ridges=[0.1]).fit(X, wrong, teacher_logits=X[:, 1])
+        >>> rows = search.rows_to_check(5)
+        >>> corrected = wrong.copy()
+        >>> corrected[rows] = y[rows]
+        >>> search = search.fit(X, corrected, teacher_logits=X[:, 1])
+        """
+        check_is_fitted(self)
+        check_scalar(n, "n", Integral, min_val=1)
+        if not hasattr(self, "_values_of_labels"):
+            raise AttributeError(
+                f"rows_to_check needs the best set of one score; name it by refit= one of "
+                f"{sorted(self.scorer_._scorers)} and fit again."
             )
-        teacher, z_t = teach(
-            self.teacher, X, rows, teacher_logits, cv=cv, default=default, progress=progress
-        )
-        return Taught(teacher, z_t, by_fold=None)
+        return ranked_rows(self._values_of_labels)[:n]
 
     def _fit_best(
         self, students: CandidateSearch, problem: Problem, index: int, progress: FitTask

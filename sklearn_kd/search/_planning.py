@@ -1,0 +1,93 @@
+"""What a search knows before its scores: candidates, rows, students, the teacher's logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sklearn_kd._progress import FitTask
+from sklearn_kd.search._by_factor import SearchByFactor
+from sklearn_kd.search._by_iteration import SearchByIteration
+from sklearn_kd.search._by_pass import SearchByPass, rows_of_landmarks
+from sklearn_kd.search._grid import Grid
+from sklearn_kd.search._problem import Setting
+from sklearn_kd.search._protocol import CandidateSearch
+from sklearn_kd.solvers import PCG, Cholesky, Nystrom
+from sklearn_kd.solvers._system import Solver
+from sklearn_kd.students._posed import default_teacher, read_rows
+from sklearn_kd.teachers._ntk_teacher import NTKTeacher
+from sklearn_kd.teachers._teaching import Taught, teach, teach_folds
+
+# Leave-one-out in closed form is for logits that do not depend on the labels.
+_FOLDS_OF_UNFITTED = 5
+
+
+def grid_of(search: Any) -> Grid:
+    """Return the candidates of a search."""
+    return Grid.of(
+        soft_ratios=search.soft_ratios,
+        temperatures=search.temperatures,
+        ridges=search.ridges,
+        kernel=search.kernel,
+        temperature_scaling=search.temperature_scaling,
+    )
+
+
+def planned_search(
+    search: Any, grid: Grid, solver: Solver, sees_labels: bool, X: Any, y: Any, sample_weight: Any
+) -> CandidateSearch:
+    """Return the students of all candidates, once they are known to fit the memory."""
+    rows = read_rows(search, X, y, sample_weight, solver)
+    if isinstance(solver, Nystrom):
+        rows = rows_of_landmarks(search, rows, solver, sees_labels)
+        if isinstance(rows.X, Tensor):
+            solver = Cholesky()  # every row is a landmark: the exact students
+    cv = _FOLDS_OF_UNFITTED if sees_labels and search.cv is None else search.cv
+    setting = Setting(
+        grid,
+        rows,
+        solver,
+        cv,
+        search.init,
+        bool(search.refit),
+        search.memory_limit,
+        sees_labels,
+        n_scores=len(search.scoring) if isinstance(search.scoring, list | tuple | dict) else 1,
+    )
+    if isinstance(solver, PCG):
+        return SearchByIteration(setting)
+    if isinstance(solver, Nystrom):
+        return SearchByPass(setting)
+    return SearchByFactor(setting)
+
+
+def taught_by(
+    search: Any,
+    students: CandidateSearch,
+    X: Any,
+    teacher_logits: Any,
+    progress: FitTask,
+) -> Taught:
+    """Return the fitted teacher and its logits, by fold where it is fitted to these labels."""
+    rows, kernel = students.setting.rows.checked, students.setting.grid.used_kernels[0]
+    cv, splits = search.teacher_cv, students.splits
+
+    def default() -> NTKTeacher:
+        return default_teacher(search, kernel)
+
+    if students.setting.sees_labels:
+        return teach_folds(
+            search.teacher,
+            X,
+            rows,
+            splits=splits,
+            cv=cv,
+            default=default,
+            progress=progress,
+            n_jobs=search.n_jobs,
+        )
+    teacher, z_t = teach(
+        search.teacher, X, rows, teacher_logits, cv=cv, default=default, progress=progress
+    )
+    return Taught(teacher, z_t, by_fold=None)

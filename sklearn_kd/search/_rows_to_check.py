@@ -1,0 +1,70 @@
+"""Which labels to check: the rows that decide between the cells of the best set.
+
+Symbols, with m cells in the set, K classes and a row x_i of label y_i:
+
+=======  =======================================================================================
+n_ic     cells whose student, which has not seen the row, predicts class c there
+p_ic     probability of class c by these students, their mean
+u_i      weight of the row in the mean score
+v_i      value of a true label: expected squared change of the differences, over all pairs of cells
+=======  =======================================================================================
+
+If the true label is c instead of y, cell a gains g_a = 1(a predicts c) − 1(a predicts y) on the
+row, and the difference of two cells changes by u (g_a − g_b). Over all pairs, Σ (g_a − g_b)² =
+m Σ g_a² − (Σ g_a)², hence
+
+    v = u² Σ_{c ≠ y} p_c [ m (n_c + n_y) − (n_c − n_y)² ],
+
+with two classes 4 u² p_c n_c n_y: the pairs that the row separates, times the probability that the
+label is wrong. It is 0 where all cells agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_kd._logits import class_indices, class_probabilities
+
+
+def values_of_labels(logits: Sequence[Tensor], labels: Tensor, weights: Tensor) -> Tensor:
+    """Return the value v of a true label for each row, shape (n,).
+
+    Parameters
+    ----------
+    logits : sequence of Tensor of shape (n,) or (n, K)
+        The held-out logits by each cell of the set.
+    labels : Tensor of int of shape (n,)
+        The labels at hand, as class indices.
+    weights : Tensor of shape (n,)
+        The weights u of the rows in the mean score.
+
+    Examples
+    --------
+    Two cells disagree on the last two rows, and hold the label of the last one to be wrong:
+
+    >>> import torch
+    >>> from sklearn_kd.search._rows_to_check import values_of_labels
+    >>> first, second = torch.tensor([2.0, 0.5, 3.0]), torch.tensor([1.0, -0.5, -0.1])
+    >>> values_of_labels([first, second], torch.tensor([0, 1, 0]), torch.ones(3))
+    tensor([0.0000, 2.0000, 2.8552])
+    """
+    n_cells = len(logits)
+    p = torch.stack([class_probabilities(z) for z in logits]).mean(dim=0)
+    n = torch.zeros_like(p)
+    rows = torch.arange(len(p), device=p.device)
+    for z in logits:
+        n[rows, class_indices(z)] += 1
+    n_y = n[rows, labels][:, None]
+    changes = n_cells * (n + n_y) - (n - n_y).square()
+    changes[rows, labels] = 0
+    return weights.square() * (p * changes).sum(dim=1)
+
+
+def ranked_rows(values: np.ndarray) -> np.ndarray:
+    """Return the numbers of the rows of positive value, the most valuable first."""
+    order = np.argsort(-values, kind="stable")
+    return order[values[order] > 0]
