@@ -26,7 +26,7 @@ from sklearn_kd.distillation import (
 )
 from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.linalg._held_out import Solved, block_held_out, resolves_blocks
+from sklearn_kd.linalg._held_out import StudentInFrame, block_held_out, resolves_blocks
 from sklearn_kd.metrics import (
     binomial_upper_bound,
     data_inefficiency,
@@ -515,7 +515,7 @@ def check_frame(draw):
     fuzz.require_close(results["loo"], loo, tolerance, "loo")
     if not resolves_blocks(frame):
         return
-    student = Solved.of(frame, targets[:, None])
+    student = StudentInFrame.of(frame, targets[:, None])
     for fold in folds.unique():
         out = (folds == fold).nonzero()[:, 0]
         found = block_held_out(student, out).logits[:, 0]

@@ -30,7 +30,7 @@ from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.kernels._tiles import kernel_bytes
 from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition
-from sklearn_kd.linalg._parts import parts, product, solve_triangular
+from sklearn_kd.linalg._parts import parts, solve_triangular
 
 # Copies of the right-hand sides that a solve works with.
 _COLUMN_COPIES = 6
@@ -178,10 +178,15 @@ class TangentFrame:
     @full_precision()
     def solve(self, targets: Tensor) -> Tensor:
         """Return the dual coefficients (Θ_n + λ W⁻¹)⁻¹ Δz (Eq. 4)."""
-        q = self.coordinates(targets).reshape(self.n_rows, -1)
-        coefficients = solve_triangular(self.lower.T, q, upper=True)
+        return self.coefficients(self.coordinates(targets))
+
+    @full_precision()
+    def coefficients(self, coordinates: Tensor) -> Tensor:
+        """Return the dual coefficients L⁻ᵀ q of the student with coordinates q."""
+        columns = coordinates.reshape(self.n_rows, -1)
+        coefficients = solve_triangular(self.lower.T, columns, upper=True)
         self._require_finite(coefficients)
-        return coefficients.reshape(targets.shape)
+        return coefficients.reshape(coordinates.shape)
 
     def _require_finite(self, values: Tensor) -> None:
         if not values.isfinite().all():
@@ -357,23 +362,15 @@ class TangentFrame:
         out = self.lower.new_empty(n)
         step = max(1, WORKSPACE_BYTES // (2 * n * self.lower.dtype.itemsize))
         for rows in torch.arange(n, device=out.device).split(step):
-            out[rows] = torch.linalg.vector_norm(self._inverse_columns(rows), dim=1).square()
+            out[rows] = torch.linalg.vector_norm(self.inverse_columns(rows), dim=1).square()
         return out
 
     @full_precision()
-    def inverse_block(self, rows: Tensor) -> Tensor:
-        """Return (A⁻¹)_SS, shape (m, m), for distinct row numbers S (m,): columns of L⁻¹, squared.
+    def inverse_columns(self, rows: Tensor) -> Tensor:
+        """Return the columns of L⁻¹ of increasing row numbers (m,), transposed: (m, n).
 
-        About n² m / 3 + n m² operations, and a block of n × m beside the result.
+        About n² m / 3 operations.
         """
-        ordered, order = rows.sort()
-        inverse = self._inverse_columns(ordered)
-        out = inverse.new_empty((len(rows), len(rows)))
-        out[order[:, None], order] = product(inverse, inverse.T)
-        return out
-
-    def _inverse_columns(self, rows: Tensor) -> Tensor:
-        """Return the columns of L⁻¹ of increasing row numbers (m,), transposed: (m, n)."""
         # Forward substitution by blocks. Column j of L⁻¹ begins at row j, so each block needs only
         # the columns that begin before its end. A library solver cannot use this without copies of
         # the corners of L.

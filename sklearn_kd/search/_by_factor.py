@@ -15,7 +15,7 @@ from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.linalg._held_out import (
     HeldOut,
-    Solved,
+    StudentInFrame,
     block_held_out,
     blocks_pay,
     fold_held_out,
@@ -168,7 +168,7 @@ class WholeKernel:
         self._unresolved: set[float] = set()
         self._matrix: Tensor | None = None
         self._frame: TangentFrame | None = None
-        self._solved: Solved | None = None
+        self._solved: StudentInFrame | None = None
         self._solved_for: Tensor | None = None  # the teacher's logits that it has learnt
 
     def use(self, function: KernelFunction) -> None:
@@ -213,7 +213,7 @@ class WholeKernel:
             )
         return self._frame
 
-    def solved(self, ridge: float, problem: Problem, z_0: Tensor) -> Solved | None:
+    def solved(self, ridge: float, problem: Problem, z_0: Tensor) -> StudentInFrame | None:
         """Return the student of all rows, if folds are left out of it; else None.
 
         It is solved once for all folds whose teacher has the same logits.
@@ -229,7 +229,7 @@ class WholeKernel:
             return None
         if self._solved is None or self._solved_for is not problem.teacher_logits:
             self._solved = None  # frees that of another fold first
-            self._solved = Solved.of(frame, problem.targets - z_0)
+            self._solved = StudentInFrame.of(frame, problem.targets - z_0)
             self._solved_for = problem.teacher_logits
         return self._solved
 
