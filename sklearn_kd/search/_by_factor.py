@@ -23,7 +23,7 @@ from sklearn_kd.linalg._held_out import (
     resolves_blocks,
 )
 from sklearn_kd.rows._training_rows import DistinctRows
-from sklearn_kd.search._fold_search import FoldSearch
+from sklearn_kd.search._fold_search import FoldSearch, kept_bytes
 from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import HeldOutStudent, students_of
 from sklearn_kd.search._problem import Fold, Problem
@@ -53,7 +53,7 @@ class SearchByFactor(FoldSearch):
             refit=refit,
         )
         require(
-            planned + self._target_bytes(),
+            planned + kept_bytes(setting, self.folds),
             setting.memory_limit,
             size.device,
             what=f"LinearizedKDStudentCV.fit on n={size.n_rows} distinct rows",

@@ -11,7 +11,7 @@ from torch import Tensor
 from sklearn_kd._memory import budget_bytes, require
 from sklearn_kd._progress import FitTask
 from sklearn_kd.linalg._held_out import HeldOut
-from sklearn_kd.search._fold_search import FoldSearch
+from sklearn_kd.search._fold_search import FoldSearch, kept_bytes
 from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import (
     HeldOutStudent,
@@ -41,7 +41,7 @@ class SearchByIteration(FoldSearch):
 
     def _plan(self) -> None:
         size, memory_limit = self.setting.size, self.setting.memory_limit
-        beside = prediction_bytes(size) + self._target_bytes()
+        beside = prediction_bytes(size) + kept_bytes(self.setting, self.folds)
         left = max(0, budget_bytes(memory_limit, size.device) - beside)
         # The folds are planned as if they were all rows, as the last fit is on all of them.
         self.plan = self.solver.plan(size, left)

@@ -2,7 +2,8 @@
 
 ρ and T change only the columns of Δz, and the ridge only what is added to the sums over the rows.
 So one pass serves all of them, and a second one for each ridge gives every row's prediction by the
-students that were trained on all other rows, in closed form.
+students that were trained on all other rows, in closed form. With folds there is a pass for each,
+over the rows that it is trained on: its landmarks are among these, as in a refit.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from torch import Tensor
 
 from sklearn_kd._memory import require
 from sklearn_kd._progress import FitTask
+from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._held_out import HeldOut
+from sklearn_kd.linalg._landmarks import block_rows
 from sklearn_kd.rows._checking import to_working
 from sklearn_kd.rows._streams import RowStream, as_row_stream
+from sklearn_kd.search._fold_search import all_splits, folds_of, kept_bytes
 from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import (
     HeldOutStudent,
@@ -35,31 +39,12 @@ from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.students._posed import PosedStudent, Rows
 
 
-def rows_of_landmarks(search: Any, rows: Rows, solver: Nystrom, sees_labels: bool) -> Rows:
+def rows_of_landmarks(search: Any, rows: Rows, solver: Nystrom) -> Rows:
     """Return the rows as a stream if there are more than landmarks, else in memory.
 
     Where all distinct rows would be landmarks the restricted student is the exact one, of which
     every row can be left out.
-
-    Raises
-    ------
-    ValueError
-        If the search has folds, or a teacher that is yet to be fitted to the labels.
     """
-    if search.cv is not None:
-        raise ValueError(
-            "solver='nystrom' scores by leave-one-out in closed form and needs cv=None, not "
-            f"cv={search.cv!r}; for folds, use GridSearchCV with "
-            "LinearizedKDStudent(solver='nystrom')."
-        )
-    if sees_labels:
-        name = "None, which is NTKTeacher()," if search.teacher is None else repr(search.teacher)
-        raise ValueError(
-            f"teacher={name} is unfitted, and solver='nystrom' scores by leave-one-out, by which "
-            "each label would reach its own score through the teacher. Fit the teacher on other "
-            "rows and pass FrozenEstimator(teacher), pass teacher_logits to fit, or use "
-            "solver='auto' or 'pcg'."
-        )
     X = rows.X if isinstance(rows.X, RowStream) else as_row_stream(rows.X)
     if len(X) > solver.n_landmarks:
         return rows._replace(X=X)
@@ -75,17 +60,28 @@ class KernelPass(NamedTuple):
     done: NystromPass
 
 
+class FoldStudents(NamedTuple):
+    """The students of every ridge and recipe that are trained without a fold."""
+
+    landmarks: Tensor  # (M, d)
+    coefficients: list[Tensor]  # (M, C) or (M, C, K) for each ridge
+    n_rows: int  # distinct rows that they are trained on
+
+
 class SearchByPass(CandidateSearch):
-    """Leave-one-out scores of the restricted students of a grid.
+    """Held-out scores of the restricted students of a grid: leave-one-out, or fold by fold.
 
     Raises
     ------
     MemoryBudgetError
         If the sums over the rows, and what is kept of every row, do not fit ``memory_limit``.
+    ValueError
+        If a fold has no rows to train on or to test.
     """
 
     def __init__(self, setting: Setting) -> None:
-        super().__init__(setting, splits=[])
+        super().__init__(setting, all_splits(setting.cv, setting.rows.checked.labels))
+        self.folds = folds_of(setting.cv, self.splits, setting.rows)
         assert isinstance(setting.solver, Nystrom)
         assert isinstance(setting.rows.X, RowStream)
         self.solver, self.stream = setting.solver, setting.rows.X
@@ -105,17 +101,88 @@ class SearchByPass(CandidateSearch):
 
     def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:
         """Add the scores of every candidate: one pass for each kernel, and one for each ridge."""
-        kept = problem.distinct.kept
-        everything = torch.arange(len(kept), device=kept.device)
         for kernel in range(len(self.setting.grid.kernels)):
-            pass_over = self._pass_over(problem, kernel, progress)
-            for ridge in self.setting.grid.ridges:
-                with progress.stage("candidates"):
-                    students = self._held_out_students(problem, pass_over, ridge, everything)
-                    scores.add(students, Fold(None, everything))
-                    scores.close_cell()
+            if self.setting.cv is None:
+                self._score_each_row(problem, kernel, scores, progress)
+            else:
+                self._score_folds(problem, kernel, scores, progress)
         if not self.setting.refit:
             self._remove_checkpoint()
+
+    def _score_each_row(
+        self, problem: Problem, kernel: int, scores: FoldScores, progress: FitTask
+    ) -> None:
+        """Add the leave-one-out scores of every candidate with one of the kernels."""
+        (everything,) = self.folds
+        pass_over = self._pass_over(problem, kernel, progress)
+        for ridge in self.setting.grid.ridges:
+            with progress.stage("candidates"):
+                students = self._held_out_students(problem, pass_over, ridge, everything.test)
+                scores.add(students, everything)
+                scores.close_cell()
+
+    def _score_folds(
+        self, problem: Problem, kernel: int, scores: FoldScores, progress: FitTask
+    ) -> None:
+        """Add the scores by fold of every candidate with one of the kernels."""
+        z_0, n_folds = self._initial_logits(kernel), len(self.folds)
+        problems = [problem.of_fold(index) for index in range(n_folds)]
+        with progress.stage("folds", n_folds) as task:
+            trained = [
+                self._without(own, kernel, z_0, fold, task)
+                for own, fold in zip(problems, self.folds, strict=True)
+            ]
+        numbers = [problem.distinct.merged.group[fold.test].unique() for fold in self.folds]
+        function = self.setting.grid.functions[kernel]
+        for ridge in range(len(self.setting.grid.ridges)):
+            with progress.stage("candidates", n_folds) as task:
+                by_fold = self._predictions(function, trained, numbers, ridge)
+                for own, fold, students, some, logits in zip(
+                    problems, self.folds, trained, numbers, by_fold, strict=True
+                ):
+                    at = torch.searchsorted(some, problem.distinct.merged.group[fold.test])
+                    with task.stage("fold"):
+                        held_out = self._held_out(logits[at], students.n_rows)
+                        scores.add(students_of(own, held_out, z_0, fold.test), fold)
+                scores.close_cell()
+
+    def _without(
+        self, problem: Problem, kernel: int, z_0: Tensor, fold: Fold, progress: FitTask
+    ) -> FoldStudents:
+        """Pass over the rows without those of a fold, which have weight 0, for every ridge."""
+        assert fold.train is not None
+        numbers, rows, z_eff = problem.trained_on(fold.train)
+        weights = torch.zeros_like(problem.distinct.weights)
+        weights[numbers] = rows.weights
+        targets = torch.zeros_like(problem.targets)
+        targets[numbers] = z_eff
+        done = self._passed(kernel, targets, z_0, weights, progress)
+        students = [solve_pass(done, ridge) for ridge in self.setting.grid.ridges]
+        coefficients = [student.coefficients for student in students]
+        return FoldStudents(done.basis.landmarks, coefficients, len(numbers))
+
+    def _predictions(
+        self,
+        function: KernelFunction,
+        trained: list[FoldStudents],
+        numbers: list[Tensor],
+        ridge: int,
+    ) -> list[Tensor]:
+        """Return the logits of the distinct rows of each fold, by one pass over all rows.
+
+        ``numbers`` are theirs, increasing, by fold.
+        """
+        size, shape = self.setting.size, trained[0].coefficients[ridge].shape[1:]
+        out = [torch.empty((len(n), *shape), dtype=size.dtype, device=size.device) for n in numbers]
+        step = block_rows(self.solver.n_landmarks)
+        for block, X in self.stream.blocks(step, dtype=size.dtype, device=size.device):
+            for students, some, logits in zip(trained, numbers, out, strict=True):
+                ends = torch.tensor([block.start, block.stop], device=some.device)
+                here = slice(*torch.searchsorted(some, ends).tolist())
+                cross = function.block(X[some[here] - block.start], students.landmarks).double()
+                columns = students.coefficients[ridge].reshape(cross.shape[1], -1)
+                logits[here] = (cross @ columns).reshape(-1, *shape).to(logits)
+        return out
 
     def posed(self, problem: Problem, candidate: Candidate) -> PosedStudent:
         """Return the problem of one candidate on all rows."""
@@ -137,10 +204,19 @@ class SearchByPass(CandidateSearch):
         if self._last is not None and self._last.kernel == kernel:
             return self._last
         self._last = None  # frees the sums of another kernel first
-        z_0, setting = self._initial_logits(kernel), self.setting
-        done = self.solver.pass_over(
+        z_0, weights = self._initial_logits(kernel), problem.distinct.weights
+        done = self._passed(kernel, problem.targets, z_0, weights, progress)
+        self._last = KernelPass(kernel, z_0, done)
+        return self._last
+
+    def _passed(
+        self, kernel: int, targets: Tensor, z_0: Tensor, weights: Tensor, progress: FitTask
+    ) -> NystromPass:
+        """Pass over the rows of positive weight with one of the kernels."""
+        setting = self.setting
+        return self.solver.pass_over(
             setting.grid.functions[kernel],
-            self._streamed_rows(problem.targets, z_0),
+            self._streamed_rows(targets, z_0, weights),
             setting.size,
             setting.memory_limit,
             self._seed,
@@ -148,8 +224,6 @@ class SearchByPass(CandidateSearch):
             progress,
             beside=self._beside_bytes(),
         )
-        self._last = KernelPass(kernel, z_0, done)
-        return self._last
 
     def _remove_checkpoint(self) -> None:
         """Remove the files of all passes: none is needed any more."""
@@ -167,9 +241,8 @@ class SearchByPass(CandidateSearch):
             setting.rows.distinct.weights,
         )
 
-    def _streamed_rows(self, targets: Tensor, z_0: Tensor) -> StreamedRows:
+    def _streamed_rows(self, targets: Tensor, z_0: Tensor, weights: Tensor) -> StreamedRows:
         """Return the rows with Δz: z₀ (n,) or (n, K) is subtracted from every recipe's z_eff."""
-        weights = self.setting.rows.distinct.weights
         counted = None if bool((weights == 1).all()) else weights
         return StreamedRows(self.stream, lambda rows: targets[rows] - z_0[rows][:, None], counted)
 
@@ -180,21 +253,26 @@ class SearchByPass(CandidateSearch):
         distinct, z_0 = problem.distinct, pass_over.initial_logits
         solution = solve_pass(pass_over.done, ridge).solution
         logits = torch.empty_like(problem.targets)
-        rows = self._streamed_rows(problem.targets, z_0)
+        rows = self._streamed_rows(problem.targets, z_0, distinct.weights)
         for block, values in leave_one_out_blocks(solution, rows):
             logits[block] = values.to(logits)
-        held_out = HeldOut(
-            logits[distinct.merged.group],
-            no_directions("nystrom"),
-            logits.new_full((1, len(problem.recipes)), torch.nan),
-            distinct.merged.n_distinct - 1,
-        )
+        held_out = self._held_out(logits[distinct.merged.group], distinct.merged.n_distinct - 1)
         return students_of(problem, held_out, z_0, test)
+
+    def _held_out(self, logits: Tensor, n_rows: int) -> HeldOut:
+        """Return logits (m, C) or (m, C, K) as those of students without a tangent frame."""
+        unknown = logits.new_full((1, logits.shape[1]), torch.nan)
+        return HeldOut(logits, no_directions("nystrom"), unknown, n_rows)
 
     def _beside_bytes(self) -> int:
         """Return the bytes that the search takes beside a pass, whose sums it keeps.
 
-        What is kept of all rows; the factors that leave rows out.
+        What is kept of all rows; the factors that leave rows out, or the students of each fold, and
+        Δz of one.
         """
-        of_rows = self.setting.record_bytes(len(self.setting.rows.distinct.kept))
-        return of_rows + prediction_bytes(self.setting.size) + 2 * 8 * self.solver.n_landmarks**2
+        size, M = self.setting.size, self.solver.n_landmarks
+        kept = prediction_bytes(size) + kept_bytes(self.setting, self.folds)
+        if self.setting.cv is None:
+            return kept + 2 * 8 * M**2
+        by_fold = 8 * M * (size.n_features + len(self.setting.grid.ridges) * size.n_targets)
+        return kept + len(self.folds) * by_fold + size.n_rows * size.n_targets * size.dtype.itemsize

@@ -62,17 +62,6 @@ class FoldSearch(CandidateSearch):
         """Return the problem of one candidate on all rows."""
         return problem.posed(candidate, self._initial_logits[candidate.kernel])
 
-    def _target_bytes(self) -> int:
-        """Return the bytes that all cells keep of the rows: logits and scores, and z_eff by fold.
-
-        The last where each fold has its own, in the working precision and in double precision on
-        the CPU.
-        """
-        size = self.setting.size
-        n_own = len(self.folds) if self.setting.sees_labels else 0
-        of_targets = n_own * size.n_rows * size.n_targets * (size.dtype.itemsize + 8)
-        return of_targets + self.setting.record_bytes(sum(len(fold.test) for fold in self.folds))
-
     @abstractmethod
     def _plan(self) -> None:
         """Require the memory for the students of all columns."""
@@ -82,6 +71,18 @@ class FoldSearch(CandidateSearch):
         self, problem: Problem, kernel: int, initial_logits: Tensor, fold: Fold, ridge: float
     ) -> list[HeldOutStudent]:
         """Return the students of every recipe that have not seen the rows of the fold."""
+
+
+def kept_bytes(setting: Setting, folds: list[Fold]) -> int:
+    """Return the bytes that all cells keep of the rows: logits and scores, and z_eff by fold.
+
+    The last where each fold has its own, in the working precision and in double precision on the
+    CPU.
+    """
+    size = setting.size
+    n_own = len(folds) if setting.sees_labels else 0
+    of_targets = n_own * size.n_rows * size.n_targets * (size.dtype.itemsize + 8)
+    return of_targets + setting.record_bytes(sum(len(fold.test) for fold in folds))
 
 
 def all_splits(cv: Any, labels: np.ndarray) -> Splits:
@@ -102,7 +103,7 @@ def folds_of(cv: Any, splits: Splits, rows: Rows) -> list[Fold]:
     kept, labels = rows.distinct.kept, rows.checked.labels
     everything = torch.arange(len(kept), device=kept.device)
     if cv is None:
-        if len(rows.distinct.X) < 2:
+        if len(rows.distinct.weights) < 2:
             raise ValueError(
                 "cv=None leaves one distinct row out at a time, and X holds only one of "
                 "positive weight; there is nothing to train on."

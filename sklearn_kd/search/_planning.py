@@ -40,7 +40,7 @@ def planned_search(
     """Return the students of all candidates, once they are known to fit the memory."""
     rows = read_rows(search, X, y, sample_weight, solver)
     if isinstance(solver, Nystrom):
-        rows = rows_of_landmarks(search, rows, solver, sees_labels)
+        rows = rows_of_landmarks(search, rows, solver)
         if isinstance(rows.X, Tensor):
             solver = Cholesky()  # every row is a landmark: the exact students
     cv = _FOLDS_OF_UNFITTED if sees_labels and search.cv is None else search.cv

@@ -135,7 +135,7 @@ class Problem:
             kept=whole.kept[train],
             kept_weights=weights,
             merged=merged,
-            X=whole.X[numbers],
+            X=whole.X[numbers] if len(whole.X) else whole.X,  # not there if they are streamed
             hard_labels=merged.mean(self.hard_labels[train], weights),
             weights=merged.total(weights),
         )

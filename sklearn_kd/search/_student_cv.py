@@ -90,12 +90,12 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
     solver : {"auto", "cholesky", "pcg", "nystrom"} or solver, default="auto"
         A name, or an object of `sklearn_kd.solvers` with options of its own. "auto" and "cholesky"
         factor the kernel matrix. "pcg" finds the same students by conjugate gradients, one run for
-        each fold, ridge and kernel, but needs folds (``cv``). "nystrom" restricts the
-        students to the span of its landmarks, the same for all of them, and scores the whole grid
-        by leave-one-out (``cv=None``, a fitted teacher): one pass over the rows for each kernel,
-        and one for each ridge. The rows need not be in memory, but effective logits and
-        predictions of all rows and candidates are. With all rows as landmarks it is the exact
-        search.
+        each fold, ridge and kernel, but needs folds (``cv``). "nystrom" restricts the students to
+        the span of its landmarks. Leave-one-out (``cv=None``) then takes one pass over the rows for
+        each kernel, and one for each ridge; folds take one for each fold and kernel, with landmarks
+        among the rows it is trained on, and one for each ridge. The rows need not be in memory, but
+        effective logits and predictions of all rows and candidates are. With all rows as landmarks
+        it is the exact search.
     device : str or torch.device, default="auto"
         Where to compute. "auto" is CUDA where available, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -148,8 +148,6 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
 
     Raises
     ------
-    ValueError
-        If the teacher is unfitted and the solver is "nystrom", which scores by leave-one-out.
     MemoryBudgetError
         If the kernel matrix and the factor of a fold do not fit ``memory_limit``.
     NotPSDError

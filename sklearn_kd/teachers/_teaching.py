@@ -92,14 +92,7 @@ def teach(
     if is_taught:
         with progress.stage("logits-of-teacher"):
             return teacher, logits_of(teacher, X, rows.classes)
-    if rows.stream is not None and not isinstance(X, np.ndarray):
-        raise ValueError(
-            "The teacher is unfitted, and cannot be cross-fitted on rows that are read block "
-            "by block; fit it on some of them in memory and pass FrozenEstimator(teacher), or "
-            "pass teacher_logits to fit."
-        )
-    teacher = default() if teacher is None else clone(teacher)
-    labelled = LabelledRows.of(X, rows)
+    teacher, labelled = _to_cross_fit(teacher, X, rows, default)
     z_t = cross_fitted_logits(teacher, labelled, cv=cv, progress=progress)
     return fit_teacher(teacher, labelled, progress.leaf("fit-teacher")), z_t
 
@@ -119,10 +112,22 @@ def teach_folds(
 
     The parameters are those of `teach` and `nested_logits`.
     """
-    teacher = default() if teacher is None else clone(teacher)
-    labelled = LabelledRows.of(X, rows)
+    teacher, labelled = _to_cross_fit(teacher, X, rows, default)
     nested = nested_logits(teacher, labelled, splits, cv=cv, progress=progress, n_jobs=n_jobs)
     return Taught(fit_teacher(teacher, labelled, progress.leaf("fit-teacher")), *nested)
+
+
+def _to_cross_fit(
+    teacher: Any, X: Any, rows: TrainingRows, default: Callable[[], Any]
+) -> tuple[Any, LabelledRows]:
+    """Return a teacher to be fitted, and its rows."""
+    if rows.stream is not None and not isinstance(X, np.ndarray):
+        raise ValueError(
+            "The teacher is unfitted, and cannot be cross-fitted on rows that are read block "
+            "by block; fit it on some of them in memory and pass FrozenEstimator(teacher), or "
+            "pass teacher_logits to fit."
+        )
+    return default() if teacher is None else clone(teacher), LabelledRows.of(X, rows)
 
 
 def given_logits(teacher_logits: Any, n_rows: int, n_classes: int) -> Logits:

@@ -1,4 +1,4 @@
-"""The search with solver="nystrom": leave-one-out by refits, streams, copies, what it refuses."""
+"""The search with solver="nystrom": leave-one-out and folds by refits, streams, copies."""
 
 import functools
 
@@ -7,6 +7,7 @@ import pytest
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
+from sklearn.model_selection import GridSearchCV, KFold
 
 import sklearn_kd.search._by_pass
 import sklearn_kd.solvers._choice
@@ -191,9 +192,80 @@ def test_a_search_interrupted_in_its_second_pass_keeps_its_sums(tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_folds_are_those_of_grid_search(copied, n_classes):
+    # Copies stand side by side: then the draw of landmarks finds rows in the same order.
+    rows = X[np.sort(np.r_[:80, :30])] if copied else X
+    cv = KFold(4, shuffle=True, random_state=0)
+    y = np.digitize(3 * rows[:, 0] + RNG.normal(size=len(rows)), [-1, 1][: n_classes - 1])
+    teacher = FrozenEstimator(LogisticRegression(C=5).fit(X_NEW, np.arange(40) % n_classes))
+    scoring = {"risk": neg_transfer_risk_scorer, **SCORING}
+    found = search(cv=cv, teacher=teacher, scoring=scoring, refit="risk").fit(rows, y)
+    solver = Nystrom(20, random_state=0)
+    grid = {"ridge": [0.01, 0.3], "soft_ratio": [0.3, 0.9], "temperature": [1.0, 4.0]}
+    student = LinearizedKDStudent(teacher, kernel=KERNEL, solver=solver)
+    expected = GridSearchCV(student, grid, cv=cv, scoring=scoring, refit="risk").fit(rows, y)
+    for index, params in enumerate(expected.cv_results_["params"]):
+        ours = found.cv_results_["params"].index(params)
+        for name in [name for name in expected.cv_results_ if name.startswith("split")]:
+            score = expected.cv_results_[name][index]
+            assert found.cv_results_[name][ours] == pytest.approx(score, rel=1e-9)
+    best = student.set_params(**found.best_params_).fit(rows, y)
+    np.testing.assert_allclose(found.dual_coef_, best.dual_coef_, rtol=1e-8)
+
+
+@pytest.mark.parametrize("n_landmarks", [20, 100])
+def test_folds_of_streams(tmp_path, monkeypatch, n_landmarks):
+    rows, y = np.concatenate([X, X[:30]]), np.concatenate([Y, 1 - Y[:30]])
+    z_t = np.concatenate([Z_T, 2 * Z_T[:30]])
+    expected = search(n_landmarks, cv=3, ridges=[0.1]).fit(rows, y, teacher_logits=z_t)
+    for i, part in enumerate(np.split(rows, [30, 31, 77])):
+        np.save(tmp_path / f"{i}.npy", part)
+    monkeypatch.setattr(sklearn_kd.search._by_pass, "block_rows", lambda n_landmarks: 16)
+    found = search(n_landmarks, cv=3, ridges=[0.1]).fit(tmp_path, y, teacher_logits=z_t)
+    assert_same_scores(found, expected)
+    np.testing.assert_allclose(found.dual_coef_, expected.dual_coef_, rtol=1e-8)
+
+
+def test_folds_with_all_rows_as_landmarks_are_those_of_the_exact_search():
+    found = search(n_landmarks=80, cv=4).fit(X, Y, teacher_logits=Z_T)
+    exact = search(cv=4).set_params(solver="auto").fit(X, Y, teacher_logits=Z_T)
+    assert_same_scores(found, exact, rtol=0)
+    # 60 landmarks are all rows of each training fold.
+    found = search(n_landmarks=60, cv=4).fit(X, Y, teacher_logits=Z_T)
+    assert_same_scores(found, exact)
+
+
+def test_a_teacher_is_cross_fitted_on_a_memory_map_and_not_on_a_folder(tmp_path):
+    np.save(tmp_path / "rows.npy", X)
+    options = {"teacher": LogisticRegression(), "cv": 3}
+    found = search(**options).fit(np.load(tmp_path / "rows.npy", mmap_mode="r"), Y)
+    assert_same_scores(found, search(**options).fit(X, Y))
+    with pytest.raises(ValueError, match="cannot be cross-fitted on rows that are read block by"):
+        search(**options).fit(tmp_path, Y)
+
+
+def test_an_interrupted_search_of_folds_goes_on_where_it_was(tmp_path, monkeypatch):
+    expected = search(cv=4).fit(X, Y, teacher_logits=Z_T)
+    fit, add, calls = search(cv=4, checkpoint=tmp_path / "pass.npz"), RowSums.add, []
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:  # in the pass of the third fold
+            raise KeyboardInterrupt
+        add(self, *arguments)
+
+    monkeypatch.setattr(RowSums, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit.fit(X, Y, teacher_logits=Z_T)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert_same_scores(fit.fit(X, Y, teacher_logits=Z_T), expected)
+    assert len(calls) == 3 + 2 + 1  # two folds that were left, and all rows
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_it_refuses():
-    with pytest.raises(ValueError, match=r"needs cv=None, not cv=3; for folds, use GridSearchCV"):
-        search(cv=3).fit(X, Y, teacher_logits=Z_T)
     with pytest.raises(AttributeError, match="data inefficiency needs the tangent frame"):
         search(scoring={"log_loss": neg_data_inefficiency_scorer}).fit(X, Y, teacher_logits=Z_T)
     with pytest.raises(MemoryBudgetError, match=r"CV\.fit on n=80 distinct rows with solver='ny"):

@@ -25,6 +25,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 import sklearn_kd.search._by_factor
 import sklearn_kd.search._by_iteration
+import sklearn_kd.search._by_pass
 import sklearn_kd.search._problem
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
 from sklearn_kd.kernels import NTK
@@ -48,10 +49,11 @@ SCORING = {
     "inefficiency": neg_data_inefficiency_scorer,
 }
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+PASS = Nystrom(25, random_state=0)
 ITERATION = PCG(tol=1e-13, max_iter=2000, random_state=0)
 
 
-def refit_by_hand(teacher, X, y, splits, params, scorer, weights=None):
+def refit_by_hand(teacher, X, y, splits, params, scorer, weights=None, solver="auto"):
     """Return the scores of each fold by a student and teachers fitted for it alone."""
 
     def fit(model, rows, **options):
@@ -66,7 +68,8 @@ def refit_by_hand(teacher, X, y, splits, params, scorer, weights=None):
             if other is not test:
                 neither = np.setdiff1d(train, other)
                 z_t[other] = fit(teacher, neither).decision_function(X[other])
-        student = LinearizedKDStudent(FrozenEstimator(fit(teacher, train)), **params)
+        frozen = FrozenEstimator(fit(teacher, train))
+        student = LinearizedKDStudent(frozen, **params, solver=solver)
         student = fit(student, train, teacher_logits=z_t[train])
         weight = {} if weights is None else {"sample_weight": weights[test]}
         scores.append(scorer(student, X[test], y[test], **weight))
@@ -77,7 +80,8 @@ def check_against_refits(search, X, y, splits, weights=None):
     search.fit(X, y, sample_weight=weights)
     scorer = check_scoring(LinearizedKDStudent(), scoring=search.scoring)
     for index, params in enumerate(search.cv_results_["params"]):
-        expected = refit_by_hand(search.teacher, X, y, splits, params, scorer, weights)
+        solver = search.solver if isinstance(search.solver, Nystrom) else "auto"
+        expected = refit_by_hand(search.teacher, X, y, splits, params, scorer, weights, solver)
         for (k, of_fold), name in itertools.product(enumerate(expected), search.scoring):
             found = search.cv_results_[f"split{k}_test_{name}"][index]
             np.testing.assert_allclose(found, of_fold[name], err_msg=f"{params} {name}", **CLOSE)
@@ -92,19 +96,22 @@ def test_scores_equal_nested_refits(y, n_folds):
 
 
 @pytest.mark.parametrize("y", LABELS.values(), ids=LABELS)
-def test_scores_by_iteration_equal_nested_refits(y):
+@pytest.mark.parametrize("solver", [ITERATION, PASS], ids=["iteration", "pass"])
+def test_scores_without_a_factor_equal_nested_refits(y, solver):
     splits = list(StratifiedKFold(4).split(X, y))
     scoring = {name: SCORING[name] for name in ("accuracy", "log_loss", "risk")}
     search = LinearizedKDStudentCV(
-        TEACHER, **GRID, cv=4, scoring=scoring, solver=ITERATION, refit=False
+        TEACHER, **GRID, cv=4, scoring=scoring, solver=solver, refit=False
     )
     check_against_refits(search, X, y, splits)
 
 
-@pytest.mark.parametrize("solver", ["auto", ITERATION], ids=["factor", "iteration"])
+@pytest.mark.parametrize("solver", ["auto", ITERATION, PASS], ids=["factor", "iteration", "pass"])
 def test_copies_in_other_folds_and_weights(solver):
-    rows = np.vstack([X, X[:20]])
-    y = np.hstack([LABELS["two"], LABELS["two"][:10], LABELS["two"][30:40]])
+    # Copies stand side by side: then the draw of landmarks finds rows in the same order.
+    order = np.argsort(np.r_[:90, :20], kind="stable")
+    rows = np.vstack([X, X[:20]])[order]
+    y = np.hstack([LABELS["two"], LABELS["two"][:10], LABELS["two"][30:40]])[order]
     weights = np.random.default_rng(1).uniform(0.3, 2, len(y))
     splits = list(KFold(4, shuffle=True, random_state=0).split(rows))
     scoring = {"accuracy": "accuracy", "log_loss": "neg_log_loss"}
@@ -215,25 +222,17 @@ def test_a_teacher_for_each_pair_of_folds():
     np.testing.assert_array_equal(search.best_estimator_.teacher_logits_, student.teacher_logits_)
 
 
-def test_leave_one_out_of_an_unfitted_teacher_is_five_folds():
-    settings = {"teacher": TEACHER, **GRID}
+@pytest.mark.parametrize("solver", ["auto", "pcg", PASS])
+def test_leave_one_out_of_an_unfitted_teacher_is_five_folds(solver):
+    if solver == "pcg":
+        solver = PCG(random_state=0)
+    settings = {"teacher": TEACHER, **GRID, "solver": solver}
     found = LinearizedKDStudentCV(**settings).fit(X, LABELS["three"])
     folds = LinearizedKDStudentCV(**settings, cv=5).fit(X, LABELS["three"])
     assert found.n_splits_ == 5
     assert found.cv is None
     for name in [name for name in folds.cv_results_ if "test" in name]:
         np.testing.assert_array_equal(found.cv_results_[name], folds.cv_results_[name])
-
-
-def test_the_pass_refuses_an_unfitted_teacher():
-    search = LinearizedKDStudentCV(TEACHER, solver=Nystrom(20))
-    with pytest.raises(ValueError, match=r"LogisticRegression.* unfitted.*FrozenEstimator"):
-        search.fit(X, LABELS["two"])
-    with pytest.raises(ValueError, match=r"teacher=None, which is NTKTeacher\(\), is unfitted"):
-        search.set_params(teacher=None).fit(X, LABELS["two"])
-    search.fit(X, LABELS["two"], teacher_logits=Z[:, 0])
-    frozen = FrozenEstimator(clone(TEACHER).fit(X, LABELS["two"]))
-    search.set_params(teacher=frozen).fit(X, LABELS["two"])
 
 
 def test_a_class_of_two_folds_is_refused_by_name():
@@ -258,14 +257,15 @@ def test_targets_of_a_fold_are_found_once_for_all_cells(monkeypatch):
 
 
 @pytest.mark.parametrize("y", LABELS.values(), ids=LABELS)
-@pytest.mark.parametrize("solver", ["auto", "pcg"])
+@pytest.mark.parametrize("solver", ["auto", "pcg", Nystrom(20)])
 def test_targets_of_every_fold_are_planned(y, solver, monkeypatch):
     planned = []
 
     def recording(n_bytes, *arguments, **options):
         planned.append(n_bytes)
 
-    for module in (sklearn_kd.search._by_factor, sklearn_kd.search._by_iteration):
+    search = sklearn_kd.search
+    for module in (search._by_factor, search._by_iteration, search._by_pass):
         monkeypatch.setattr(module, "require", recording)
     frozen = FrozenEstimator(clone(TEACHER).fit(X, y))
     for teacher in (frozen, TEACHER):
@@ -303,8 +303,14 @@ N_SEEDS = 4
 @pytest.mark.filterwarnings("ignore::sklearn_kd.exceptions.SaturatedTeacherWarning")
 @pytest.mark.parametrize(
     "options",
-    [{"cv": 5}, {"cv": 5, "solver": PCG(tol=1e-6, random_state=0)}, {}, {"cv": 5, "teacher_cv": 3}],
-    ids=["factor", "iteration", "leave-one-out", "inner folds"],
+    [
+        {"cv": 5},
+        {"cv": 5, "solver": PCG(tol=1e-6, random_state=0)},
+        {"cv": 5, "solver": Nystrom(50, random_state=0)},
+        {},
+        {"cv": 5, "teacher_cv": 3},
+    ],
+    ids=["factor", "iteration", "pass", "leave-one-out", "inner folds"],
 )
 @pytest.mark.parametrize("teacher", TEACHERS.values(), ids=TEACHERS)
 def test_random_labels_cannot_be_learnt(teacher, options):
