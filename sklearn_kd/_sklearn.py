@@ -8,6 +8,7 @@ from sklearn.metrics._scorer import _BaseScorer as BaseScorer
 from sklearn.metrics._scorer import _PassthroughScorer as PassthroughScorer
 from sklearn.utils._array_api import check_same_namespace, get_namespace, move_to
 from sklearn.utils._indexing import _safe_indexing as safe_indexing
+from sklearn.utils._missing import is_pandas_na
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
@@ -29,6 +30,7 @@ __all__ = [
     "check_sample_weight",
     "fit_context",
     "get_namespace",
+    "is_pandas_na",
     "move_to",
     "safe_indexing",
     "validate_parameter_constraints",

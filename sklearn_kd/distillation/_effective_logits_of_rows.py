@@ -1,20 +1,21 @@
 """Effective logits of the distinct rows of a student (Eq. 3): exact copies act as one row.
 
 Eq. 3 is linear in the labels, so copies act as one row whose hard and soft labels are the means
-of the copies' labels. Symbols, with n rows of which m are distinct:
+of the copies' labels, each weighted as in the loss. Symbols, with n rows of which m are distinct:
 
 =====  ================================  ======================================
 z_t    ``teacher_logits``                (n,) or (n, K)
 w      ``weights``                       (n,)
 p      softmax(z_t/T), σ(±z_t/T)         (n, K), (n, 2)
-p̄      Σ w p / Σ w over the copies       (m, K), (m, 2)
+ρ      ``ratios``, 1 without a label     (n,)
+p̄      Σ w ρ p / Σ w ρ over the copies   (m, K), (m, 2)
 =====  ================================  ======================================
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,37 +27,67 @@ from sklearn_kd.distillation._effective_logits import (
     binary_effective_logits,
     multiclass_effective_logits,
 )
+from sklearn_kd.rows._labels import RowLabels
 from sklearn_kd.rows._training_rows import DistinctRows
 
 # These set the student's targets, given teacher and labels; one factor serves all their values.
 RECIPE = ("soft_ratio", "temperature", "temperature_scaling")
 
 
+class MergedLabels(NamedTuple):
+    """The soft and hard labels of distinct rows, and the share of the soft ones in the loss."""
+
+    teacher_logits: Tensor  # (m,) or (m, K), as soft labels
+    hard_labels: Tensor  # (m,) share of class 1, or (m, K) class shares
+    soft_ratio: float | Tensor  # (m,) where it differs by row
+
+
 def merged_effective_logits(
     teacher_logits: Tensor, distinct: DistinctRows, recipe: dict[str, Any]
 ) -> Tensor:
     """Return z_eff of the distinct rows from the teacher's logits on all rows (Eq. 3)."""
-    merged = merged_teacher_logits(teacher_logits, distinct, recipe["temperature"])
-    return root_of_eq_3(merged, distinct.hard_labels, **recipe)
+    z_t, hard, soft_ratio = merged_labels(teacher_logits, distinct, recipe)
+    return root_of_eq_3(z_t, hard, **recipe | {"soft_ratio": soft_ratio})
 
 
-def merged_teacher_logits(
-    teacher_logits: Tensor, distinct: DistinctRows, temperature: float
+def effective_logits_of_each(
+    teacher_logits: Tensor, labels: RowLabels, recipe: dict[str, Any]
 ) -> Tensor:
-    """Return logits of the distinct rows whose soft labels are the means of their copies'."""
-    return merge_soft_labels(
-        teacher_logits.to(distinct.weights)[distinct.kept],
-        distinct.kept_weights,
-        distinct.merged.group,
-        len(distinct.weights),
-        temperature,
-    )
+    """Return z_eff of each row by itself, copies or not, (n,) or (n, K) (Eq. 3)."""
+    hard, soft_ratios = labels.hard.to(teacher_logits), labels.soft_ratios(recipe["soft_ratio"])
+    if soft_ratios is not None:
+        recipe = recipe | {"soft_ratio": soft_ratios}
+    return root_of_eq_3(teacher_logits, hard, **recipe)
+
+
+def merged_labels(
+    teacher_logits: Tensor, distinct: DistinctRows, recipe: dict[str, Any]
+) -> MergedLabels:
+    """Return the labels of the distinct rows: those of the sum of their copies' losses.
+
+    With H the cross-entropy to a student, Σ w [ρ H(p) + (1 − ρ) H(y)] over the copies of a row is
+    w̄ [ρ̄ H(p̄) + (1 − ρ̄) H(ȳ)], where w̄ = Σ w, ρ̄ = Σ w ρ / w̄, p̄ = Σ w ρ p / Σ w ρ and
+    ȳ = Σ w (1 − ρ) y / Σ w (1 − ρ). A factor T² on H(p) changes nothing in these.
+    """
+    merged, labels, weights = distinct.merged, distinct.labels, distinct.kept_weights
+    z_t = teacher_logits.to(distinct.weights)[distinct.kept]
+    n_rows, temperature = len(distinct.weights), recipe["temperature"]
+    ratios = labels.soft_ratios(recipe["soft_ratio"])
+    if ratios is None:
+        z_t = merge_soft_labels(z_t, weights, merged.group, n_rows, temperature)
+        return MergedLabels(z_t, distinct.hard_labels, recipe["soft_ratio"])
+    weights = double(weights, weights)
+    z_t = merge_soft_labels(z_t, weights * ratios, merged.group, n_rows, temperature)
+    hard_weights = weights * (1 - ratios)
+    has_none = (merged.total(hard_weights) == 0)[merged.group]  # ρ̄ = 1, and ȳ does not count
+    hard = merged.mean(labels.hard.to(weights), torch.where(has_none, weights, hard_weights))
+    return MergedLabels(z_t, hard, merged.mean(ratios, weights))
 
 
 def root_of_eq_3(
     teacher_logits: Tensor,
     hard_labels: Tensor,
-    soft_ratio: float,
+    soft_ratio: float | Tensor,
     temperature: float,
     temperature_scaling: str,
 ) -> Tensor:

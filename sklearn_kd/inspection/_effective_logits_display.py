@@ -334,31 +334,11 @@ class EffectiveLogitsDisplay:
             "temperature_scaling": temperature_scaling,
         }
         z_eff = effective_logits(z_t, labels, **recipe)
-        if z_t.ndim == 2:
-            true_class = labels if labels.ndim == 1 else labels.argmax(axis=1)
-            return cls(
-                params=[recipe],
-                row_teacher_logits=_margins_for(z_t, true_class),
-                row_effective_logits=_margins_for(z_eff, true_class),
-                quantity="margin",
-            ).plot(ax)
-        reach = 1.05 * max(np.abs(z_t).max(), 1.0)
-        return cls(
-            **_curves(
-                np.linspace(-reach, reach, 401),
-                [1, 0],
-                soft_ratio,
-                temperature,
-                temperature_scaling,
-            ),
-            row_teacher_logits=z_t,
-            row_effective_logits=z_eff,
-            row_labels=labels,
-        ).plot(ax)
+        return cls._of_rows(z_t, z_eff, labels, recipe=recipe).plot(ax)
 
     @classmethod
     def from_estimator(cls, student: Any, *, ax: Any = None) -> Self:
-        """Draw the training rows of a fitted student.
+        """Draw the training rows of a fitted student that have a hard label.
 
         Parameters
         ----------
@@ -387,9 +367,31 @@ class EffectiveLogitsDisplay:
         import_pyplot(cls)
         student, _ = student_and_rows(student)
         check_is_fitted(student)
-        z_t, labels = merged_training_labels(student)
-        return cls.from_predictions(
-            to_numpy(to_tensor(z_t)), to_numpy(to_tensor(labels)), **student._recipe(), ax=ax
+        z_t, labels, is_labelled = merged_training_labels(student)
+        z_eff = to_tensor(student.effective_logits_)
+        drawn = [to_numpy(values.double()[is_labelled]) for values in (z_t, z_eff, labels)]
+        return cls._of_rows(*drawn, recipe=student._recipe()).plot(ax)
+
+    @classmethod
+    def _of_rows(
+        cls, z_t: np.ndarray, z_eff: np.ndarray, labels: np.ndarray, *, recipe: dict[str, Any]
+    ) -> Self:
+        """Return the display of rows with these logits and hard labels."""
+        if z_t.ndim == 2:
+            true_class = labels if labels.ndim == 1 else labels.argmax(axis=1)
+            return cls(
+                params=[recipe],
+                row_teacher_logits=_margins_for(z_t, true_class),
+                row_effective_logits=_margins_for(z_eff, true_class),
+                quantity="margin",
+            )
+        reach = 1.05 * max(np.abs(z_t).max(), 1.0)
+        ratio, temperature, scaling = recipe.values()
+        return cls(
+            **_curves(np.linspace(-reach, reach, 401), [1, 0], ratio, temperature, scaling),
+            row_teacher_logits=z_t,
+            row_effective_logits=z_eff,
+            row_labels=labels,
         )
 
 

@@ -295,7 +295,12 @@ class HardLabelEffectDisplay:
         student, X = student_and_rows(student, X)
         check_is_fitted(student)
         recipe = student._recipe()
-        z_t, labels = map(student._to_working, merged_training_labels(student))
+        z_t, labels, _ = map(student._to_working, merged_training_labels(student))
+        if student.fit_report_.n_unlabelled_rows:
+            raise ValueError(
+                f"{student.fit_report_.n_unlabelled_rows} training rows have no label, and Eq. 12 "
+                "asks what those of all rows change; fit the student without these rows."
+            )
         effect = hard_label_effect(
             student.tangent_frame(),
             z_t,

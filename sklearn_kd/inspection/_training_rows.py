@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from sklearn_kd._array import to_tensor
-from sklearn_kd.distillation._effective_logits_of_rows import merged_teacher_logits
+from sklearn_kd.distillation._effective_logits_of_rows import merged_labels
 
 
-def merged_training_labels(student: Any) -> tuple[Tensor, Tensor]:
+def merged_training_labels(student: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return the teacher's logits and the hard labels of a student's distinct training rows.
 
     Returns
@@ -19,9 +19,10 @@ def merged_training_labels(student: Any) -> tuple[Tensor, Tensor]:
         Logits whose soft labels are the means of those of the merged rows.
     y : Tensor of shape (n,) or (n, K)
         Share of class 1, or shares of the classes; 0 and 1 unless copies differ in label.
+    is_labelled : Tensor of shape (n,)
+        Whether the row, or a copy of it, has a hard label; ``y`` means nothing where not.
     """
     distinct = student._distinct
-    teacher_logits = merged_teacher_logits(
-        to_tensor(student.teacher_logits_), distinct, student._recipe()["temperature"]
-    )
-    return teacher_logits, to_tensor(distinct.hard_labels)
+    labels = merged_labels(to_tensor(student.teacher_logits_), distinct, student._recipe())
+    is_labelled = distinct.merged.total(distinct.labels.is_labelled.double()) > 0
+    return labels.teacher_logits, to_tensor(labels.hard_labels), is_labelled

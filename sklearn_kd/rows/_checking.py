@@ -11,29 +11,48 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor
 
 from sklearn_kd._array import plain, resolve_device, resolve_dtype, to_tensor
+from sklearn_kd._logits import n_logits
 from sklearn_kd._sklearn import check_same_namespace, check_sample_weight, get_namespace, move_to
+from sklearn_kd.rows._labels import (
+    NO_LABEL,
+    ClassHints,
+    RowLabels,
+    has_label,
+    labelled_among,
+    without_missing,
+)
 from sklearn_kd.rows._streams import RowStream, as_row_stream, is_streamed
 from sklearn_kd.rows._training_rows import TrainingRows
 
 
-def check_rows(estimator: Any, X: Any, y: Any, sample_weight: Any) -> TrainingRows:
+def check_rows(
+    estimator: Any, X: Any, y: Any, sample_weight: Any, hints: ClassHints | None = None
+) -> TrainingRows:
     """Return the checked input of a fit on rows in memory.
+
+    With ``hints``, y may be missing or -1 for rows without a label.
 
     Raises
     ------
     ValueError
         If ``estimator`` cannot be fitted to ``X``, ``y`` or ``sample_weight``.
     """
-    X, y = plain(X), plain(y, "y")
+    X, y, missing = plain(X), plain(y, "y"), None
     xp, _ = get_namespace(X)
-    if y is not None:
+    if y is not None and hints is not None:
+        y, missing = without_missing(y)
+    elif y is not None:
         y = move_to(y, xp=np, device="cpu")
     X, y = validate_data(estimator, X, y, dtype=[xp.float64, xp.float32], ensure_min_samples=2)
-    classes, labels, sample_weight = _check_labels(estimator, y, sample_weight)
+    labelled = None if hints is None else has_label(y, missing, hints)
+    classes, labels = _check_labels(estimator, y, labelled)
+    sample_weight = _check_weights(estimator, sample_weight, len(y))
     return TrainingRows(X, to_working(estimator, X), classes, labels, sample_weight)
 
 
-def check_streamed_rows(estimator: Any, X: Any, y: Any, sample_weight: Any) -> TrainingRows:
+def check_streamed_rows(
+    estimator: Any, X: Any, y: Any, sample_weight: Any, hints: ClassHints
+) -> TrainingRows:
     """Return the checked input of a fit on rows that are read block by block.
 
     Raises
@@ -44,12 +63,14 @@ def check_streamed_rows(estimator: Any, X: Any, y: Any, sample_weight: Any) -> T
     stream = check_stream(estimator, X, reset=True)
     if y is None:
         raise ValueError(f"{type(estimator).__name__}.fit requires y, but y is None.")
+    y, missing = without_missing(y)
     y = column_or_1d(np.asarray(y), warn=True)
     if len(y) != len(stream):
         raise ValueError(
-            f"X has {len(stream)} rows, but y has {len(y)} labels; every row needs one."
+            f"X has {len(stream)} rows, but y has {len(y)} labels; every row needs one, or -1."
         )
-    classes, labels, sample_weight = _check_labels(estimator, y, sample_weight)
+    classes, labels = _check_labels(estimator, y, has_label(y, missing, hints))
+    sample_weight = _check_weights(estimator, sample_weight, len(y))
     nothing = np.empty((0, stream.n_features))
     working = to_working(estimator, nothing)
     return TrainingRows(nothing, working, classes, labels, sample_weight, stream)
@@ -74,21 +95,37 @@ def check_new_rows(estimator: Any, X: Any, method: str) -> Any:
 
 
 def class_indices_of(y: Any, classes: np.ndarray) -> Tensor:
-    """Return the index of each label among the classes of a fit, shape (m,).
+    """Return the index of each label among the classes of a fit, -1 where there is none, (m,).
 
     Raises
     ------
     ValueError
-        If a label is not among the classes.
+        If a label is not among the classes, or no row has one.
     """
-    y = column_or_1d(move_to(y, xp=np, device="cpu"))
-    unknown = ~np.isin(y, classes)
+    y, labelled = labelled_among(y, classes)
+    unknown = labelled & ~np.isin(y, classes)
     if unknown.any():
         raise ValueError(
             f"y holds the label {y[unknown][:1].tolist()} (row {unknown.argmax()}), which the "
             f"student was not fitted on; its classes are {classes.tolist()}."
         )
-    return torch.from_numpy(np.searchsorted(classes, y))
+    indices = np.full(len(y), NO_LABEL)
+    indices[labelled] = np.searchsorted(classes, y[labelled])
+    return torch.from_numpy(indices)
+
+
+def row_labels(y: Any, classes: np.ndarray, teacher_trust: Any) -> RowLabels:
+    """Return checked labels of rows that are not those of the fit, and the trust in their teacher.
+
+    Raises
+    ------
+    ValueError
+        If a label is not among the classes, no row has one, or trust is not in (0, 1].
+    """
+    indices = class_indices_of(y, classes)
+    trust = check_trust(teacher_trust, len(indices))
+    shares = None if trust is None else torch.from_numpy(trust)
+    return RowLabels(indices, n_logits(len(classes)), shares)
 
 
 def to_working(estimator: Any, X: Any) -> Tensor:
@@ -100,25 +137,60 @@ def to_working(estimator: Any, X: Any) -> Tensor:
 
 
 def _check_labels(
-    estimator: Any, y: np.ndarray, sample_weight: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return the classes, the index of each label among them, and checked weights."""
-    check_classification_targets(y)
-    classes, labels = np.unique(y, return_inverse=True)
+    estimator: Any, y: np.ndarray, labelled: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classes, and the index of each label among them, -1 for rows without one."""
+    labelled = np.ones(len(y), dtype=bool) if labelled is None else labelled
+    check_classification_targets(y[labelled])
+    indices = np.full(len(y), NO_LABEL)
+    classes, indices[labelled] = np.unique(y[labelled], return_inverse=True)
     if len(classes) < 2:
+        beside = "" if labelled.all() else f", beside {(~labelled).sum()} rows without a label"
         raise ValueError(
-            f"y holds only one class, {classes.tolist()}; {type(estimator).__name__} needs two or "
-            "more."
+            f"y holds only one class, {classes.tolist()}{beside}; {type(estimator).__name__} needs "
+            "two or more."
         )
-    if sample_weight is not None:
-        sample_weight = check_sample_weight(
-            move_to(sample_weight, xp=np, device="cpu"),
-            np.empty((len(y), 0)),
-            dtype=np.float64,
-            ensure_non_negative=True,
+    return classes, indices
+
+
+def _check_weights(estimator: Any, sample_weight: Any, n_rows: int) -> np.ndarray | None:
+    """Return checked row weights."""
+    if sample_weight is None:
+        return None
+    sample_weight = check_sample_weight(
+        move_to(sample_weight, xp=np, device="cpu"),
+        np.empty((n_rows, 0)),
+        dtype=np.float64,
+        ensure_non_negative=True,
+    )
+    _require_representable(sample_weight, resolve_dtype(estimator.dtype))
+    return sample_weight
+
+
+def check_trust(teacher_trust: Any, n_rows: int) -> np.ndarray | None:
+    """Return the shares of the soft ratio that rows are learnt with, (n,).
+
+    Raises
+    ------
+    ValueError
+        If a share is not in (0, 1], or their number is not that of the rows.
+    """
+    if teacher_trust is None:
+        return None
+    trust = to_tensor(teacher_trust, name="teacher_trust").numpy()
+    if trust.shape != (n_rows,):
+        raise ValueError(
+            f"teacher_trust has shape {trust.shape}, but X has {n_rows} rows; give one number in "
+            "(0, 1] for each."
         )
-        _require_representable(sample_weight, resolve_dtype(estimator.dtype))
-    return classes, labels, sample_weight
+    outside = ~((trust > 0) & (trust <= 1))
+    if outside.any():
+        row = int(outside.argmax())
+        raise ValueError(
+            f"teacher_trust must be in (0, 1], but row {row} holds {trust[row]}; it is the share "
+            "of soft_ratio with which the row is learnt, 1 for a row whose teacher is trusted."
+        )
+    return trust
 
 
 def _require_representable(sample_weight: np.ndarray, dtype: torch.dtype) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sklearn_kd._array import to_numpy, to_tensor
-from sklearn_kd._logits import hard_labels, n_logits
+from sklearn_kd._logits import n_logits
 from sklearn_kd.rows._copies import MergedRows, copies_in, merge_rows
+from sklearn_kd.rows._labels import NO_LABEL, RowLabels
 from sklearn_kd.rows._streams import RowStream
 
 
@@ -20,9 +21,10 @@ class TrainingRows(NamedTuple):
     array: Any  # (n, d) in the caller's array library
     X: Tensor  # (n, d) in the working dtype on the working device
     classes: np.ndarray  # (K,)
-    labels: np.ndarray  # (n,) indices into classes
+    labels: np.ndarray  # (n,) indices into classes, -1 for a row without a label
     sample_weight: np.ndarray | None  # (n,)
     stream: RowStream | None = None  # rows that are not in memory; array and X are then (0, d)
+    trust: np.ndarray | None = None  # (n,) share of the soft ratio, in (0, 1]
 
     @property
     def weights(self) -> Tensor:
@@ -33,14 +35,34 @@ class TrainingRows(NamedTuple):
 
 
 class DistinctRows(NamedTuple):
-    """The rows of positive weight with exact copies merged: one row, mean labels, total weight."""
+    """The rows of positive weight, of which exact copies act as one row of their total weight."""
 
     kept: Tensor  # (n_kept,) the samples of positive weight
     kept_weights: Tensor  # (n_kept,)
     merged: MergedRows  # of the n_kept samples
+    labels: RowLabels  # of the n_kept samples
     X: Tensor  # (n, d)
-    hard_labels: Tensor  # (n,) share of class 1, or (n, K) class shares
     weights: Tensor  # (n,) total weight of the copies
+
+    @property
+    def hard_labels(self) -> Tensor:
+        """Mean labels, where all rows have one: (n,) share of class 1, or (n, K) class shares."""
+        return self.merged.mean(self.labels.hard.to(self.weights.dtype), self.kept_weights)
+
+    def among(self, kept: Tensor) -> tuple[Tensor, Self]:
+        """Return the numbers of the distinct rows among some kept samples, and these rows."""
+        numbers, group = torch.unique(self.merged.group[kept], return_inverse=True)
+        positions = torch.arange(len(kept), device=kept.device)
+        first = torch.full_like(numbers, len(kept)).scatter_reduce(0, group, positions, "amin")
+        merged, weights = MergedRows(first, group), self.kept_weights[kept]
+        return numbers, self._replace(
+            kept=self.kept[kept],
+            kept_weights=weights,
+            merged=merged,
+            labels=self.labels.take(kept),
+            X=self.X[numbers] if len(self.X) else self.X,  # not there if they are streamed
+            weights=merged.total(weights),
+        )
 
     def to_host(self) -> Self:
         """Return a copy to keep: on the CPU, without the rows, which ``X_fit_`` holds."""
@@ -49,14 +71,14 @@ class DistinctRows(NamedTuple):
             kept=self.kept.cpu(),
             kept_weights=self.kept_weights.cpu(),
             merged=MergedRows(first.cpu(), group.cpu()),
+            labels=self.labels.cpu(),
             X=self.X.new_empty((0, self.X.shape[1]), device="cpu"),
-            hard_labels=self.hard_labels.cpu(),
             weights=self.weights.cpu(),
         )
 
 
 def distinct_rows(rows: TrainingRows, copies: MergedRows | None = None) -> DistinctRows:
-    """Merge exact copies, which a loss that is linear in the labels cannot tell apart.
+    """Find exact copies, which a loss that is linear in the labels cannot tell apart.
 
     ``copies`` says which of all rows are copies, for rows that are not in memory: X is then empty.
     """
@@ -69,14 +91,15 @@ def distinct_rows(rows: TrainingRows, copies: MergedRows | None = None) -> Disti
         X = X[merged.first]
     else:
         X, merged = rows.X[:0], copies.among(kept)
-    labels = torch.as_tensor(rows.labels, device=X.device)[kept]
-    hard = hard_labels(labels, n_logits(len(rows.classes)))
+    trust = None if rows.trust is None else torch.as_tensor(rows.trust, device=X.device)
+    indices = torch.as_tensor(rows.labels, device=X.device)
+    labels = RowLabels(indices, n_logits(len(rows.classes)), trust).take(kept)
     return DistinctRows(
         kept=kept,
         kept_weights=kept_weights,
         merged=merged,
+        labels=labels,
         X=X,
-        hard_labels=merged.mean(hard.to(X.dtype), kept_weights),
         weights=merged.total(kept_weights),
     )
 
@@ -88,6 +111,7 @@ def rows_report(rows: TrainingRows, distinct: DistinctRows) -> dict[str, Any]:
         "n_distinct_rows": distinct.merged.n_distinct,
         "n_merged_rows": distinct.merged.n_merged,
         "n_zero_weight_rows": len(rows.labels) - len(distinct.kept),
+        "n_unlabelled_rows": int((rows.labels == NO_LABEL).sum()),
         "device": str(distinct.X.device),
         "dtype": str(distinct.X.dtype).removeprefix("torch."),
     }

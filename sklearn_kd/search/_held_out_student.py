@@ -11,7 +11,7 @@ from torch import Tensor
 from sklearn_kd._array import to_numpy
 from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd.linalg._held_out import HeldOut
-from sklearn_kd.search._problem import Problem
+from sklearn_kd.search._problem import Fold, Problem
 from sklearn_kd.solvers._system import Size
 
 
@@ -153,6 +153,30 @@ def students_of(
         )
         for index in range(len(problem.recipes))
     ]
+
+
+def on_labelled_rows(
+    students: list[HeldOutStudent], fold: Fold, problem: Problem
+) -> tuple[list[HeldOutStudent], Fold]:
+    """Return the students and the fold without the held-out rows that have no label.
+
+    Raises
+    ------
+    ValueError
+        If none has one.
+    """
+    labelled = problem.distinct.labels.is_labelled[fold.test]
+    if labelled.all():
+        return students, fold
+    if not labelled.any():
+        raise ValueError(
+            f"A fold of cv={problem.setting.cv!r} tests {len(labelled)} rows, and none of them has "
+            "a label to be scored against; use a stratified splitter, or fewer folds."
+        )
+    positions = labelled.nonzero()[:, 0]
+    some = fold._replace(test=fold.test[positions])
+    rows = problem.rows_of(some.test)
+    return [student.take(positions.cpu(), rows) for student in students], some
 
 
 def prediction_bytes(size: Size) -> int:

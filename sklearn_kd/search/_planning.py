@@ -15,7 +15,7 @@ from sklearn_kd.search._problem import Setting
 from sklearn_kd.search._protocol import CandidateSearch
 from sklearn_kd.solvers import PCG, Cholesky, Nystrom
 from sklearn_kd.solvers._system import Solver
-from sklearn_kd.students._posed import default_teacher, read_rows
+from sklearn_kd.students._posed import Rows, default_teacher
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
 from sklearn_kd.teachers._teaching import Taught, teach, teach_folds
 
@@ -35,10 +35,9 @@ def grid_of(search: Any) -> Grid:
 
 
 def planned_search(
-    search: Any, grid: Grid, solver: Solver, sees_labels: bool, X: Any, y: Any, sample_weight: Any
+    search: Any, grid: Grid, solver: Solver, sees_labels: bool, rows: Rows
 ) -> CandidateSearch:
     """Return the students of all candidates, once they are known to fit the memory."""
-    rows = read_rows(search, X, y, sample_weight, solver)
     if isinstance(solver, Nystrom):
         rows = rows_of_landmarks(search, rows, solver)
         if isinstance(rows.X, Tensor):

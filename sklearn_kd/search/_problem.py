@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_kd._logits import hard_labels, n_logits
+from sklearn_kd._logits import n_logits
 from sklearn_kd._sklearn import safe_indexing
-from sklearn_kd.distillation._effective_logits_of_rows import merged_effective_logits, root_of_eq_3
-from sklearn_kd.rows._copies import MergedRows
+from sklearn_kd.distillation._effective_logits_of_rows import (
+    effective_logits_of_each,
+    merged_effective_logits,
+)
 from sklearn_kd.rows._training_rows import DistinctRows
 from sklearn_kd.search._grid import Candidate, Grid
 from sklearn_kd.search._scored_rows import ScoredRows, record_bytes
@@ -113,39 +115,18 @@ class Problem:
         if self.distinct.merged.n_merged == 0:
             return self.targets.cpu().double()
         z_t = self.teacher_logits[self.distinct.kept.cpu()]
-        hard = self.hard_labels.to(z_t)
-        return torch.stack([root_of_eq_3(z_t, hard, **recipe) for recipe in self.recipes], dim=1)
+        labels = self.distinct.labels.cpu()
+        return torch.stack(
+            [effective_logits_of_each(z_t, labels, recipe) for recipe in self.recipes], dim=1
+        )
 
     def trained_on(self, train: Tensor) -> tuple[Tensor, DistinctRows, Tensor]:
         """Return the numbers of the distinct rows among ``train``, these rows, and their z_eff."""
-        numbers, rows = self._restricted(train)
+        numbers, rows = self.distinct.among(train)
         if self.distinct.merged.n_merged == 0:
             return numbers, rows, self.targets[numbers]
         # The copies of a row may be in other folds, and with them a part of its labels.
         return numbers, rows, self.targets_of(rows)
-
-    def _restricted(self, train: Tensor) -> tuple[Tensor, DistinctRows]:
-        """Return the numbers of the distinct rows among ``train``, and these rows as a problem."""
-        whole = self.distinct
-        numbers, group = torch.unique(whole.merged.group[train], return_inverse=True)
-        positions = torch.arange(len(train), device=train.device)
-        first = torch.full_like(numbers, len(train)).scatter_reduce(0, group, positions, "amin")
-        merged, weights = MergedRows(first, group), whole.kept_weights[train]
-        return numbers, DistinctRows(
-            kept=whole.kept[train],
-            kept_weights=weights,
-            merged=merged,
-            X=whole.X[numbers] if len(whole.X) else whole.X,  # not there if they are streamed
-            hard_labels=merged.mean(self.hard_labels[train], weights),
-            weights=merged.total(weights),
-        )
-
-    @functools.cached_property
-    def hard_labels(self) -> Tensor:
-        """Labels of the rows of positive weight: (n,) of class 1, or (n, K) indicators."""
-        labels = torch.as_tensor(self.setting.rows.checked.labels, device=self.distinct.X.device)
-        labels = labels[self.distinct.kept]
-        return hard_labels(labels, n_logits(self.setting.n_classes)).to(self.distinct.X)
 
     def rows_of(self, positions: Tensor) -> Any:
         """Return rows by position among those of positive weight, as scorers are given them.

@@ -12,7 +12,7 @@ from sklearn.metrics import check_scoring
 from torch import Tensor
 
 from sklearn_kd.search._grid import Grid
-from sklearn_kd.search._held_out_student import HeldOutStudent
+from sklearn_kd.search._held_out_student import HeldOutStudent, on_labelled_rows
 from sklearn_kd.search._problem import Fold, Problem
 from sklearn_kd.search._row_record import RowRecord
 from sklearn_kd.search._scored_rows import ScoredRows
@@ -55,6 +55,7 @@ class FoldScores:
 
     def add(self, students: list[HeldOutStudent], fold: Fold) -> None:
         """Score the students of every recipe on the rows that they have not seen."""
+        students, fold = on_labelled_rows(students, fold, self._problem)
         rows = self._problem.scored(fold.test)
         scores = self._scores(students, rows)
         self.record.add(students, rows, scores)

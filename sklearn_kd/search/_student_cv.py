@@ -13,7 +13,6 @@ from sklearn.utils import Tags, check_scalar
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd._kernel_machine import TangentKernelClassifier
 from sklearn_kd._progress import FitTask, fit_task
 from sklearn_kd._sklearn import CallbackSupportMixin, HasMethods, StrOptions, fit_context
@@ -27,8 +26,10 @@ from sklearn_kd.search._selection import select
 from sklearn_kd.solvers import PCG, Cholesky, Nystrom
 from sklearn_kd.solvers._choice import TakesSolver, named_solver
 from sklearn_kd.solvers._system import Solver
+from sklearn_kd.students._labelled_score import ScoresLabelledRows
+from sklearn_kd.students._posed import read_rows
 from sklearn_kd.students._student import LinearizedKDStudent
-from sklearn_kd.teachers._teaching import is_fitted, warn_if_saturated
+from sklearn_kd.teachers._teaching import class_hints, is_fitted, warn_if_saturated
 
 # What a fit without ``refit``, or without a deciding score, does not set.
 _OF_THE_BEST = (
@@ -45,7 +46,7 @@ _OF_THE_BEST = (
 )
 
 
-class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
+class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRows):
     r"""The linearized student with ρ, T, ridge and kernel chosen by cross-validation.
 
     ρ and T change only the right-hand side of Θ a = z_eff, so the whole grid costs one factor per
@@ -263,7 +264,15 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
         self.n_jobs = n_jobs
 
     @fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, teacher_logits: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        teacher_logits: Any = None,
+        teacher_trust: Any = None,
+    ) -> Self:
         """Score every candidate on held-out rows and fit the best one on all.
 
         Parameters
@@ -271,12 +280,14 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
         X : array-like of shape (n_samples, n_features)
             Training rows. The teacher is given ``X`` as it is, a data frame too.
         y : array-like of shape (n_samples,)
-            Hard labels: integers or strings.
+            Hard labels, as in :class:`LinearizedKDStudent`. Rows without one are not scored.
         sample_weight : array-like of shape (n_samples,), default=None
             Row weights. Rows of weight 0 are left out.
         teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
             The teacher's logits on ``X``; they replace the teacher. They must not come from ``y``:
             if they do, by cross-fitting too, the scores have seen the labels.
+        teacher_trust : array-like of shape (n_samples,), default=None
+            Share of the soft ratio with which each row is learnt, in (0, 1]. None is 1.
 
         Returns
         -------
@@ -288,7 +299,9 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, LogitClassifier):
         with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
             # 1. What serves every candidate: factors of folds, or sums over all rows.
             sees_labels = teacher_logits is None and not is_fitted(self.teacher, self.teacher_cv)
-            students = planned_search(self, grid, solver, sees_labels, X, y, sample_weight)
+            hints = class_hints(self.teacher, self.teacher_cv, teacher_logits)
+            given = read_rows(self, X, y, sample_weight, teacher_trust, solver, hints)
+            students = planned_search(self, grid, solver, sees_labels, given)
             rows = students.setting.rows.checked
 
             # 2. The teacher's logits z_t on the training rows, once for all candidates. A teacher

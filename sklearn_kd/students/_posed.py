@@ -14,7 +14,8 @@ from sklearn_kd._progress import FitTask
 from sklearn_kd.distillation._effective_logits_of_rows import merged_effective_logits
 from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.kernels._protocol import KernelFunction
-from sklearn_kd.rows._checking import check_rows, check_streamed_rows
+from sklearn_kd.rows._checking import check_rows, check_streamed_rows, check_trust
+from sklearn_kd.rows._labels import ClassHints
 from sklearn_kd.rows._streams import RowStream, is_streamed
 from sklearn_kd.rows._training_rows import (
     DistinctRows,
@@ -27,7 +28,7 @@ from sklearn_kd.solvers._system import Size, Solver, System
 from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.teachers._logits_of import Logits
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
-from sklearn_kd.teachers._teaching import teach, warn_if_saturated
+from sklearn_kd.teachers._teaching import class_hints, teach, warn_if_saturated
 
 
 class Rows(NamedTuple):
@@ -67,8 +68,16 @@ class PosedStudent:
         return System(self.function, self.rows.X, weights, targets, self.ridge)
 
 
-def read_rows(estimator: Any, X: Any, y: Any, sample_weight: Any, solver: Solver) -> Rows:
-    """Return the rows of a fit, checked, with exact copies merged.
+def read_rows(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    teacher_trust: Any,
+    solver: Solver,
+    hints: ClassHints,
+) -> Rows:
+    """Return the rows of a fit, checked, with exact copies found.
 
     Raises
     ------
@@ -77,7 +86,8 @@ def read_rows(estimator: Any, X: Any, y: Any, sample_weight: Any, solver: Solver
         needs them there.
     """
     if solver.takes_streams and is_streamed(X):
-        checked = check_streamed_rows(estimator, X, y, sample_weight)
+        checked = check_streamed_rows(estimator, X, y, sample_weight, hints)
+        checked = checked._replace(trust=check_trust(teacher_trust, len(checked.labels)))
         return Rows(checked, *distinct_of_stream(checked))
     if isinstance(X, str | Path):
         name = estimator.solver if isinstance(estimator.solver, str) else solver.name
@@ -85,13 +95,20 @@ def read_rows(estimator: Any, X: Any, y: Any, sample_weight: Any, solver: Solver
             f"X={str(X)!r} is a folder of rows, which solver={name!r} cannot read; use "
             "solver='nystrom', or pass the rows."
         )
-    checked = check_rows(estimator, X, y, sample_weight)
+    checked = check_rows(estimator, X, y, sample_weight, hints)
+    checked = checked._replace(trust=check_trust(teacher_trust, len(checked.labels)))
     distinct = distinct_rows(checked)
     return Rows(checked, distinct, distinct.X)
 
 
 def pose(
-    student: Any, X: Any, y: Any, sample_weight: Any, teacher_logits: Any, progress: FitTask
+    student: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    teacher_logits: Any,
+    teacher_trust: Any,
+    progress: FitTask,
 ) -> PosedStudent:
     """Return the problem of a `LinearizedKDStudent`, once it is known to fit the memory.
 
@@ -102,7 +119,9 @@ def pose(
     ValueError
         If the rows, the labels, the teacher or the initial network are not as they must be.
     """
-    rows = read_rows(student, X, y, sample_weight, named_solver(student.solver))
+    hints = class_hints(student.teacher, student.cv, teacher_logits)
+    solver = named_solver(student.solver)
+    rows = read_rows(student, X, y, sample_weight, teacher_trust, solver, hints)
     n_classes, weights = len(rows.checked.classes), rows.distinct.weights
     n_rows, n_features = rows.X.shape
     size = Size(n_rows, n_features, n_logits(n_classes), weights.dtype, weights.device)

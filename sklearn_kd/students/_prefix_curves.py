@@ -23,6 +23,7 @@ from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._held_out import class_sum
 from sklearn_kd.metrics._risk import disagreement
+from sklearn_kd.rows._labels import NO_LABEL
 
 
 class NewRows(NamedTuple):
@@ -31,7 +32,7 @@ class NewRows(NamedTuple):
     X: Tensor  # (m, d)
     teacher_logits: Tensor  # (m,) or (m, K)
     initial_logits: Tensor | None  # (m,) or (m, K); None is zero
-    labels: Tensor | None  # (m,) class indices
+    labels: Tensor | None  # (m,) class indices, -1 for rows without a label
 
 
 class PrefixWeightChanges(NamedTuple):
@@ -46,7 +47,7 @@ class PrefixRisks(NamedTuple):
     """How often the student differs, at each of the sizes."""
 
     transfer_risk: Tensor  # (S, C) from its teacher
-    error: Tensor | None  # (S, C) from the labels
+    error: Tensor | None  # (S, C) from the labels, of rows that have one
 
 
 def prefix_weight_changes(frame: TangentFrame, targets: Tensor) -> PrefixWeightChanges:
@@ -74,6 +75,8 @@ def prefix_risks(
         counts[0, position] += disagreement(teacher, logits, is_binary=is_binary).sum(dim=0)
         if new.labels is not None:
             predicted = logits > 0 if is_binary else logits.argmax(dim=2)
-            counts[1, position] += (predicted != new.labels[rows, None]).sum(dim=0)
-    risk, error = counts.to(targets) / len(new.X)
-    return PrefixRisks(risk, None if new.labels is None else error)
+            truth = new.labels[rows, None]
+            counts[1, position] += ((predicted != truth) & (truth != NO_LABEL)).sum(dim=0)
+    risk, wrong = counts.to(targets)
+    error = None if new.labels is None else wrong / (new.labels != NO_LABEL).sum()
+    return PrefixRisks(risk / len(new.X), error)

@@ -68,7 +68,7 @@ def prefix_path(
     teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
         The teacher's logits on ``X``. None: those of ``teacher_``.
     y : array-like of shape (n_samples,), default=None
-        Labels of ``X``, to measure the error too.
+        Labels of ``X``, to measure the error too, on the rows that have one.
     sizes : increasing sequence of int, default=None
         Training-set sizes, in 1…n with n the number of *distinct* training rows. None: all.
     n_permutations : int, default=None

@@ -20,30 +20,25 @@ from typing import Any, ClassVar, Self
 import torch
 from sklearn.base import ClassifierMixin, clone
 from sklearn.utils import Bunch
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklearn_kd._array import like, to_tensor
 from sklearn_kd._kernel_machine import TangentKernelClassifier
-from sklearn_kd._logits import hard_labels, n_logits
 from sklearn_kd._progress import fit_task
 from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context
-from sklearn_kd.distillation._effective_logits_of_rows import RECIPE, root_of_eq_3
-from sklearn_kd.kernels._tiles import product
-from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.rows._checking import class_indices_of
+from sklearn_kd.distillation._effective_logits_of_rows import RECIPE, effective_logits_of_each
+from sklearn_kd.rows._checking import row_labels
 from sklearn_kd.rows._training_rows import rows_report
 from sklearn_kd.solvers._choice import CONSTRAINT, TakesSolver
-from sklearn_kd.solvers._cholesky import Cholesky
-from sklearn_kd.solvers._frame_cache import frames
 from sklearn_kd.solvers._system import Solution, Solver, require_finite
 from sklearn_kd.students._initial_network import initial_logits
+from sklearn_kd.students._on_frame import StudentOnFrame
 from sklearn_kd.students._posed import PosedStudent, pose
 from sklearn_kd.students._prefix_path import prefix_path
 from sklearn_kd.teachers._teaching import logits_on_new_rows
 
 
-class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
+class LinearizedKDStudent(TakesSolver, StudentOnFrame):
     """Student of knowledge distillation, linearized: the closed form of a wide network.
 
     The student minimises ρ H(σ(z_t/T), σ(z/T)) + (1 − ρ) H(y, σ(z)) on every training row (Eq. 2).
@@ -129,8 +124,8 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
         Iterations of the solver; 1 for those that do not iterate.
     fit_report_ : Bunch
         ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
-        ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0 were clipped),
-        ``cross_fitted_teacher`` (whether ``teacher`` was unfitted), ``soft_ratio``,
+        ``n_unlabelled_rows``, ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0
+        were clipped), ``cross_fitted_teacher`` (whether ``teacher`` was unfitted), ``soft_ratio``,
         ``temperature``, ``temperature_scaling``, ``init``, ``ridge``, ``noise`` (the kernel's own,
         which adds to the ridge), ``jitter``, ``rcond``, ``solver``, ``device`` and ``dtype``, and
         what the solver adds: see the notes of each in `sklearn_kd.solvers`.
@@ -164,6 +159,10 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
     Rows that repeat exactly are merged, exactly: the loss is linear in the labels, so the
     converged student sees one row with the weighted mean of the copies' hard and soft labels.
     With ``ridge=0`` sample weights therefore matter only where rows repeat.
+
+    Rows without a label are learnt from the teacher alone (ρ = 1), and ``score`` does not count
+    them. An unfitted teacher is fitted to the others. -1 is a class if ``y`` has two values only,
+    if a fitted teacher knows it, or if ``teacher_logits`` have a column for it.
 
     A kernel may hold noise, ``RBF() + WhiteKernel(s)``: what it adds to the diagonal of the kernel
     matrix of the training rows, and of no other. The student is then that of ``RBF()`` with the
@@ -199,8 +198,6 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
         "solver": CONSTRAINT,
     }
 
-    _frame: TangentFrame | None = None  # the n² factor, where there is one
-
     def __init__(
         self,
         teacher: ClassifierMixin | None = None,
@@ -231,7 +228,15 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
         self.memory_limit = memory_limit
 
     @fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, teacher_logits: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        teacher_logits: Any = None,
+        teacher_trust: Any = None,
+    ) -> Self:
         """Fit the student to the teacher and the labels.
 
         Parameters
@@ -241,13 +246,16 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
             ``solver="nystrom"`` the rows of a memory map, a dask array or a folder of ``.npy`` or
             ``.npz`` files (array ``X``), in the order of their names, are read block by block.
         y : array-like of shape (n_samples,)
-            Hard labels: integers or strings.
+            Hard labels: integers or strings; -1, or a missing string, for none: see Notes.
         sample_weight : array-like of shape (n_samples,), default=None
             Row weights, as :class:`~sklearn.kernel_ridge.KernelRidge` treats them; also passed to
             the teacher's ``fit`` where that takes them. Rows of weight 0 are left out.
         teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
             The teacher's logits on ``X``, in the order of the sorted classes; for two classes one
             log-odds per row, or one column per class. They replace the teacher.
+        teacher_trust : array-like of shape (n_samples,), default=None
+            Share of ``soft_ratio`` with which each row is learnt, in (0, 1]. None is 1. Rows
+            without a label take no notice of it.
 
         Returns
         -------
@@ -256,7 +264,7 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
         """
         with fit_task(self, X, y, sample_weight, n_stages=5) as progress:
             # The logits to reach, z_eff (Eq. 3), from the teacher's z_t and the labels.
-            posed = pose(self, X, y, sample_weight, teacher_logits, progress)
+            posed = pose(self, X, y, sample_weight, teacher_logits, teacher_trust, progress)
             # The converged student, (Θ_n + λ W⁻¹) a = Δz with Δz = z_eff − z₀ (Eq. 4).
             solution = posed.solver.solve(posed.system, self.memory_limit, progress)
             self._adopt(posed, solution)
@@ -300,7 +308,9 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
             _prepared=(posed.kernel, posed.function),
         )
 
-    def effective_decision_function(self, X: Any, y: Any, teacher_logits: Any = None) -> Any:
+    def effective_decision_function(
+        self, X: Any, y: Any, teacher_logits: Any = None, teacher_trust: Any = None
+    ) -> Any:
         """Return the effective logits of new rows, to which the student would be fitted (Eq. 3).
 
         Parameters
@@ -308,9 +318,11 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
         X : array-like of shape (n_samples, n_features)
             Rows, training rows or others.
         y : array-like of shape (n_samples,)
-            Their hard labels, among ``classes_``.
+            Their hard labels, among ``classes_``; -1, or a missing value, where there is none.
         teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
             The teacher's logits on ``X``. None: those of ``teacher_``.
+        teacher_trust : array-like of shape (n_samples,), default=None
+            As in ``fit``.
 
         Returns
         -------
@@ -318,9 +330,8 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
             Effective logits, in the gauge of ``decision_function``.
         """
         z_t = self.teacher_decision_function(X, teacher_logits)
-        labels = class_indices_of(y, self.classes_)
-        hard = hard_labels(labels, n_logits(len(self.classes_)))
-        return like(root_of_eq_3(to_tensor(z_t), hard, **self._recipe()), z_t)
+        labels = row_labels(y, self.classes_, teacher_trust)
+        return like(effective_logits_of_each(to_tensor(z_t), labels, self._recipe()), z_t)
 
     def teacher_decision_function(self, X: Any, teacher_logits: Any = None) -> Any:
         """Return the teacher's logits on new rows.
@@ -343,50 +354,11 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
         z_t = logits_on_new_rows(self.teacher_, X, n_rows, self.classes_, teacher_logits)
         return like(z_t, checked)
 
-    def tangent_frame(self) -> TangentFrame:
-        """Return the tangent frame of the training rows.
-
-        It is there after a fit with a factor ("cholesky"). Otherwise, and after unpickling, it is
-        built anew: an n × n matrix and its factor, which the student then keeps.
-
-        Returns
-        -------
-        TangentFrame
-            With the rows of ``X_fit_``, in their order.
-
-        Raises
-        ------
-        AttributeError
-            If the student was fitted with "nystrom", and has no such frame.
-        MemoryBudgetError
-            If it has to be built and does not fit ``memory_limit``.
-        """
-        self._require_all_rows("tangent_frame")
-        if self._frame is None:
-            rows, weights = map(self._to_working, (self.X_fit_, self._distinct.weights))
-            self._frame = self._build_frame(rows, weights)
-        return self._frame
-
     prefix_path = prefix_path
 
     def _recipe(self) -> dict[str, Any]:
         """Return what the effective logits of this fit depended on."""
         return {name: self.fit_report_[name] for name in RECIPE}
-
-    def _build_frame(self, X: Tensor, weights: Tensor) -> TangentFrame:
-        solver = self.solver_ if isinstance(self.solver_, Cholesky) else Cholesky()
-        kernel, ridge = self._kernel_function(), self.fit_report_.ridge
-        return solver.frame(kernel, X, weights, ridge, self.memory_limit)
-
-    def _require_all_rows(self, what: str) -> None:
-        """Raise where the kernel expansion is not one of all training rows."""
-        check_is_fitted(self)
-        if not self.solver_.keeps_all_rows:
-            raise AttributeError(
-                f"{what} needs the tangent frame of all training rows, which a student fitted with "
-                f"solver={self.solver_.name!r} does not have; fit one with solver='auto', on fewer "
-                "rows if these do not fit."
-            )
 
     def _initial_logits(self, X: Tensor) -> Tensor | None:
         """Return z₀ of any rows; None is zero."""
@@ -395,43 +367,8 @@ class LinearizedKDStudent(TakesSolver, TangentKernelClassifier):
         function, n_classes = self._kernel_function(), len(self.classes_)
         return initial_logits(self.fit_report_.init, self.kernel_, function, X, n_classes)
 
-    def _logit_change(self) -> Tensor:
-        """Return Δz = z_eff − z₀ on ``X_fit_``."""
-        z_eff, z_0 = map(self._to_working, (self.effective_logits_, self.initial_logits_))
-        return z_eff - z_0
-
     def _expansion_in_memory(self, X: Tensor, fitted: Tensor, coefficients: Tensor) -> Tensor:
         """Return z₀(x) + Θ(x, X_fit) a."""
         change = super()._expansion_in_memory(X, fitted, coefficients)
         z_0 = self._initial_logits(X)
         return change if z_0 is None else z_0 + change
-
-    def _kernel_product(self, X: Tensor, fitted: Tensor, columns: Tensor) -> Tensor:
-        if self._frame is not None and isinstance(self.solver_, Cholesky):
-            kept = frames.cross_blocks(self._frame, X, cache_size=self.solver_.cache_size)
-            if kept is not None:
-                return product(kept, len(X), columns)
-        return super()._kernel_product(X, fitted, columns)
-
-    def _next_row_terms(
-        self, X: Any, y: Any, teacher_logits: Any = None
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Return ‖Δ_n‖², the errors r and v of new rows, and n: the terms of Eq. 10's next step."""
-        check_is_fitted(self)
-        if not isinstance(self.solver_, Cholesky):
-            raise AttributeError(
-                "The data inefficiency needs the tangent frame of all training rows, which "
-                f"students fitted with solver={self.solver_.name!r} do not have; use another score "
-                "or solver='cholesky'."
-            )
-        frame = self.tangent_frame()
-        z_eff = to_tensor(self.effective_decision_function(X, y, teacher_logits))
-        q = frame.coordinates(self._logit_change())
-        rows = self._to_working(self._check_new_rows(X, "score"))
-        z_0 = self._initial_logits(rows)
-        to_reach = z_eff if z_0 is None else z_eff - z_0.to(z_eff)
-        errors, directions = torch.empty_like(z_eff), z_eff.new_empty(len(rows))
-        for block, u, v in frame.feature_blocks(rows):
-            errors[block] = to_reach[block] - (u @ q).to(z_eff)
-            directions[block] = frame.new_directions(v).to(z_eff)
-        return q.square().sum().to(z_eff), errors, directions, frame.n_rows

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import safe_indexing
+from sklearn_kd.rows._labels import NO_LABEL
 from sklearn_kd.rows._splits import splits_of
 from sklearn_kd.rows._training_rows import TrainingRows
 from sklearn_kd.teachers._logits_of import Logits, logits_of
@@ -32,7 +33,7 @@ class LabelledRows(NamedTuple):
     """What a teacher is fitted to."""
 
     X: Any  # as the user gave them
-    labels: np.ndarray  # (n,) indices into classes
+    labels: np.ndarray  # (n,) indices into classes, -1 for a row without a label
     classes: np.ndarray  # (K,)
     sample_weight: np.ndarray | None  # (n,)
 
@@ -47,6 +48,11 @@ class LabelledRows(NamedTuple):
         weights = None if self.sample_weight is None else self.sample_weight[numbers]
         X = safe_indexing(self.X, numbers)
         return self._replace(X=X, labels=self.labels[numbers], sample_weight=weights)
+
+    @property
+    def unlabelled(self) -> np.ndarray:
+        """Numbers of the rows without a label."""
+        return np.flatnonzero(self.labels == NO_LABEL)
 
     def no_logits(self) -> Tensor:
         """Return NaN for the logits of every row, (n,) or (n, K)."""
@@ -68,10 +74,16 @@ class Unseen(NamedTuple):
     train: np.ndarray
     test: np.ndarray
     how: str  # names the clone in an error
+    others: np.ndarray = np.empty(0, dtype=int)  # rows to ask about too, after those of test
 
 
 def fit_teacher(teacher: Any, rows: LabelledRows, leaf: FitTask) -> Any:
-    """Fit ``teacher``, with the sample weights where its ``fit`` takes them."""
+    """Fit ``teacher`` to the rows that have a label.
+
+    It is given the sample weights where its ``fit`` takes them.
+    """
+    if len(rows.unlabelled):
+        rows = rows.only(np.flatnonzero(rows.labels != NO_LABEL))
     takes_weights = has_fit_parameter(teacher, "sample_weight")
     is_weighted = rows.sample_weight is not None and takes_weights
     weights = {"sample_weight": rows.sample_weight} if is_weighted else {}
@@ -87,14 +99,15 @@ def cross_fitted_logits(
     progress: FitTask,
     n_jobs: int | None = None,
 ) -> Logits:
-    """Return logits on each row by a clone of ``teacher`` that was not fitted on it.
+    """Return logits on each row with a label by a clone of ``teacher`` not fitted on it.
 
-    ``cv`` is what `sklearn.model_selection.check_cv` takes, and its test folds must cover every
-    row once.
+    Those of other rows are NaN: see `with_unlabelled`. ``cv`` is what
+    `sklearn.model_selection.check_cv` takes, and its test folds must cover every row with a label
+    once.
     """
-    z_t = rows.no_logits()
-    splits = splits_of(check_cv(cv, rows.labels, classifier=True), rows.labels, cv=cv)
-    uncovered = np.setdiff1d(np.arange(len(z_t)), np.concatenate([test for _, test in splits]))
+    z_t, splits = rows.no_logits(), labelled_splits(rows, cv)
+    tests = [rows.unlabelled, *(test for _, test in splits)]
+    uncovered = np.setdiff1d(np.arange(len(z_t)), np.concatenate(tests))
     if len(uncovered):
         raise ValueError(
             f"Cross-fitting the teacher with cv={cv!r} leaves row {uncovered[0]} in no test fold; "
@@ -109,6 +122,33 @@ def cross_fitted_logits(
     return Logits(z_t, sum(logits.n_clipped for logits in found), cross_fitted=True)
 
 
+def labelled_splits(rows: LabelledRows, cv: Any) -> Splits:
+    """Return the folds of cross-fitting, whose test rows all have a label.
+
+    A number of folds is one of the rows with a label; a splitter and an iterable split all rows.
+    """
+    labels, labelled = rows.labels, np.flatnonzero(rows.labels != NO_LABEL)
+    if cv is None or isinstance(cv, Integral):
+        splits = splits_of(check_cv(cv, labels[labelled], classifier=True), labels[labelled], cv=cv)
+        return [(labelled[train], labelled[test]) for train, test in splits]
+    splits = splits_of(check_cv(cv, labels, classifier=True), labels, cv=cv)
+    with_label = [(train, test[labels[test] != NO_LABEL]) for train, test in splits]
+    return [(train, test) for train, test in with_label if len(test)]
+
+
+def with_unlabelled(z_t: Logits, fitted: Any, rows: LabelledRows) -> Logits:
+    """Return logits of all rows, those without a label by the teacher of all others.
+
+    It has seen no label of theirs.
+    """
+    if not len(rows.unlabelled):
+        return z_t
+    own = logits_of(fitted, safe_indexing(rows.X, rows.unlabelled), rows.classes)
+    values = z_t.values.clone()
+    values[rows.unlabelled] = own.values
+    return z_t._replace(values=values, n_clipped=z_t.n_clipped + own.n_clipped)
+
+
 def nested_logits(
     teacher: Any,
     rows: LabelledRows,
@@ -121,7 +161,9 @@ def nested_logits(
     """Return logits by which no label of a fold reaches the student that is scored on it.
 
     In the logits of a fold, those of a training row come from a clone of ``teacher`` that has seen
-    neither the row nor the fold, those of all other rows from one that has seen the training rows.
+    neither the row nor the fold, those of all other rows, and of rows without a label, from one
+    that has seen the training rows. In the logits of all rows, those without a label are still to
+    come: see `with_unlabelled`.
 
     Parameters
     ----------
@@ -180,12 +222,12 @@ def _logits_by_pairs(
     everything = np.arange(len(rows.labels))
     pairs = list(itertools.combinations(range(len(folds)), 2))
 
-    def without(some: list[int], how: str) -> Unseen:
+    def without(some: list[int], how: str, *others: np.ndarray) -> Unseen:
         test = np.concatenate([folds[fold] for fold in some])
-        return Unseen(np.setdiff1d(everything, test), test, how)
+        return Unseen(np.setdiff1d(everything, test), test, how, *others)
 
     unseen = [without([j, k], f"without the folds {j} and {k}") for j, k in pairs]
-    unseen += [without([k], f"without fold {k}") for k in range(len(folds))]
+    unseen += [without([k], f"without fold {k}", rows.unlabelled) for k in range(len(folds))]
     remedy = (
         "give each class rows in three folds, as a stratified splitter does, or set teacher_cv "
         "to cross-fit inside the training rows of each fold"
@@ -201,10 +243,11 @@ def _logits_by_pairs(
         by_fold[j][folds[k]] = logits.values[len(folds[j]) :]
 
     # 2. A teacher that has not seen fold k: z_t on its rows for scores, and for the student of
-    #    all rows.
+    #    all rows; and on rows without a label, of which it has seen as little.
     whole, by_one = rows.no_logits(), found[len(pairs) :]
     for own, fold, logits in zip(by_fold, folds, by_one, strict=True):
-        own[fold] = whole[fold] = logits.values
+        own[fold] = whole[fold] = logits.values[: len(fold)]
+        own[rows.unlabelled] = logits.values[len(fold) :]
     n_clipped = sum(logits.n_clipped for logits in by_one)
     return NestedLogits(Logits(whole, n_clipped, cross_fitted=True), by_fold)
 
@@ -231,8 +274,8 @@ def _logits_by_inner_folds(
                     teacher, trained_on, cv=inner, progress=fold, n_jobs=n_jobs
                 ).values
 
-                # 2. z_t on all others, by the teacher of the training rows.
-                rest = np.setdiff1d(everything, train)
+                # 2. z_t on all others, and those without a label, by the teacher of the former.
+                rest = np.union1d(np.setdiff1d(everything, train), rows.unlabelled)
                 if len(rest):
                     fitted = fit_teacher(clone(teacher), trained_on, fold.leaf("fit-teacher"))
                     z_t[rest] = logits_of(fitted, safe_indexing(rows.X, rest), rows.classes).values
@@ -271,7 +314,7 @@ def _logits_of_unseen(
 
     ``remedy`` completes the error that a class is missing.
     """
-    for train, _, how in unseen:
+    for train, _, how, _ in unseen:
         missing = np.setdiff1d(np.arange(len(rows.classes)), rows.labels[train])
         if len(missing):
             raise ValueError(
@@ -290,4 +333,8 @@ def _logits_of_unseen(
 def _fit_and_ask(teacher: Any, rows: LabelledRows, unseen: Unseen, leaf: FitTask) -> Logits:
     """Fit ``teacher``, and return its logits on the rows it has not seen; a worker's task."""
     fitted = fit_teacher(teacher, rows.only(unseen.train), leaf)
-    return logits_of(fitted, safe_indexing(rows.X, unseen.test), rows.classes)
+    logits = logits_of(fitted, safe_indexing(rows.X, unseen.test), rows.classes)
+    if not len(unseen.others):
+        return logits
+    others = logits_of(fitted, safe_indexing(rows.X, unseen.others), rows.classes)
+    return logits._replace(values=torch.cat([logits.values, others.values]))

@@ -15,6 +15,7 @@ from sklearn_kd._logits import canonical_logits
 from sklearn_kd._progress import FitTask
 from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import SaturatedTeacherWarning
+from sklearn_kd.rows._labels import ClassHints
 from sklearn_kd.rows._training_rows import TrainingRows
 from sklearn_kd.teachers._cross_fitting import (
     LabelledRows,
@@ -22,6 +23,7 @@ from sklearn_kd.teachers._cross_fitting import (
     cross_fitted_logits,
     fit_teacher,
     nested_logits,
+    with_unlabelled,
 )
 from sklearn_kd.teachers._logits_of import Logits, logits_of
 from sklearn_kd.teachers._torch_teacher import TorchTeacher
@@ -38,6 +40,16 @@ class Taught(NamedTuple):
 def is_fitted(teacher: Any, cv: Any) -> bool:
     """Whether a teacher is used as it is, and not cross-fitted by ``cv``."""
     return cv == "prefit" or isinstance(teacher, FrozenEstimator | TorchTeacher)
+
+
+def class_hints(teacher: Any, cv: Any, teacher_logits: Any) -> ClassHints:
+    """Return what a student's ``teacher`` or given logits tell about the classes of y."""
+    classes = getattr(teacher, "classes_", None) if is_fitted(teacher, cv) else None
+    shape = getattr(teacher_logits, "shape", None)
+    if shape is None and isinstance(teacher_logits, (list, tuple)) and teacher_logits:
+        shape = (len(teacher_logits), *np.shape(teacher_logits[0]))
+    n_columns = shape[1] if shape is not None and len(shape) == 2 else None
+    return ClassHints(None if classes is None else np.asarray(classes), n_columns)
 
 
 def teach(
@@ -94,7 +106,8 @@ def teach(
             return teacher, logits_of(teacher, X, rows.classes)
     teacher, labelled = _to_cross_fit(teacher, X, rows, default)
     z_t = cross_fitted_logits(teacher, labelled, cv=cv, progress=progress)
-    return fit_teacher(teacher, labelled, progress.leaf("fit-teacher")), z_t
+    fitted = fit_teacher(teacher, labelled, progress.leaf("fit-teacher"))
+    return fitted, with_unlabelled(z_t, fitted, labelled)
 
 
 def teach_folds(
@@ -113,8 +126,11 @@ def teach_folds(
     The parameters are those of `teach` and `nested_logits`.
     """
     teacher, labelled = _to_cross_fit(teacher, X, rows, default)
-    nested = nested_logits(teacher, labelled, splits, cv=cv, progress=progress, n_jobs=n_jobs)
-    return Taught(fit_teacher(teacher, labelled, progress.leaf("fit-teacher")), *nested)
+    whole, by_fold = nested_logits(
+        teacher, labelled, splits, cv=cv, progress=progress, n_jobs=n_jobs
+    )
+    fitted = fit_teacher(teacher, labelled, progress.leaf("fit-teacher"))
+    return Taught(fitted, with_unlabelled(whole, fitted, labelled), by_fold)
 
 
 def _to_cross_fit(
