@@ -82,37 +82,45 @@ def class_sum(values: Tensor) -> Tensor:
     return values.reshape(*values.shape[:2], -1).sum(dim=2)
 
 
-@full_precision()
-def fold_held_out(
-    gram: Tensor,
-    train: Tensor,
-    held_out: Tensor,
-    targets: Tensor,
-    *,
-    ridge: float,
-    weights: Tensor,
-    memory_limit: float | str = "auto",
-) -> HeldOut:
-    """Train on the rows ``train`` of the kernel matrix and predict ``held_out``: one factor.
+def fold_frame(
+    gram: Tensor, train: Tensor, *, ridge: float, weights: Tensor, memory_limit: float | str
+) -> TangentFrame:
+    """Return the frame of some rows of a kernel matrix, in the form that `fold_held_out` takes.
 
     Parameters
     ----------
     gram : Tensor of shape (n, n)
         Kernel matrix of all rows.
-    train, held_out : Tensor of int of shapes (n_train,), (m,)
-        Row numbers, those of ``train`` distinct. A row may be in both, where copies of it are.
-    targets : Tensor of shape (n_train, C) or (n_train, C, K)
+    train : Tensor of int of shape (n_train,)
+        Distinct row numbers.
     ridge : float
         Ridge.
     weights : Tensor of shape (n_train,)
         Positive row weights, which divide the ridge.
-    memory_limit : "auto" or number of bytes, default="auto"
+    memory_limit : "auto" or number of bytes
         Budget for the fold's factor.
     """
     kernel = MatrixKernel(gram)
-    frame = TangentFrame(
+    return TangentFrame(
         kernel, kernel.rows(train), ridge=ridge, weights=weights, memory_limit=memory_limit
     )
+
+
+@full_precision()
+def fold_held_out(frame: TangentFrame, held_out: Tensor, targets: Tensor) -> HeldOut:
+    """Train on some rows of a kernel matrix and predict others.
+
+    Parameters
+    ----------
+    frame : TangentFrame
+        Of the rows to train on, by `fold_frame`.
+    held_out : Tensor of int of shape (m,)
+        Row numbers. A row may be among those to train on too, where copies of it are.
+    targets : Tensor of shape (n_train, C) or (n_train, C, K)
+    """
+    kernel = frame.kernel
+    assert isinstance(kernel, MatrixKernel)
+    gram, train = kernel.matrix, frame.X[:, 0].long()
     q, coefficients = frame.coordinates(targets), frame.solve(targets)
     columns = coefficients.reshape(len(train), -1)
     logits = columns.new_empty((len(held_out), columns.shape[1]))

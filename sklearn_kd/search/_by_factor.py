@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sklearn_kd._memory import MEMORY_REMEDY, WORKSPACE_BYTES, require
+from sklearn_kd._memory import MEMORY_REMEDY, WORKSPACE_BYTES, budget_bytes, require
 from sklearn_kd._progress import FitTask
 from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels._protocol import KernelFunction
@@ -18,6 +19,7 @@ from sklearn_kd.linalg._held_out import (
     StudentInFrame,
     block_held_out,
     blocks_pay,
+    fold_frame,
     fold_held_out,
     leave_one_out,
     resolves_blocks,
@@ -26,8 +28,9 @@ from sklearn_kd.rows._training_rows import DistinctRows
 from sklearn_kd.search._fold_search import FoldSearch, kept_bytes
 from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import HeldOutStudent, students_of
+from sklearn_kd.search._kept_factors import KeptFactors, limit_of
 from sklearn_kd.search._problem import Fold, Problem
-from sklearn_kd.solvers._cholesky import solution_of
+from sklearn_kd.solvers._cholesky import Cholesky, solution_of
 from sklearn_kd.solvers._system import Solution
 from sklearn_kd.students._posed import PosedStudent
 
@@ -52,16 +55,42 @@ class SearchByFactor(FoldSearch):
             keeps_matrix=shares_matrix,
             refit=refit,
         )
+        planned += kept_bytes(setting, self.folds)
+        self.kept = self._kept_factors(planned)
         require(
-            planned + kept_bytes(setting, self.folds),
+            planned,
             setting.memory_limit,
             size.device,
             what=f"LinearizedKDStudentCV.fit on n={size.n_rows} distinct rows",
             remedy=MEMORY_REMEDY,
         )
         self._whole = WholeKernel(
-            distinct, setting.memory_limit, keep_matrix=shares_matrix, serves_folds=serves_folds
+            distinct,
+            setting.memory_limit,
+            self.kept,
+            keep_matrix=shares_matrix,
+            serves_folds=serves_folds,
         )
+
+    def _kept_factors(self, planned: int) -> KeptFactors:
+        """Return what this fit keeps for the next one, in what ``planned`` bytes leave.
+
+        What the fit before has kept is dropped where it is of no use, or leaves too little room.
+        """
+        setting, last = self.setting, self.setting.kept
+        distinct, device = setting.rows.distinct, setting.size.device
+        if last is not None and not last.serve(distinct):
+            last.clear()
+        held = 0 if last is None else last.n_bytes
+        budget = budget_bytes(setting.memory_limit, device)
+        if setting.memory_limit != "auto":  # else what is held is not free
+            budget -= held
+        if planned > budget and last is not None:
+            last.clear()
+            held, budget = 0, budget_bytes(setting.memory_limit, device)
+        assert isinstance(setting.solver, Cholesky)
+        share = limit_of(setting.solver.cache_size, device, held)
+        return KeptFactors(distinct, min(share, max(0, budget - planned) + held), last)
 
     def _held_out_students(
         self, problem: Problem, kernel: int, initial_logits: Tensor, fold: Fold, ridge: float
@@ -146,6 +175,8 @@ class WholeKernel:
         The rows.
     memory_limit : "auto" or number of bytes
         Budget for the factor.
+    kept : KeptFactors
+        What an earlier fit has left, and what is kept for a later one.
     keep_matrix : bool
         Whether to hold the matrix beside the factor.
     serves_folds : bool
@@ -156,12 +187,14 @@ class WholeKernel:
         self,
         distinct: DistinctRows,
         memory_limit: float | str,
+        kept: KeptFactors,
         *,
         keep_matrix: bool,
         serves_folds: bool,
     ) -> None:
         self.memory_limit = memory_limit
         self._distinct = distinct
+        self._kept = kept
         self._keep_matrix = keep_matrix
         self._serves_folds = serves_folds
         self._function: KernelFunction | None = None
@@ -177,8 +210,6 @@ class WholeKernel:
             return
         self._frame = self._matrix = self._solved = None  # frees those of another kernel first
         self._function, self._unresolved = function, set()
-        if self._keep_matrix:
-            self._matrix = function.gram(self._distinct.X)
 
     @property
     def function(self) -> KernelFunction:
@@ -196,22 +227,45 @@ class WholeKernel:
         """Θ of all rows."""
         if self._matrix is None:
             self._frame = self._solved = None  # frees the factor, which nothing needs beside it
-            self._matrix = self.function.gram(self._distinct.X)
+            self._matrix = self._kept.matrix(self.function)
+            if self._matrix is None:
+                self._matrix = self.function.gram(self._distinct.X)
         return self._matrix
 
     def frame(self, ridge: float) -> TangentFrame:
         """Return the tangent frame of all rows with this ridge."""
         if self._frame is None or self._frame.ridge != ridge:
             self._frame = self._solved = None  # frees the factor of another ridge first
-            self._frame = TangentFrame(
-                self.function,
-                self._distinct.X,
-                ridge=ridge,
-                weights=self._distinct.weights,
-                gram=self._matrix,
-                memory_limit=self.memory_limit,
+            self._frame = self._kept.frame(
+                self.function, ridge, functools.partial(self._new_frame, ridge)
             )
         return self._frame
+
+    def _new_frame(self, ridge: float) -> TangentFrame:
+        return TangentFrame(
+            self.function,
+            self._distinct.X,
+            ridge=ridge,
+            weights=self._distinct.weights,
+            gram=self.matrix if self._keep_matrix else self._matrix,
+            memory_limit=self.memory_limit,
+        )
+
+    def fold_frame(self, train: Tensor, weights: Tensor, ridge: float) -> TangentFrame:
+        """Return the frame of the rows of a fold, whose weights are ``weights``."""
+
+        def build() -> TangentFrame:
+            return fold_frame(
+                self.matrix,
+                train,
+                ridge=ridge + self.noise,
+                weights=weights,
+                memory_limit=self.memory_limit,
+            )
+
+        # Before the frames of folds, which hold it.
+        self._kept.keep_matrix(self.function, self.matrix)
+        return self._kept.fold_frame(self.function, ridge + self.noise, train, weights, build)
 
     def solved(self, ridge: float, problem: Problem, z_0: Tensor) -> StudentInFrame | None:
         """Return the student of all rows, if folds are left out of it; else None.
@@ -256,13 +310,6 @@ def held_out_students(
         held_out = block_held_out(student, number)
     else:
         numbers, train, targets = problem.trained_on(fold.train)
-        held_out = fold_held_out(
-            whole.matrix,
-            numbers,
-            number,
-            targets - z_0[numbers],
-            ridge=ridge + whole.noise,
-            weights=train.weights,
-            memory_limit=whole.memory_limit,
-        )
+        frame = whole.fold_frame(numbers, train.weights, ridge)
+        held_out = fold_held_out(frame, number, targets - z_0[numbers])
     return students_of(problem, held_out, initial_logits, fold.test)

@@ -53,6 +53,7 @@ def planned_search(
         search.memory_limit,
         sees_labels,
         n_scores=len(search.scoring) if isinstance(search.scoring, list | tuple | dict) else 1,
+        kept=vars(search).get("_kept_factors"),
     )
     if isinstance(solver, PCG):
         return SearchByIteration(setting)

@@ -18,6 +18,7 @@ from sklearn_kd.distillation._effective_logits_of_rows import (
 )
 from sklearn_kd.rows._training_rows import DistinctRows
 from sklearn_kd.search._grid import Candidate, Grid
+from sklearn_kd.search._kept_factors import KeptFactors
 from sklearn_kd.search._scored_rows import ScoredRows, record_bytes
 from sklearn_kd.solvers._system import Size, Solver
 from sklearn_kd.students._posed import PosedStudent, Rows
@@ -36,6 +37,7 @@ class Setting(NamedTuple):
     memory_limit: float | str
     sees_labels: bool  # whether the teacher is fitted to the labels that are searched
     n_scores: int  # as far as known beforehand
+    kept: KeptFactors | None  # those of the fit before
 
     @property
     def n_classes(self) -> int:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from sklearn_kd._progress import FitTask
 from sklearn_kd.search._grid import Candidate
+from sklearn_kd.search._kept_factors import KeptFactors
 from sklearn_kd.search._problem import Problem, Setting
 from sklearn_kd.search._scores import FoldScores
 from sklearn_kd.solvers._system import Solution
@@ -23,7 +24,11 @@ class CandidateSearch(ABC):
     setting : Setting
     splits : list of (train, test)
         The folds as row numbers; empty for leave-one-out.
+    kept : KeptFactors or None
+        What is kept for a next fit.
     """
+
+    kept: KeptFactors | None = None
 
     def __init__(self, setting: Setting, splits: Splits) -> None:
         self.setting = setting

@@ -174,6 +174,14 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
 
     Sample weights enter the fits and the scores.
 
+    Labels enter no factor. A second ``fit`` of the same search on the same rows, weights, ``NTK``
+    kernels and ridges, as with corrected labels, takes over the factors of the first. Beside that
+    of the best student, which holds it, they take up to ``cache_size`` bytes of
+    :class:`~sklearn_kd.solvers.Cholesky` (by default a fifth of the free memory), and no more than
+    ``memory_limit`` leaves. They go with the search and are not pickled; ``cache_size=0`` keeps
+    none. Where folds have factors of their own (fewer than five folds, copies of rows) these serve
+    the same folds only, and stratified folds follow the labels.
+
     All cells are scored on the same rows, so their differences are paired: row by row where a score
     is a mean over rows (accuracy, log loss, Brier score, transfer risk), copies of a row being one
     draw, else by fold, or by group. Rows, or folds, are taken as independent of each other. A cell
@@ -319,6 +327,9 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
             best = select(self, grid, scores, results)
             if self.refit:
                 best |= self._fit_best(students, problem, best["best_index_"], progress)
+            if students.kept is not None:
+                best_student = best.get("best_estimator_")
+                students.kept.close(best_student and best_student._frame)
             for name in _OF_THE_BEST:
                 self.__dict__.pop(name, None)
             self.__dict__.update(
@@ -327,6 +338,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
                 scorer_=scores.scorer,
                 n_splits_=scores.n_splits,
                 cv_results_=results,
+                _kept_factors=students.kept,
                 **best,
             )
         return self
@@ -420,6 +432,12 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         if not hasattr(self, "best_estimator_"):
             raise AttributeError(f"{method} needs the best student; set refit=True and fit again.")
         return check_new_rows(self, X, method)
+
+    def __getstate__(self) -> dict:
+        """Return the state without the factors that are kept for a next fit."""
+        state = super().__getstate__().copy()
+        state.pop("_kept_factors", None)
+        return state
 
     def _logits(self, X: Any) -> Tensor:
         return self.best_estimator_._logits(X)

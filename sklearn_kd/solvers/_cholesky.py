@@ -26,7 +26,8 @@ class Cholesky(Solver):
         kernel, ridge, dtype and device. In a search these are the factors, and the kernel entries
         between training and test rows. They are kept in the process from the second request on,
         and the least recently used are dropped first. Results are the same bit for bit. "auto" is
-        a fifth of the free memory; 0 keeps none.
+        a fifth of the free memory; 0 keeps none. A :class:`~sklearn_kd.LinearizedKDStudentCV` keeps
+        its factors itself, from its first fit on and up to as many bytes, for its next fit.
 
     Notes
     -----

@@ -12,6 +12,7 @@ from sklearn_kd.linalg._held_out import (
     StudentInFrame,
     block_held_out,
     blocks_pay,
+    fold_frame,
     fold_held_out,
     resolves_blocks,
 )
@@ -42,14 +43,9 @@ def test_blocks_equal_factors(problem, ridge, held_out):
     frame = TangentFrame(kernel, X, ridge=ridge)
     found = block_held_out(StudentInFrame.of(frame, targets), rows)
     train = torch.as_tensor(np.setdiff1d(np.arange(N), rows))
-    expected = fold_held_out(
-        kernel.gram(X),
-        train,
-        rows,
-        targets[train],
-        ridge=ridge,
-        weights=torch.ones(len(train), dtype=torch.float64),
-    )
+    weights = torch.ones(len(train), dtype=torch.float64)
+    of_train = fold_frame(kernel.gram(X), train, ridge=ridge, weights=weights, memory_limit="auto")
+    expected = fold_held_out(of_train, rows, targets[train])
     close = {"rtol": 1e-9, "atol": 1e-9}
     torch.testing.assert_close(found.logits, expected.logits, **close)
     torch.testing.assert_close(found.new_directions(), expected.new_directions(), **close)
