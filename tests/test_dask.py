@@ -28,7 +28,10 @@ SCRIPT = """
     FOLDER = Path(sys.argv[1])
 
     class Traced:
-        '''A kernel that notes the processes it runs in, and once ends the one it is in.'''
+        '''A kernel that notes the processes it runs in, and once ends the one it is in.
+
+        It waits for both workers: joblib sends each array to one, from which the other copies it.
+        '''
 
         def __init__(self, deadly=False):
             self.deadly = deadly
@@ -36,7 +39,8 @@ SCRIPT = """
         def __call__(self, A, B):
             (FOLDER / f"pid-{os.getpid()}").touch()
             try:
-                if self.deadly and os.getpid() != int(os.environ["PARENT"]):
+                workers = processes() - {int(os.environ["PARENT"])}
+                if self.deadly and os.getpid() in workers and len(workers) > 1:
                     (FOLDER / "killed").touch(exist_ok=False)
                     os.kill(os.getpid(), signal.SIGKILL)
             except FileExistsError:
@@ -44,10 +48,7 @@ SCRIPT = """
             return NTK()(A, B)
 
     def processes():
-        names = list(FOLDER.glob("pid-*"))
-        for name in names:
-            name.unlink()
-        return {int(name.name[4:]) for name in names} - {os.getpid()}
+        return {int(name.name[4:]) for name in FOLDER.glob("pid-*")}
 
     def search(X, y, z_t, kernel):
         student = LinearizedKDStudent(kernel=kernel)
@@ -77,18 +78,21 @@ SCRIPT = """
         found = {}
         with LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster, Client(cluster):
+        ) as cluster, Client(cluster) as client:
             for name, what, deadly, scatter in [
                 ("search", search, False, None),
                 ("search with one killed", search, True, everywhere),
                 ("pass with one killed", restricted, True, None),
             ]:
                 expected = what(*problem, Traced())
-                processes()
+                for note in FOLDER.glob("*-*"):
+                    note.unlink()
                 (FOLDER / "killed").unlink(missing_ok=True)
+                client.wait_for_workers(2)  # the one killed before has come back
                 with joblib.parallel_config(backend="dask", scatter=scatter):
                     actual = what(*problem, Traced(deadly))
-                record = {"processes": len(processes()), "killed": (FOLDER / "killed").exists()}
+                workers = processes() - {os.getpid()}
+                record = {"processes": len(workers), "killed": (FOLDER / "killed").exists()}
                 if what is search:
                     names = [name for name in expected if "test" in name]
                     same = [np.array_equal(expected[n], actual[n]) for n in names]

@@ -1,31 +1,33 @@
 r"""phi functions of a curvature times a kernel matrix, by short Lanczos recurrences.
 
-======  ==============================================  =======================
+======  ==============================================  ==========================
 symbol  meaning                                         name, shape
-======  ==============================================  =======================
+======  ==============================================  ==========================
 K       kernel matrix over its unit                     ``product``, as a map
 M       root of the loss's curvature, W = M Mᵀ          ``root``
-J       Jacobian of the flow, -W K                      never formed
-v       the vector acted on                             ``vector`` (n,), (n, C)
-V       orthonormal basis, one row a dimension          ``basis`` (m, n C)
+μ       decay of the coefficients                       ``decay`` (B,)
+J       Jacobian of the flow, -W K - μ                  never formed
+v       the vector acted on                             ``vectors`` (B, C, n)
+V       orthonormal basis, one row a dimension          ``basis`` (B, m, P C n)
 T       V (Mᵀ K M) Vᵀ, tridiagonal                      ``diagonal``,
-                                                        ``off_diagonal``
-======  ==============================================  =======================
+                                                        ``off_diagonal`` (B, m)
+======  ==============================================  ==========================
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.training._function_space import CurvatureRoot, KernelProduct
 
-__all__ = ["MAX_KRYLOV_DIMENSION", "KrylovSpace", "phi"]
+__all__ = ["MAX_KRYLOV_DIMENSION", "KrylovSpaces", "phi", "phi_difference"]
 
 MAX_KRYLOV_DIMENSION = 100
 
@@ -35,7 +37,9 @@ def phi(order: int, x: np.ndarray) -> np.ndarray:
     # phi_0(z) = e^z, phi_{k+1}(z) = (phi_k(z) - 1/k!) / z;  phi_k(z) = sum_i z^i / (i + k)!
     z = -np.asarray(x, dtype=np.float64)
     near = np.where(z > -1, z, 0.0)  # the recursion cancels near 0, the series is short there
-    series = sum(near**i * (1 / math.factorial(i + order)) for i in range(18))
+    series = np.zeros_like(z)
+    for i in reversed(range(18)):
+        series = series * near + 1 / math.factorial(i + order)
     far = np.where(z > -1, -1.0, z)
     recursion = np.exp(far)
     for k in range(order):
@@ -43,90 +47,197 @@ def phi(order: int, x: np.ndarray) -> np.ndarray:
     return np.where(z > -1, series, recursion)
 
 
-class KrylovSpace:
-    r"""phi functions of the Jacobian J = -W K acting on one vector v, by Lanczos.
+def phi_difference(order: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the divided difference of phi_order between -x - y and -x, for x, y >= 0."""
+    # d_k = (phi_k(z) - phi_k(u)) / (z - u),  z = -x - y,  u = -x;  d_k = phi_{k+1}(z) for u = 0.
+    # d_0 = e^u (e^(z-u) - 1) / (z - u),  d_k = (d_{k-1} - phi_k(u)) / z, which cancels near z = 0:
+    # there d_k = sum_i (z^i - u^i) / (z - u) / (i + k)!.
+    if not np.any(x):
+        return phi(order + 1, y)
+    x, y = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(y, np.float64))
+    u, z = -x, -x - y
+    is_near = z > -1
+    near_u, near_z = np.where(is_near, u, 0.0), np.where(is_near, z, 0.0)
+    series, power = np.zeros_like(z), np.zeros_like(z)
+    for i in range(1, 20):
+        power = power * near_z + near_u ** (i - 1)  # (z^i - u^i) / (z - u)
+        series += power / math.factorial(i + order)
+    far = np.where(is_near, -1.0, z)
+    gap = np.where(y > 0, y, 1.0)
+    recursion = np.exp(u) * np.where(y > 0, -np.expm1(-gap) / gap, 1.0)
+    for k in range(1, order + 1):
+        recursion = (recursion - phi(k, x)) / far
+    return np.where(is_near, series, recursion)
 
-    A state is a stacked pair (a, K a), so logits never cost a product of their own.
+
+class KrylovSpaces:
+    r"""phi functions of the Jacobian J = -W K - μ of B runs, each acting on one vector v.
+
+    A state is a stacked pair (a, K a), so logits never cost a product of their own. The runs whose
+    space is too small are extended together, by one product with K.
     """
 
     # J is not symmetric, B = Mᵀ K M is:
-    #     phi_k(-h W K) v = v / k! - h M phi_{k+1}(-h B) Mᵀ K v,
-    # since phi_k(z) = 1/k! + z phi_{k+1}(z).
+    #     phi_k(h J) v = phi_k(-h μ) v - h M d_k Mᵀ K v,
+    # d_k the divided difference of phi_k between -h (B + μ) and -h μ; for μ = 0 phi_{k+1}(-h B).
     # Lanczos: B V = V T + ..., first column of V = Mᵀ K v / β, so
-    #     phi_{k+1}(-h B) Mᵀ K v = β V phi_{k+1}(-h T) e_1,
+    #     d_k(B) Mᵀ K v = β V d_k(T) e_1,
     # and the stored columns of K M V give K times it.
-    def __init__(self, product: KernelProduct, root: CurvatureRoot, vector: Tensor) -> None:
+    def __init__(
+        self,
+        product: KernelProduct,
+        root: CurvatureRoot,
+        vectors: Tensor,
+        decay: np.ndarray | None = None,
+    ) -> None:
         self.product, self.root = product, root
-        self.state = torch.stack([vector, product(vector)])
+        self.state = torch.stack([vectors, product(vectors)])
         start = root.apply_transpose(self.state[1])
-        self.norm = start.norm().item()
-        capacity = min(MAX_KRYLOV_DIMENSION, vector.numel())
-        self.basis = vector.new_empty(capacity, vector.numel())
-        self.images = torch.empty_like(self.basis)
-        self.diagonal: list[float] = []
-        self.off_diagonal: list[float] = []
+        norm = start.flatten(1).norm(dim=1)
+        self.norm = host(norm)
+        self.decay = np.zeros(len(vectors)) if decay is None else decay
+        self.next = start / torch.where(norm > 0, norm, 1)[:, None, None]
+        self.capacity = min(MAX_KRYLOV_DIMENSION, start[0].numel())
+        self.basis, self.images = start.new_zeros(0), start.new_zeros(0)
+        n_runs = len(vectors)
+        self.size = np.zeros(n_runs, dtype=int)
         self.exhausted = self.norm == 0
-        self.next = start / (self.norm or 1.0)
+        self.diagonal = np.zeros((n_runs, self.capacity))
+        self.off_diagonal = np.zeros((n_runs, self.capacity))
+        self.ritz = np.zeros((n_runs, self.capacity))
+        self.rotation = np.zeros((n_runs, self.capacity, self.capacity))  # T's vectors, as columns
+        self.width = 0  # of the largest T that was diagonalised
+        self.newest_image = np.zeros(n_runs)  # the largest entry of the newest column of K M V
 
     @property
-    def is_full(self) -> bool:
-        return len(self.diagonal) == len(self.basis)
+    def n_products(self) -> np.ndarray:
+        """Products with K, by run."""
+        return self.size + 1
 
-    def extend(self) -> None:
-        """Add one dimension: one product with K."""
-        m = len(self.diagonal) + 1
-        self.basis[m - 1] = self.next.flatten()
-        image = self.product(self.root.apply(self.next))
-        self.images[m - 1] = image.flatten()
-        following = self.root.apply_transpose(image).flatten()
-        basis = self.basis[:m]
+    def resolve(self, order: int, steps: np.ndarray, accuracy: float) -> np.ndarray:
+        """Extend until ``h phi_order(h J) v`` reaches the accuracy; return which runs did."""
+        resolved = self.exhausted | self._is_resolved(order, steps, accuracy)
+        next_check = 0
+        while (active := ~resolved & (self.size < self.capacity)).any():
+            self._extend(active)
+            m = int(self.size[active][0])
+            if m >= next_check or m == self.capacity:
+                self._diagonalise(active)
+                resolved |= self.exhausted | self._is_resolved(order, steps, accuracy)
+                next_check = math.ceil(1.1 * m)  # an eigenvalue problem for each run
+        return resolved
+
+    def phi(self, queries: Sequence[tuple[int, np.ndarray]]) -> list[Tensor]:
+        """Return phi_order(h J) v and K times it, stacked, for several (order, h)."""
+        coefs = [self._coefficients(order, steps) for order, steps in queries]
+        c = torch.as_tensor(np.stack(coefs, axis=1), device="cpu").to(self.state)  # (B, Q, m)
+        m = c.shape[2]
+        results = []
+        if m:
+            moved, images = c @ self.basis[:, :m], c @ self.images[:, :m]
+        for query, (order, steps) in enumerate(queries):
+            own = column(phi(order, steps * self.decay), self.state)
+            state = own * self.state
+            if m:
+                part = self.root.apply(moved[:, query].view_as(self.next))
+                state = state - torch.stack([part, images[:, query].view_as(part)])
+            results.append(state)
+        return results
+
+    def _extend(self, active: np.ndarray) -> None:
+        """Add one dimension to the spaces of some runs, which all have the same size."""
+        runs = selection(active, self.next.device)
+        m = int(self.size[active][0])
+        self._make_room(m + 1)
+        root, following = self.root.of(runs), self.next[runs]
+        image = self.product(root.apply(following))
+        self.basis[runs, m] = following.flatten(1)
+        self.images[runs, m] = image.flatten(1)
+        following = root.apply_transpose(image).flatten(1)[:, :, None]
+        basis = self.basis[runs, : m + 1]
         overlap = basis @ following
-        following = following - overlap @ basis
+        following = following - basis.mT @ overlap
         correction = basis @ following  # orthogonal to working precision only after a second pass
-        following = following - correction @ basis
-        self.diagonal.append((overlap[-1] + correction[-1]).item())
-        self.off_diagonal.append(following.norm().item())
-        if not math.isfinite(self.diagonal[-1]):
+        following = following - basis.mT @ correction
+        norm = following.flatten(1).norm(dim=1)
+        numbers = torch.stack([(overlap + correction)[:, -1, 0], norm, image.abs().amax((1, 2))])
+        self.diagonal[active, m], self.off_diagonal[active, m], self.newest_image[active] = host(
+            numbers
+        )
+        if not np.isfinite(self.diagonal[active, m]).all():
             raise FloatingPointError("gradient flow: a product with kernel_matrix is not finite.")
-        eps = torch.finfo(following.dtype).eps
-        self.ritz, self.rotation = eigh_tridiagonal(self.diagonal, self.off_diagonal[:-1])
+        scale = torch.where(norm > 0, norm, 1)[:, None, None]
+        self.next[runs] = following.view_as(self.next[runs]) / scale
+        self.size[active] = m + 1
+
+    def _make_room(self, m: int) -> None:
+        """Let basis and images hold m dimensions."""
+        held = self.basis.shape[1] if self.basis.ndim == 3 else 0
+        if m <= held:
+            return
+        more = min(max(8, held), self.capacity - held)
+
+        def longer(rows: Tensor, width: int) -> Tensor:
+            new = self.state.new_zeros(len(self.size), more, width)
+            return new if held == 0 else torch.cat([rows, new], dim=1)
+
+        self.basis = longer(self.basis, self.next[0].numel())
+        self.images = longer(self.images, self.state[0, 0].numel())
+
+    def _diagonalise(self, active: np.ndarray) -> None:
+        """Find eigenvalues and eigenvectors of T of some runs, and whether their space is whole."""
+        m = int(self.size[active][0])
+        tridiagonal = np.zeros((active.sum(), m, m))
+        on, below = np.arange(m), np.arange(m - 1)
+        tridiagonal[:, on, on] = self.diagonal[active, :m]
+        tridiagonal[:, below + 1, below] = self.off_diagonal[active, : m - 1]  # eigh reads below
+        self.width = max(self.width, m)
+        ritz, self.rotation[active, :m, :m] = np.linalg.eigh(tridiagonal)
+        self.ritz[active, :m] = ritz
+        eps = torch.finfo(self.state.dtype).eps
         # Rounding of K makes zero eigenvalues of low-rank kernels negative. A vector may have no
         # part along the other eigenvectors.
-        if self.ritz[0] < -math.sqrt(eps) * max(self.ritz[-1], self.root.largest_squared):
+        size = np.maximum(ritz[:, -1], host(self.root.largest_squared)[active])
+        is_negative = ritz[:, 0] < -math.sqrt(eps) * size
+        if is_negative.any():
+            worst = ritz[is_negative][0]
             raise NotPSDError(
                 "kernel_matrix is not positive semi-definite: the curvature Mᵀ K M has eigenvalues "
-                f"{self.ritz[0]:.3g} and {self.ritz[-1]:.3g} relative to the diagonal of K. Use a "
-                "positive semi-definite kernel."
+                f"{worst[0]:.3g} and {worst[-1]:.3g} relative to the diagonal of K. Use a positive "
+                "semi-definite kernel."
             )
-        self.exhausted = self.off_diagonal[-1] <= 10 * eps * self.ritz[-1]
-        self.next = (following / (self.off_diagonal[-1] or 1.0)).view_as(self.next)
+        self.exhausted[active] = self.off_diagonal[active, m - 1] <= 10 * eps * ritz[:, -1]
 
-    def coefficients(self, order: int, step: float) -> np.ndarray:
-        """Return h β phi_{order+1}(-h T) e_1."""
-        decay = phi(order + 1, step * self.ritz.clip(min=0))
-        return step * self.norm * (self.rotation @ (decay * self.rotation[0]))
+    def _coefficients(self, order: int, steps: np.ndarray) -> np.ndarray:
+        """Return h β d_order(T) e_1, (B, m); 0 beyond the size of a space."""
+        h, m = steps[:, None], self.width
+        ritz, rotation = self.ritz[:, :m].clip(min=0), self.rotation[:, :m, :m]
+        if m == 0:
+            return ritz
+        differences = phi_difference(order, h * self.decay[:, None], h * ritz)
+        turned = (rotation @ (differences * rotation[:, 0])[:, :, None])[:, :, 0]
+        return h * self.norm[:, None] * turned
 
-    def last_term(self, order: int, step: float) -> float:
-        """Return how much the newest dimension moves the logits of ``h phi_order(h J) v``."""
-        image = self.images[len(self.diagonal) - 1]
-        return step * abs(self.coefficients(order, step)[-1].item()) * image.abs().max().item()
+    def _is_resolved(self, order: int, steps: np.ndarray, accuracy: float) -> np.ndarray:
+        """Whether the newest dimension moves the logits of ``h phi_order(h J) v`` by little."""
+        if self.width == 0:
+            return np.zeros(len(self.size), dtype=bool)
+        last = np.maximum(self.size - 1, 0)[:, None]
+        newest = np.take_along_axis(self._coefficients(order, steps), last, axis=1)[:, 0]
+        return (self.size > 0) & (steps * np.abs(newest) * self.newest_image <= accuracy)
 
-    def resolve(self, order: int, step: float, accuracy: float) -> bool:
-        """Extend until ``h phi_order(h J) v`` reaches the accuracy; return whether it did."""
-        while not self.exhausted:
-            if self.diagonal and self.last_term(order, step) <= accuracy:
-                return True
-            if self.is_full:
-                return False
-            self.extend()
-        return True
 
-    def phi(self, order: int, step: float) -> Tensor:
-        """Return phi_order(h J) v and K times it, stacked."""
-        state = self.state / math.factorial(order)
-        if not self.diagonal:
-            return state
-        m = len(self.diagonal)
-        c = torch.as_tensor(self.coefficients(order, step), device="cpu").to(state)
-        moved = (c @ self.basis[:m]).view_as(state[0])
-        return state - torch.stack([self.root.apply(moved), (c @ self.images[:m]).view_as(moved)])
+def host(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()
+
+
+def column(values: np.ndarray, like: Tensor) -> Tensor:
+    """Return one number for each run, to multiply (B, C, n) with."""
+    return torch.as_tensor(values, device="cpu").to(like)[:, None, None]
+
+
+def selection(active: np.ndarray, device: torch.device) -> Any:
+    """Return an index of some runs; a slice of all where it can be, which copies nothing."""
+    if active.all():
+        return slice(None)
+    return torch.as_tensor(np.flatnonzero(active), device="cpu").to(device)

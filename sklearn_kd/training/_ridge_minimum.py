@@ -15,9 +15,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from sklearn_kd.training._function_space import CurvatureRoot, KernelProduct, residual
+from sklearn_kd.training._function_space import (
+    CrossEntropy,
+    CurvatureRoot,
+    KernelProduct,
+    Term,
+)
 
 __all__ = ["MinimumInfo", "ridge_minimum"]
 
@@ -45,14 +49,6 @@ class MinimumInfo(NamedTuple):
     residual: float
     n_iter: int
     n_products: int
-
-
-def _total_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    if labels.ndim == 1:
-        losses = labels * softplus(-logits) + (1 - labels) * softplus(logits)
-    else:
-        losses = -(labels * torch.log_softmax(logits, dim=1)).sum(dim=1)
-    return weights @ losses
 
 
 def ridge_minimum(
@@ -110,25 +106,27 @@ def ridge_minimum(
         raise ValueError(f"ridge={ridge} must be positive: the log loss alone has no minimum.")
     tol = max(tol, 1e3 * torch.finfo(kernel_matrix.dtype).eps)
     product = KernelProduct(kernel_matrix)
-    row_weights = weights if labels.ndim == 1 else weights[:, None]
-    coefs = torch.zeros_like(labels)
-    logits = torch.zeros_like(labels)
+    columns = (labels[None] if labels.ndim == 1 else labels.mT)[None]  # one run: (1, C, n)
+    loss = CrossEntropy([Term.of_labels(columns)])
+    coefs = torch.zeros_like(columns)
+    logits = torch.zeros_like(columns)
     n_iter = 0
     while True:
-        force = row_weights * residual(logits, labels, "log_loss")
+        force = weights * loss.residual(logits)
         gap = force - ridge * coefs
         relative = gap.norm().item() / (force.norm().item() or 1.0)
         if relative <= tol or n_iter == MAX_NEWTON_STEPS:
             break
-        root = CurvatureRoot(logits, weights, "log_loss")
+        root = loss.curvature_root(logits, weights[None])
         # A tenth at first, then ever finer, for superlinear convergence.
         direction = _newton_direction(product, root, gap, ridge, accuracy=min(0.1, relative))
-        length = _step_length(coefs, logits, gap, direction, labels, weights, ridge)
+        length = _step_length(coefs, logits, gap, direction, loss, weights, ridge)
         if length == 0:
             break
         coefs = coefs + length * direction[0]
         logits = product(coefs)
         n_iter += 1
+    coefs = coefs[0, 0] if labels.ndim == 1 else coefs[0].mT.contiguous()
     return coefs, MinimumInfo(relative <= tol, relative, n_iter, product.count)
 
 
@@ -165,7 +163,7 @@ def _step_length(
     logits: Tensor,
     gap: Tensor,
     direction: tuple[Tensor, Tensor],
-    labels: Tensor,
+    loss: CrossEntropy,
     weights: Tensor,
     ridge: float,
 ) -> float:
@@ -175,7 +173,7 @@ def _step_length(
     def objective(length: float) -> float:
         new_logits = logits + length * direction[1]
         penalty = ridge / 2 * ((coefs + length * direction[0]) * new_logits).sum()
-        return (_total_loss(new_logits, labels, weights) + penalty).item()
+        return (loss.value(new_logits)[0] @ weights + penalty).item()
 
     start = objective(0.0)
     slope = -(gap * direction[1]).sum().item()

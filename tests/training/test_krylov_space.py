@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import expm
 
-from sklearn_kd.training._function_space import CurvatureRoot, KernelProduct
-from sklearn_kd.training._krylov_space import KrylovSpace, phi
+from sklearn_kd.training._function_space import CrossEntropy, KernelProduct, SquaredError, Term
+from sklearn_kd.training._krylov_space import KrylovSpaces, phi, phi_difference
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
@@ -31,22 +31,72 @@ def test_phi_at_zero(order):
     assert phi(order, np.zeros(1))[0] == pytest.approx(1 / math.factorial(order), rel=1e-15)
 
 
-@pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize("loss", ["log_loss", "squared_error"])
-def test_space_agrees_with_the_exponential_of_the_dense_jacobian(n_classes, loss):
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(log_x=st.floats(-12, 4), log_y=st.floats(-12, 4), order=st.integers(0, 4))
+def test_phi_difference(log_x, log_y, order):
+    x, y = 10**log_x, 10**log_y
+    with mpmath.workdps(100):
+
+        def exact(z):
+            value = mpmath.exp(z)
+            for k in range(order):
+                value = (value - 1 / mpmath.factorial(k)) / z
+            return value
+
+        u, gap = -mpmath.mpf(x), mpmath.mpf(y)
+        expected = (exact(u - gap) - exact(u)) / -gap
+    actual = phi_difference(order, np.array([x]), np.array([y]))[0]
+    assert actual == pytest.approx(float(expected), rel=1e-11, abs=1e-290)
+
+
+def test_phi_difference_at_zero():
+    x = np.array([0.0, 0.3, 2.0])
+    # Without decay it is the next function; at equal points the derivative, e^-x for order 0.
+    np.testing.assert_array_equal(phi_difference(2, 0 * x, x), phi(3, x))
+    np.testing.assert_allclose(phi_difference(0, x, 0 * x), np.exp(-x), rtol=1e-14)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.8])
+@pytest.mark.parametrize("n_columns", [1, 3])
+@pytest.mark.parametrize("loss", ["log_loss", "squared_error", "distillation"])
+def test_spaces_agree_with_the_exponentials_of_the_dense_jacobians(n_columns, loss, decay):
     rng = np.random.default_rng(0)
-    n, step = 6, 0.7
-    shape = (n,) if n_classes == 2 else (n, n_classes)
+    n, n_runs, steps = 6, 2, np.array([0.7, 3.0])
+    shape = (n_runs, n_columns, n)
     features = rng.normal(size=(n, 8))
     K = torch.as_tensor(features @ features.T)
-    logits, vector = (torch.as_tensor(rng.normal(size=shape)) for _ in range(2))
-    weights = torch.as_tensor(rng.uniform(0.1, 1, n))
-    root = CurvatureRoot(logits, weights, loss)
-    space = KrylovSpace(KernelProduct(K), root, vector)
-    assert space.resolve(0, step, 1e-14)
-    unit = torch.eye(vector.numel()).double()
-    jacobian = torch.stack([-root.curvature(K @ e.view(shape)).flatten() for e in unit], dim=1)
-    expected = torch.as_tensor(expm(step * jacobian.numpy())) @ vector.flatten()
-    a, image = space.phi(0, step)
-    np.testing.assert_allclose(a.flatten(), expected, rtol=1e-10, atol=1e-11)
-    np.testing.assert_allclose(image, K @ expected.view(shape), rtol=1e-10, atol=1e-11)
+    logits, vectors, shares = (torch.as_tensor(rng.normal(size=shape)) for _ in range(3))
+    weights = torch.as_tensor(rng.uniform(0.1, 1, (n_runs, n)))
+    if loss == "squared_error":
+        own = SquaredError(shares)
+    else:
+        soft, hard = shares.softmax(dim=1), (2 * shares).softmax(dim=1)
+        c, big_t = torch.tensor([0.3, 0.6])[:, None, None], torch.tensor([2.0, 0.5])[:, None, None]
+        own = CrossEntropy([Term.of_labels(hard)])
+        if loss == "distillation":
+            own.terms.append(Term(soft, 1 - soft, c.double(), big_t.double()))
+    root = own.curvature_root(logits, weights)
+    decays = np.array([decay, 2 * decay])
+    spaces = KrylovSpaces(KernelProduct(K), root, vectors, decays)
+    assert spaces.resolve(0, steps, 1e-14).all()
+    for order in (0, 1, 3):
+        (states,) = spaces.phi([(order, steps)])
+        for run in range(n_runs):
+            one, unit = root.of([run]), torch.eye(vectors[0].numel()).double()
+            columns = [-one.curvature((e.view(1, *shape[1:])) @ K).flatten() for e in unit]
+            jacobian = torch.stack(columns, dim=1).numpy() - decays[run] * np.eye(len(unit))
+            dense = phi_of_a_matrix(order, steps[run] * jacobian)
+            expected = torch.as_tensor(dense) @ vectors[run].flatten()
+            a, image = states[:, run]
+            np.testing.assert_allclose(a.flatten(), expected, rtol=1e-9, atol=1e-10)
+            np.testing.assert_allclose(image, expected.view(shape[1:]) @ K, rtol=1e-9, atol=1e-10)
+
+
+def phi_of_a_matrix(order, z):
+    """Return phi_order(z) by its integral representation in an augmented exponential."""
+    n = len(z)
+    blocks = np.zeros(((order + 1) * n,) * 2)
+    blocks[:n, :n] = z
+    for k in range(order):
+        blocks[k * n : (k + 1) * n, (k + 1) * n : (k + 2) * n] = np.eye(n)
+    return expm(blocks)[:n, order * n :]
