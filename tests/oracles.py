@@ -59,6 +59,37 @@ def gradient_flow_log_loss(K, labels, weights, times):
     return solution.y.T.reshape(len(times), *shape)
 
 
+def distillation_flow(K, soft, labels, weights, times, recipe, *, start=0.0, decay=0.0):
+    """Logits at each time of da/dt = ω r(z₀ + K a) - μ a, r of Eq. 2, by LSODA.
+
+    ``soft`` are the shares σ(z_t/T), ``start`` the logits z₀.
+    """
+    rho, big_t = recipe["soft_ratio"], recipe["temperature"]
+    scale = big_t**2 if recipe["temperature_scaling"] == "squared" else 1.0
+    shape = labels.shape
+
+    def probabilities(f):
+        return scipy.special.expit(f) if f.ndim == 1 else scipy.special.softmax(f, axis=1)
+
+    def velocity(t, a):
+        f = start + K @ a.reshape(shape)
+        residual = rho * scale / big_t * (soft - probabilities(f / big_t))
+        residual = residual + (1 - rho) * (labels - probabilities(f))
+        return (residual.T * weights).T.ravel() - decay * a
+
+    solution = scipy.integrate.solve_ivp(
+        velocity,
+        (0, times[-1]),
+        np.zeros(labels.size),
+        method="LSODA",
+        t_eval=times,
+        rtol=1e-9,
+        atol=1e-11,
+    )
+    assert solution.success
+    return np.stack([start + K @ a.reshape(shape) for a in solution.y.T])
+
+
 def gradient_flow_squared_error(K, targets, weights, times):
     """Logits at each time in closed form, from the eigenvectors of √ω K √ω."""
     root = np.sqrt(weights)

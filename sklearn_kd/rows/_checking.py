@@ -161,6 +161,7 @@ def _check_weights(estimator: Any, sample_weight: Any, n_rows: int) -> np.ndarra
         move_to(sample_weight, xp=np, device="cpu"),
         np.empty((n_rows, 0)),
         dtype=np.float64,
+        copy=True,  # teachers may pass it to torch, which warns of arrays that are not writable
         ensure_non_negative=True,
     )
     _require_representable(sample_weight, resolve_dtype(estimator.dtype))

@@ -261,7 +261,7 @@ class NTKTeacher(TangentKernelClassifier):
                 stopping_times=stopping_times,
                 report=flow.report,
             )
-        report = {"n_kernel_products": info.n_products, "converged": True}
+        report = {"n_kernel_products": int(info.n_products[0]), "converged": True}
         return Trained(stages, weight_change_norm(kernel_matrix, stages[-1], row_noise), report)
 
     def _minimize(self, kernel: KernelFunction, rows: DistinctRows, progress: FitTask) -> Trained:
