@@ -31,8 +31,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
+        hint = "; GPUs are 'cuda'" if str(device).lower().startswith("gpu") else ""
         raise ValueError(
-            f"device={device!r} is not available here ({error}); use device='cpu' or 'auto'."
+            f"device={device!r} is not available here ({error}); use device='cpu' or 'auto'{hint}."
         ) from error
     return resolved
 
@@ -108,14 +109,7 @@ def _from_foreign(array: Any, name: str) -> Tensor:
             pass
     if np.ma.is_masked(array):
         raise ValueError(f"{name} has masked entries; fill or drop them.")
-    try:
-        array = np.asarray(array)
-    except ValueError as error:
-        raise ValueError(f"{name} is no array: {error}.") from error
-    if array.dtype.kind == "O":
-        array = _numbers(array, name)
-    if array.dtype.kind not in "biufc":
-        raise ValueError(f"{name} holds {array.dtype} values; convert them to numbers.")
+    array = require_numbers(array, name)
     if array.dtype.char in "gG":  # torch has no longer floats than float64
         array = array.astype(np.float64 if array.dtype.kind == "f" else np.complex128)
     # torch has no other byte order, no read-only tensors and no negative strides.
@@ -125,13 +119,42 @@ def _from_foreign(array: Any, name: str) -> Tensor:
     return torch.from_numpy(array)
 
 
+def require_numbers(array: Any, name: str) -> np.ndarray:
+    """Return an array-like as a numpy array of numbers, complex ones too.
+
+    Raises
+    ------
+    ValueError
+        If it is no array, or holds anything but numbers.
+    """
+    try:
+        array = np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"{name} is no array: {error}.") from error
+    if array.dtype.kind == "O":
+        array = _numbers(array, name)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{name} holds {array.dtype} values; {_convert(name)}")
+    return array
+
+
+def _convert(name: str) -> str:
+    """Return the remedy for values that are no numbers."""
+    if name != "y":
+        return "convert them to numbers."
+    return (
+        "encode the labels by their place among the sorted classes, as "
+        "numpy.unique(y, return_inverse=True)[1] does."
+    )
+
+
 def _numbers(array: np.ndarray, name: str) -> np.ndarray:
     """Return an array of Python objects as float64, if all of them are real numbers."""
     for value in array.flat:
         if not isinstance(value, (Real, Decimal, np.bool_)):
             raise ValueError(
-                f"{name} holds {value!r}, a {type(value).__name__}, among its objects; convert "
-                "them to numbers."
+                f"{name} holds {value!r}, a {type(value).__name__}, among its objects; "
+                f"{_convert(name)}"
             )
     return array.astype(np.float64)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.utils import Tags
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from sklearn_kd._array import DTYPES, resolve_device, to_tensor
 from sklearn_kd._classifier import LogitClassifier
-from sklearn_kd._sklearn import CallbackSupportMixin, Interval, StrOptions
+from sklearn_kd._sklearn import CallbackSupportMixin, HasMethods, Interval, StrOptions
 from sklearn_kd.kernels import NTK
-from sklearn_kd.kernels._array_kernel import as_kernel_function
+from sklearn_kd.kernels._array_kernel import KERNELS_IN_WORDS, as_kernel_function, is_kernel
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.rows._checking import check_new_rows
 from sklearn_kd.rows._streams import RowStream
@@ -25,6 +26,20 @@ def kernel_to_use(kernel: Any) -> Any:
     return NTK() if kernel is None else clone(kernel, safe=False)
 
 
+class KernelConstraint(HasMethods):
+    """What the parameter ``kernel`` may be, in an error of scikit-learn's."""
+
+    def __init__(self) -> None:
+        super().__init__("__call__")
+
+    def is_satisfied_by(self, value: Any) -> bool:
+        """Whether ``value`` is a kernel."""
+        return is_kernel(value)
+
+    def __str__(self) -> str:
+        return KERNELS_IN_WORDS
+
+
 class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
     """Base of the classifiers whose logits are a kernel expansion, f(x) = Θ(x, X_fit) a.
 
@@ -33,7 +48,7 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
     """
 
     _parameter_constraints: ClassVar[dict] = {
-        "kernel": [callable, None],
+        "kernel": [KernelConstraint(), None],
         "device": [str, torch.device],
         "dtype": [StrOptions({"auto", "float32", "float64"})],
         "memory_limit": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
@@ -49,6 +64,8 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
 
     def _to_working(self, X: Any) -> Tensor:
         """Return rows or coefficients in the precision of the fit, on ``device``."""
+        if isinstance(X, RowStream):
+            X = X.take(np.arange(len(X)))
         return to_tensor(X, dtype=self._dtype, device=resolve_device(self.device), name="X")
 
     def _kernel_function(self) -> KernelFunction:

@@ -224,7 +224,8 @@ def check_binary_labels(y: Tensor) -> None:
         "y",
         y,
         "must be in [0, 1] for binary logits",
-        "encode the two classes as 0 and 1, or give teacher_logits a class axis of length >= 2.",
+        "encode the two classes as 0 and 1, or give teacher_logits a class axis of length >= 2; "
+        "teacher_logits come first, then y.",
     )
 
 
@@ -255,7 +256,8 @@ def simplex_rows(y: Tensor, teacher_logits: Tensor) -> Tensor:
         "y",
         y,
         f"must hold class indices 0, ..., {n_classes - 1}",
-        "encode the classes by their position on the last axis of teacher_logits.",
+        "encode the classes by their position on the last axis of teacher_logits, which come "
+        "first, then y.",
     )
     return hard_labels(y.long(), n_classes).to(teacher_logits)
 

@@ -137,7 +137,8 @@ def _check_hard_labels(labels: Tensor, z_t: Tensor) -> None:
         "y",
         labels,
         f"must hold class indices 0, ..., {n_classes - 1}",
-        "a fractional label has no right class; give the hard labels of the single rows.",
+        "a fractional label has no right class: give the hard labels of the single rows, after "
+        "teacher_logits.",
     )
 
 

@@ -8,13 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_kd._array import to_numpy, to_tensor
 from sklearn_kd.kernels._noise import noise_of
 from sklearn_kd.kernels._protocol import KernelFunction
 
 _ROW_BLOCK = 512
+
+# What estimators take as ``kernel``.
+KERNELS_IN_WORDS = (
+    "a kernel such as sklearn_kd.kernels.NTK(), for a torch module EmpiricalNTK(module), a "
+    "Gaussian-process kernel of scikit-learn, or a callable K(X, Y) on two arrays of rows"
+)
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,13 @@ def as_kernel_function(kernel: Any) -> KernelFunction:
     TypeError
         If ``kernel`` is neither.
     """
-    if not isinstance(kernel, type):
-        if hasattr(kernel, "to_torch"):
-            return kernel.to_torch()
-        if callable(kernel):
-            return ArrayKernel(kernel)
-    raise TypeError(
-        f"kernel={kernel!r} is not a kernel: pass one such as sklearn_kd.kernels.NTK(), a "
-        "Gaussian-process kernel of scikit-learn, or a callable K(X, Y) on two arrays of rows."
-    )
+    if not is_kernel(kernel):
+        raise TypeError(f"kernel={kernel!r} is not a kernel: it must be {KERNELS_IN_WORDS}.")
+    return kernel.to_torch() if hasattr(kernel, "to_torch") else ArrayKernel(kernel)
+
+
+def is_kernel(kernel: Any) -> bool:
+    """Whether `as_kernel_function` takes ``kernel``; classes and torch modules are none."""
+    if isinstance(kernel, (type, nn.Module)):
+        return False
+    return hasattr(kernel, "to_torch") or callable(kernel)

@@ -228,10 +228,16 @@ class NTK(Kernel):
 
 def as_rows(X: Any, name: str) -> Any:
     """Return ``X`` as a float64 tensor of rows, or raise an error that says why not."""
-    rows = to_tensor(X)
+    rows = to_tensor(X, name=name)
     if rows.ndim != 2 or rows.shape[1] == 0:
+        flatten = (
+            f" Flatten them by {name}.reshape(len({name}), -1); EmpiricalNTK(module, "
+            f"input_shape={tuple(rows.shape[1:])}) gives them back to its module."
+            if rows.ndim > 2
+            else ""
+        )
         raise ValueError(
             f"{name} has shape {tuple(rows.shape)}; it must be an array of rows, "
-            "of shape (n, d) with d >= 1."
+            f"of shape (n, d) with d >= 1.{flatten}"
         )
     return rows

@@ -29,6 +29,12 @@ from sklearn_kd.exceptions import IllConditionedWarning
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.kernels._tiles import kernel_bytes
+from sklearn_kd.linalg._checks import (
+    require_kernel_function,
+    require_rows,
+    require_targets,
+    require_tensor,
+)
 from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition
 from sklearn_kd.linalg._parts import parts, solve_triangular
 
@@ -110,6 +116,8 @@ class TangentFrame:
         gram: Tensor | None = None,
         memory_limit: float | str = "auto",
     ) -> None:
+        require_kernel_function(kernel)
+        require_tensor(X, "X")
         n, d = X.shape
         require(
             frame_bytes(n, d, 1, X.dtype, X.device),
@@ -170,6 +178,7 @@ class TangentFrame:
         ``q[:m]`` is the weight change of the student trained on the first m rows. Raises
         `ValueError` if ‖q‖² overflows, as it does for kernel values near the smallest numbers.
         """
+        require_targets(targets, self.X)
         columns = targets.reshape(self.n_rows, -1)
         q = solve_triangular(self.lower, columns, upper=False)
         self._require_finite(q.square().sum())
@@ -230,6 +239,7 @@ class TangentFrame:
             of size Θ(x, x), with a rounding error of n·ε·Θ(x, x). Below that it is returned as 0:
             to working precision x adds no direction.
         """
+        require_rows(X, self.X)
         cross = self.kernel.block(self.X, X)
         u = torch.linalg.solve_triangular(self.lower, cross, upper=False).T
         squared_norm = self.kernel.diag(X)
@@ -246,6 +256,7 @@ class TangentFrame:
 
     def feature_blocks(self, X: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield (rows, u, v) of `features` for consecutive blocks of ``X``, in bounded memory."""
+        require_rows(X, self.X)
         step = max(1, WORKSPACE_BYTES // (2 * self.n_rows * X.dtype.itemsize))
         for start in range(0, len(X), step):
             rows = slice(start, min(start + step, len(X)))
@@ -309,6 +320,8 @@ class TangentFrame:
         -------
         Tensor of shape (n_sizes, m, ...)
         """
+        require_targets(targets, self.X)
+        require_rows(X, self.X)
         sizes = range(1, self.n_rows + 1) if sizes is None else sizes
         out = targets.new_empty((len(sizes), len(X), *targets.shape[1:]))
         for position, rows, logits in self.prefix_steps(X, targets, sizes):

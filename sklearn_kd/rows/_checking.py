@@ -21,6 +21,12 @@ from sklearn_kd.rows._labels import (
     labelled_among,
     without_missing,
 )
+from sklearn_kd.rows._refusals import (
+    numeric_weights,
+    require_labels,
+    require_rows,
+    why_not_numbers,
+)
 from sklearn_kd.rows._streams import RowStream, as_row_stream, is_streamed
 from sklearn_kd.rows._training_rows import TrainingRows
 
@@ -37,13 +43,13 @@ def check_rows(
     ValueError
         If ``estimator`` cannot be fitted to ``X``, ``y`` or ``sample_weight``.
     """
+    require_rows(X, y)
     X, y, missing = plain(X), plain(y, "y"), None
-    xp, _ = get_namespace(X)
     if y is not None and hints is not None:
         y, missing = without_missing(y)
     elif y is not None:
         y = move_to(y, xp=np, device="cpu")
-    X, y = validate_data(estimator, X, y, dtype=[xp.float64, xp.float32], ensure_min_samples=2)
+    X, y = _validated(estimator, X, y, ensure_min_samples=2)
     labelled = None if hints is None else has_label(y, missing, hints)
     classes, labels = _check_labels(estimator, y, labelled)
     sample_weight = _check_weights(estimator, sample_weight, len(y))
@@ -88,10 +94,22 @@ def check_new_rows(estimator: Any, X: Any, method: str) -> Any:
     check_is_fitted(estimator)
     if is_streamed(X):
         return check_stream(estimator, X, reset=False)
+    require_rows(X)
     X = plain(X)
     check_same_namespace(X, estimator, attribute="X_fit_", method=method)
+    return _validated(estimator, X, reset=False)
+
+
+def _validated(estimator: Any, X: Any, *y: Any, **options: Any) -> Any:
+    """Return what `validate_data` does, in floating point; its errors name columns of a frame."""
     xp, _ = get_namespace(X)
-    return validate_data(estimator, X, dtype=[xp.float64, xp.float32], reset=False)
+    try:
+        return validate_data(estimator, X, *y, dtype=[xp.float64, xp.float32], **options)
+    except (TypeError, ValueError) as error:
+        reason = why_not_numbers(X)
+        if reason is None:
+            raise
+        raise ValueError(f"{reason}; encode or impute them first.") from error
 
 
 def class_indices_of(y: Any, classes: np.ndarray) -> Tensor:
@@ -141,6 +159,7 @@ def _check_labels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes, and the index of each label among them, -1 for rows without one."""
     labelled = np.ones(len(y), dtype=bool) if labelled is None else labelled
+    require_labels(y[labelled])
     check_classification_targets(y[labelled])
     indices = np.full(len(y), NO_LABEL)
     classes, indices[labelled] = np.unique(y[labelled], return_inverse=True)
@@ -158,7 +177,7 @@ def _check_weights(estimator: Any, sample_weight: Any, n_rows: int) -> np.ndarra
     if sample_weight is None:
         return None
     sample_weight = check_sample_weight(
-        move_to(sample_weight, xp=np, device="cpu"),
+        numeric_weights(sample_weight, n_rows),
         np.empty((n_rows, 0)),
         dtype=np.float64,
         copy=True,  # teachers may pass it to torch, which warns of arrays that are not writable

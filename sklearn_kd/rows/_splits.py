@@ -13,7 +13,8 @@ def splits_of(splitter: Any, labels: np.ndarray, *, cv: Any) -> list[tuple[np.nd
     Raises
     ------
     ValueError
-        If the splitter cannot split them. If it needs groups, the error says how to pass them.
+        If the splitter cannot split them, or is a class. If it needs groups, the error says how
+        to pass them.
 
     Examples
     --------
@@ -23,6 +24,8 @@ def splits_of(splitter: Any, labels: np.ndarray, *, cv: Any) -> list[tuple[np.nd
     >>> [test.tolist() for _, test in splits_of(KFold(2), np.zeros(4), cv=2)]
     [[0, 1], [2, 3]]
     """
+    if isinstance(splitter, type):
+        raise ValueError(f"cv={splitter.__name__} is a class; pass an instance of it.")
     try:
         return list(splitter.split(np.zeros((len(labels), 1)), labels))
     except ValueError as error:

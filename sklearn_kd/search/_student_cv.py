@@ -13,9 +13,9 @@ from sklearn.utils import Tags, check_scalar
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from sklearn_kd._kernel_machine import TangentKernelClassifier
+from sklearn_kd._kernel_machine import KernelConstraint, TangentKernelClassifier
 from sklearn_kd._progress import FitTask, fit_task
-from sklearn_kd._sklearn import CallbackSupportMixin, HasMethods, StrOptions, fit_context
+from sklearn_kd._sklearn import CallbackSupportMixin, StrOptions, fit_context
 from sklearn_kd.rows._checking import check_new_rows
 from sklearn_kd.search._planning import grid_of, planned_search, taught_by
 from sklearn_kd.search._problem import Problem
@@ -29,6 +29,7 @@ from sklearn_kd.solvers._system import Solver
 from sklearn_kd.students._labelled_score import ScoresLabelledRows
 from sklearn_kd.students._posed import read_rows
 from sklearn_kd.students._student import LinearizedKDStudent
+from sklearn_kd.teachers._constraint import TeacherConstraint
 from sklearn_kd.teachers._teaching import class_hints, is_fitted, warn_if_saturated
 
 # What a fit without ``refit``, or without a deciding score, does not set.
@@ -216,11 +217,11 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
 
     _parameter_constraints: ClassVar[dict] = {
         **TangentKernelClassifier._parameter_constraints,
-        "teacher": [HasMethods(["fit"]), None],
+        "teacher": [TeacherConstraint(), None],
         "soft_ratios": ["array-like"],
         "temperatures": ["array-like"],
         "ridges": ["array-like"],
-        "kernel": [callable, list, tuple, None],
+        "kernel": [KernelConstraint(), list, tuple, None],
         "temperature_scaling": [StrOptions({"none", "squared"})],
         "init": [StrOptions({"zero", "network"})],
         "cv": ["cv_object", None],

@@ -25,7 +25,7 @@ from torch import Tensor
 from sklearn_kd._array import like, to_tensor
 from sklearn_kd._kernel_machine import TangentKernelClassifier
 from sklearn_kd._progress import fit_task
-from sklearn_kd._sklearn import HasMethods, Interval, StrOptions, fit_context
+from sklearn_kd._sklearn import Interval, StrOptions, fit_context
 from sklearn_kd.distillation._effective_logits_of_rows import RECIPE, effective_logits_of_each
 from sklearn_kd.rows._checking import row_labels
 from sklearn_kd.rows._training_rows import rows_report
@@ -35,6 +35,7 @@ from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.students._on_frame import StudentOnFrame
 from sklearn_kd.students._posed import PosedStudent, pose
 from sklearn_kd.students._prefix_path import prefix_path
+from sklearn_kd.teachers._constraint import TeacherConstraint
 from sklearn_kd.teachers._teaching import logits_on_new_rows
 
 
@@ -188,7 +189,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
 
     _parameter_constraints: ClassVar[dict] = {
         **TangentKernelClassifier._parameter_constraints,
-        "teacher": [HasMethods(["fit"]), None],
+        "teacher": [TeacherConstraint(), None],
         "soft_ratio": [Interval(Real, 0, 1, closed="right")],
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "temperature_scaling": [StrOptions({"none", "squared"})],

@@ -18,6 +18,7 @@ from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd._logits import canonical_logits
 from sklearn_kd._modules import on_device, tensors_of
 from sklearn_kd._sklearn import Interval, get_namespace
+from sklearn_kd.rows._refusals import require_rows
 
 # Sums of float32 softmax outputs are this close to 1; those of logits are not, row after row.
 _SUM_TOLERANCE = 1e-5
@@ -147,6 +148,7 @@ class TorchTeacher(LogitClassifier):
 
     def _check_new_rows(self, X: Any, method: str) -> Any:
         self._validate_params()
+        require_rows(X)
         X = plain(X)
         xp, _ = get_namespace(X)
         X = check_array(X, dtype=[xp.float64, xp.float32], input_name="X")

@@ -273,9 +273,8 @@ def test_bad_calls(problem):
         kernel(X[0])
     with pytest.raises(ValueError, match=r"V has shape \(2,\); it must have 3 rows"):
         kernel.matmat(X, X, [1.0, 2.0])
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised:
+    with pytest.raises(ValueError, match=r"on rows of 5 features.*multiplied.*set input_shape"):
         kernel(X[:, :5])
-    assert "module was given rows of 5 features as a batch of shape" in raised.value.__notes__[0]
     with pytest.raises(ValueError, match=r"input_shape=\(2, 2\) takes 4 features, but X has 6"):
         EmpiricalNTK(mlp(1).double(), input_shape=(2, 2))(X)
 

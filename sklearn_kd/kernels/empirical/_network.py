@@ -169,13 +169,15 @@ class Network:
         try:
             with self.lock:
                 outputs = self.module(inputs.clone())  # it may work in place
-        except RuntimeError as error:
-            error.add_note(
-                f"module was given rows of {math.prod(inputs.shape[1:])} features as a batch of "
-                f"shape {tuple(inputs.shape)} and dtype {inputs.dtype}; if it does not take that, "
-                "set input_shape or dtype."
-            )
+        except torch.OutOfMemoryError:
             raise
+        except (RuntimeError, ValueError, IndexError) as error:  # what torch's layers raise
+            raise ValueError(
+                f"module failed on rows of {math.prod(inputs.shape[1:])} features, given as a "
+                f"batch of shape {tuple(inputs.shape)} and dtype {inputs.dtype}: {error}. If it "
+                "takes other inputs, set input_shape, such as EmpiricalNTK(module, "
+                "input_shape=(1, 28, 28)), or dtype."
+            ) from error
         if not isinstance(outputs, Tensor):
             raise TypeError(
                 f"module returned a {type(outputs).__name__}; it must return one tensor of logits. "
