@@ -5,6 +5,7 @@ from scipy.linalg import LinAlgWarning
 
 __all__ = [
     "IllConditionedWarning",
+    "LongFitWarning",
     "MemoryBudgetError",
     "NotPSDError",
     "SaturatedTeacherWarning",
@@ -27,6 +28,10 @@ class MemoryBudgetError(MemoryError):
 
 class IllConditionedWarning(LinAlgWarning):
     """The kernel matrix is so ill-conditioned that rounding decides part of the answer."""
+
+
+class LongFitWarning(UserWarning):
+    """A fit that has just begun will take minutes or more; it names what would be faster."""
 
 
 class SaturatedTeacherWarning(UserWarning):

@@ -13,6 +13,7 @@ from sklearn_kd._progress import FitTask
 from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._forecast import HALF, Work, factor_work, product_work
 from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.linalg._held_out import (
     HeldOut,
@@ -25,14 +26,22 @@ from sklearn_kd.linalg._held_out import (
     resolves_blocks,
 )
 from sklearn_kd.rows._training_rows import DistinctRows
+from sklearn_kd.search._by_iteration import iteration_work
+from sklearn_kd.search._by_pass import pass_work
 from sklearn_kd.search._fold_search import FoldSearch, kept_bytes
 from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import HeldOutStudent, students_of
 from sklearn_kd.search._kept_factors import KeptFactors, limit_of
 from sklearn_kd.search._problem import Fold, Problem
+from sklearn_kd.solvers._choice import in_words
 from sklearn_kd.solvers._cholesky import Cholesky, solution_of
+from sklearn_kd.solvers._nystrom import Nystrom
+from sklearn_kd.solvers._pcg import PCG
 from sklearn_kd.solvers._system import Solution
 from sklearn_kd.students._posed import PosedStudent
+
+# Time of the diagonal of an inverse from its factor, in units of that of the factor.
+_INVERSE = 1.35
 
 
 class SearchByFactor(FoldSearch):
@@ -91,6 +100,49 @@ class SearchByFactor(FoldSearch):
         assert isinstance(setting.solver, Cholesky)
         share = limit_of(setting.solver.cache_size, device, held)
         return KeptFactors(distinct, min(share, max(0, budget - planned) + held), last)
+
+    def warn_if_long(self) -> None:
+        """Warn if the search will take minutes; not where factors are left of the fit before."""
+        if self.kept is None or not self.kept.continues:
+            super().warn_if_long()
+
+    def work(self) -> list[Work]:
+        """Return the factors of all rows and of folds, and what leaves folds out of the former."""
+        return self._work(1.0)
+
+    def _work(self, share: float) -> list[Work]:
+        """Return what a search over a share of the rows consists of."""
+        setting, whole = self.setting, self._whole
+        size, grid = setting.size, setting.grid
+        n, C = share * size.n_rows, size.n_targets
+        n_kernels, n_cells = len(grid.kernels), len(grid.kernels) * len(grid.ridges)
+        tests = [share * len(fold.test) for fold in self.folds]
+        if setting.cv is None:
+            # the diagonal of the inverse, by a triangle: as many multiplications as the factor
+            cell = factor_work(n) + _INVERSE * n**3 / 6 + 2 * product_work(n, C)
+        elif whole.serves_folds:
+            cell = factor_work(n)
+            for index, m in enumerate(tests):
+                cell += n**2 * m / 2 + n * m**2 + m**3 / 6 + product_work(m, C)
+                if index == 0 or setting.sees_labels:
+                    cell += 2 * product_work(n, C)
+        else:
+            cell = sum(factor_work(n - m) + 2 * product_work(n - m, C) + n * m * C for m in tests)
+        has_frame = n_cells == 1 and (setting.cv is None or whole.serves_folds)
+        refit = factor_work(n) if setting.refit and not has_frame else 0.0
+        n_assembled = n_kernels if whole.keeps_matrix else n_cells
+        return [Work(size.dtype, n_assembled * n**2 / 2, n_cells * cell + refit)]
+
+    def faster(self) -> dict[str, list[Work]]:
+        """Return conjugate gradients where there are folds, landmarks, and fewer rows."""
+        setting, pcg, nystrom = self.setting, PCG(), Nystrom()
+        options = {
+            in_words(nystrom): pass_work(nystrom, setting, self.folds),
+            HALF: self._work(0.5),
+        }
+        if setting.cv is None:
+            return options
+        return {in_words(pcg): iteration_work(pcg, setting, self.folds)} | options
 
     def _held_out_students(
         self, problem: Problem, kernel: int, initial_logits: Tensor, fold: Fold, ridge: float
@@ -195,8 +247,8 @@ class WholeKernel:
         self.memory_limit = memory_limit
         self._distinct = distinct
         self._kept = kept
-        self._keep_matrix = keep_matrix
-        self._serves_folds = serves_folds
+        self.keeps_matrix = keep_matrix
+        self.serves_folds = serves_folds
         self._function: KernelFunction | None = None
         self._unresolved: set[float] = set()
         self._matrix: Tensor | None = None
@@ -247,7 +299,7 @@ class WholeKernel:
             self._distinct.X,
             ridge=ridge,
             weights=self._distinct.weights,
-            gram=self.matrix if self._keep_matrix else self._matrix,
+            gram=self.matrix if self.keeps_matrix else self._matrix,
             memory_limit=self.memory_limit,
         )
 
@@ -272,7 +324,7 @@ class WholeKernel:
 
         It is solved once for all folds whose teacher has the same logits.
         """
-        if not self._serves_folds or ridge in self._unresolved:
+        if not self.serves_folds or ridge in self._unresolved:
             return None
         try:
             frame = self.frame(ridge)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from sklearn_kd._memory import budget_bytes, require
 from sklearn_kd._progress import FitTask
+from sklearn_kd.linalg._forecast import HALF, Work
 from sklearn_kd.linalg._held_out import HeldOut
+from sklearn_kd.search._by_pass import pass_work
 from sklearn_kd.search._fold_search import FoldSearch, kept_bytes
 from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import (
@@ -20,9 +22,28 @@ from sklearn_kd.search._held_out_student import (
     students_of,
 )
 from sklearn_kd.search._problem import Fold, Problem, Setting
+from sklearn_kd.solvers._choice import in_words
+from sklearn_kd.solvers._nystrom import Nystrom
 from sklearn_kd.solvers._pcg import PCG
 from sklearn_kd.solvers._system import Solution, System
 from sklearn_kd.students._posed import PosedStudent
+
+
+def iteration_work(
+    solver: PCG, setting: Setting, folds: list[Fold], share: float = 1.0
+) -> list[Work]:
+    """Return what a search over a share of the rows consists of, by its runs."""
+    size, grid = setting.size, setting.grid
+    n_rows, n_cells = share * size.n_rows, len(grid.kernels) * len(grid.ridges)
+    left = [n_rows - share * len(fold.test) for fold in folds]
+    runs = [(int(n), n_cells, size.n_targets) for n in left]
+    if setting.refit:
+        runs.append((int(n_rows), 1, size.n_targets // len(grid.recipes)))
+    return [
+        work.times(count)
+        for n, count, n_targets in runs
+        for work in solver.work(size._replace(n_rows=n, n_targets=n_targets), setting.memory_limit)
+    ]
 
 
 class SearchByIteration(FoldSearch):
@@ -52,6 +73,18 @@ class SearchByIteration(FoldSearch):
             what=f"LinearizedKDStudentCV.fit on n={size.n_rows} distinct rows with solver='pcg'",
             remedy=self.solver.remedy,
         )
+
+    def work(self) -> list[Work]:
+        """Return a run for each fold, ridge and kernel, and one on all rows."""
+        return iteration_work(self.solver, self.setting, self.folds)
+
+    def faster(self) -> dict[str, list[Work]]:
+        """Return landmarks, and fewer rows."""
+        nystrom = Nystrom()
+        return {
+            in_words(nystrom): pass_work(nystrom, self.setting, self.folds),
+            HALF: iteration_work(self.solver, self.setting, self.folds, 0.5),
+        }
 
     def _held_out_students(
         self, problem: Problem, kernel: int, initial_logits: Tensor, fold: Fold, ridge: float

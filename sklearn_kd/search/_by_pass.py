@@ -16,6 +16,7 @@ from torch import Tensor
 from sklearn_kd._memory import require
 from sklearn_kd._progress import FitTask
 from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.linalg._forecast import Work
 from sklearn_kd.linalg._held_out import HeldOut
 from sklearn_kd.linalg._landmarks import block_rows
 from sklearn_kd.rows._checking import to_working
@@ -50,6 +51,27 @@ def rows_of_landmarks(search: Any, rows: Rows, solver: Nystrom) -> Rows:
         return rows._replace(X=X)
     in_memory = to_working(search, X)
     return rows._replace(distinct=rows.distinct._replace(X=in_memory), X=in_memory)
+
+
+def pass_work(solver: Nystrom, setting: Setting, folds: list[Fold]) -> list[Work]:
+    """Return what a search consists of, by its passes."""
+    size, grid = setting.size, setting.grid
+    n, M = size.n_rows, min(solver.n_landmarks, size.n_rows)
+    n_kernels, n_cells = len(grid.kernels), len(grid.kernels) * len(grid.ridges)
+
+    def passes(n_rows: int, count: int) -> list[Work]:
+        whole = solver.work(size._replace(n_rows=n_rows), setting.memory_limit)
+        return [work.times(count) for work in whole]
+
+    if setting.cv is not None:
+        by_fold = [work for fold in folds for work in passes(n - len(fold.test), n_kernels)]
+        return by_fold + (passes(n, 1) if setting.refit else [])
+    second = Work(torch.float64, 0, n * (M**2 / 2 + M * size.n_targets))
+    return [
+        *passes(n, n_kernels),
+        Work(size.dtype, n * M, 0).times(n_cells),
+        second.times(n_cells),
+    ]
 
 
 class KernelPass(NamedTuple):
@@ -98,6 +120,15 @@ class SearchByPass(CandidateSearch):
             "solver='nystrom'",
             remedy=self.solver.remedy,
         )
+
+    def work(self) -> list[Work]:
+        """Return a pass for each kernel, and one for each ridge or fold."""
+        return pass_work(self.solver, self.setting, self.folds)
+
+    def faster(self) -> dict[str, list[Work]]:
+        """Return the search with half of the landmarks."""
+        fewer = Nystrom(max(1, self.solver.n_landmarks // 2))
+        return {f"n_landmarks={fewer.n_landmarks}": pass_work(fewer, self.setting, self.folds)}
 
     def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:
         """Add the scores of every candidate: one pass for each kernel, and one for each ridge."""

@@ -64,6 +64,11 @@ class KeptFactors:
         self._frames, self._matrices, self._of_best = [], [], None
 
     @property
+    def continues(self) -> bool:
+        """Whether anything is kept of the fit before."""
+        return self._last is not None and self._last.n_bytes > 0
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of what is kept."""
         return sum(size_of(kept.frame) for kept in self._frames) + sum(

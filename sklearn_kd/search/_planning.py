@@ -37,7 +37,10 @@ def grid_of(search: Any) -> Grid:
 def planned_search(
     search: Any, grid: Grid, solver: Solver, sees_labels: bool, rows: Rows
 ) -> CandidateSearch:
-    """Return the students of all candidates, once they are known to fit the memory."""
+    """Return the students of all candidates, once they are known to fit the memory.
+
+    Warns with `LongFitWarning` if their scores will take minutes.
+    """
     if isinstance(solver, Nystrom):
         rows = rows_of_landmarks(search, rows, solver)
         if isinstance(rows.X, Tensor):
@@ -55,11 +58,15 @@ def planned_search(
         n_scores=len(search.scoring) if isinstance(search.scoring, list | tuple | dict) else 1,
         kept=vars(search).get("_kept_factors"),
     )
+    students: CandidateSearch
     if isinstance(solver, PCG):
-        return SearchByIteration(setting)
-    if isinstance(solver, Nystrom):
-        return SearchByPass(setting)
-    return SearchByFactor(setting)
+        students = SearchByIteration(setting)
+    elif isinstance(solver, Nystrom):
+        students = SearchByPass(setting)
+    else:
+        students = SearchByFactor(setting)
+    students.warn_if_long()
+    return students
 
 
 def taught_by(

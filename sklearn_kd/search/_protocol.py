@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from sklearn_kd._progress import FitTask
+from sklearn_kd.linalg._forecast import Work, warn_if_long
 from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._kept_factors import KeptFactors
 from sklearn_kd.search._problem import Problem, Setting
 from sklearn_kd.search._scores import FoldScores
+from sklearn_kd.solvers._choice import speed_of
 from sklearn_kd.solvers._system import Solution
 from sklearn_kd.students._posed import PosedStudent
 from sklearn_kd.teachers._cross_fitting import Splits
@@ -33,6 +35,27 @@ class CandidateSearch(ABC):
     def __init__(self, setting: Setting, splits: Splits) -> None:
         self.setting = setting
         self.splits = splits
+
+    def warn_if_long(self) -> None:
+        """Warn with `LongFitWarning` if the search will take minutes, without its teachers."""
+        size, grid = self.setting.size, self.setting.grid
+        n_ridges, n_kernels = len(grid.ridges), len(grid.kernels)
+        warn_if_long(
+            f"LinearizedKDStudentCV.fit on n={size.n_rows} distinct rows with "
+            f"solver={self.setting.solver.name!r} (ridges: {n_ridges}, kernels: {n_kernels}, "
+            f"folds: {len(self.splits) or 'each row'})",
+            self.work(),
+            self.faster,
+            lambda: speed_of(grid.functions, self.setting.rows.X, size),
+        )
+
+    @abstractmethod
+    def work(self) -> list[Work]:
+        """Return what the search consists of, without its teachers."""
+
+    @abstractmethod
+    def faster(self) -> dict[str, list[Work]]:
+        """Return what would do instead, in words, and what that consists of."""
 
     @abstractmethod
     def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:

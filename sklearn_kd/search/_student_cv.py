@@ -173,7 +173,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
     ``teacher_logits`` are taken as they are: logits that were fitted to ``y``, cross-fitted ones
     too, make the scores too good, the more so the larger ρ.
 
-    Sample weights enter the fits and the scores.
+    Sample weights enter the fits and the scores. A search of minutes begins with a LongFitWarning.
 
     Labels enter no factor. A second ``fit`` of the same search on the same rows, weights, ``NTK``
     kernels and ridges, as with corrected labels, takes over the factors of the first. Beside that

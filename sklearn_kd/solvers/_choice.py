@@ -15,14 +15,21 @@ solver        what it finds                         what it holds
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any, Self
 
+import numpy as np
 from sklearn.base import BaseEstimator
+from torch import Tensor
 
 from sklearn_kd._memory import budget_bytes, format_bytes, require
 from sklearn_kd._sklearn import StrOptions
 from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import SinglePrecisionWarning
+from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.linalg._forecast import HALF, Speed, Work, n_sampled, warn_if_long
+from sklearn_kd.rows._streams import RowStream
 from sklearn_kd.solvers._cholesky import Cholesky
 from sklearn_kd.solvers._nystrom import Nystrom
 from sklearn_kd.solvers._pcg import PCG
@@ -88,6 +95,69 @@ def choose_solver(
         remedy=first.remedy,
     )
     return first
+
+
+def warn_if_long_fit(
+    solver: Solver,
+    size: Size,
+    memory_limit: float | str,
+    kernel: KernelFunction,
+    X: Tensor | RowStream,
+    *,
+    what: str,
+) -> None:
+    """Warn with `LongFitWarning` if a solve will take minutes, and name what is faster.
+
+    Parameters
+    ----------
+    solver : Solver
+        The chosen one.
+    size : Size
+    memory_limit : "auto" or number of bytes
+    kernel : KernelFunction
+    X : Tensor of shape (n, d), or RowStream
+        Distinct rows, of which a sample is measured.
+    what : str
+        The computation, for the message.
+    """
+
+    def options() -> dict[str, list[Work]]:
+        budget = budget_bytes(memory_limit, size.device)
+        others = [other() for other in BY_NAME.values() if other.name != solver.name]
+        return {
+            in_words(other): other.work(size, memory_limit)
+            for other in others
+            if other.planned_bytes(size, memory_limit) <= budget
+        } | reduced(solver, size, memory_limit)
+
+    warn_if_long(
+        f"{what} with solver={solver.name!r}",
+        solver.work(size, memory_limit),
+        options,
+        functools.partial(speed_of, [kernel], X, size),
+    )
+
+
+def reduced(solver: Solver, size: Size, memory_limit: float | str) -> dict[str, list[Work]]:
+    """Return the same solver on less: half of the landmarks, or of the rows."""
+    if isinstance(solver, Nystrom):
+        fewer = Nystrom(max(1, solver.n_landmarks // 2))
+        return {f"n_landmarks={fewer.n_landmarks}": fewer.work(size, memory_limit)}
+    return {HALF: solver.work(size._replace(n_rows=size.n_rows // 2), memory_limit)}
+
+
+def in_words(solver: Solver) -> str:
+    """Return how a warning names another solver with its defaults."""
+    return f"solver={solver.name!r} ({solver.kind})"
+
+
+def speed_of(kernels: Sequence[KernelFunction], X: Tensor | RowStream, size: Size) -> Speed:
+    """Return the speed of the kernels on the first rows."""
+    n_sample = n_sampled(size.n_rows)
+    if isinstance(X, Tensor):
+        return Speed(kernels, X[:n_sample])
+    rows = X.take(np.arange(n_sample), dtype=size.dtype)
+    return Speed(kernels, rows.to(size.device))
 
 
 class TakesSolver(BaseEstimator):

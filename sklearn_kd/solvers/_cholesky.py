@@ -11,6 +11,7 @@ from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import Interval, StrOptions
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._forecast import Work, factor_work, product_work
 from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.solvers._frame_cache import frames
 from sklearn_kd.solvers._system import Size, Solution, Solver, System
@@ -47,6 +48,7 @@ class Cholesky(Solver):
     """
 
     name: ClassVar[str] = "cholesky"
+    kind: ClassVar[str] = "exact to rounding"
     remedy: ClassVar[str] = (
         "Use fewer rows, dtype='float32' (half the bytes), solver='pcg' (exact to tol, without the "
         "matrix), solver='nystrom' (an approximation), or raise memory_limit."
@@ -62,6 +64,12 @@ class Cholesky(Solver):
     def planned_bytes(self, size: Size, memory_limit: float | str) -> int:
         """Return the peak bytes of the frame and a solve with it."""
         return frame_bytes(*size)
+
+    def work(self, size: Size, memory_limit: float | str) -> list[Work]:
+        """Return the kernel matrix, the factor and the solves."""
+        n = size.n_rows
+        solves = product_work(n, size.n_targets)
+        return [Work(size.dtype, n**2 / 2, factor_work(n) + solves)]
 
     def solve(self, system: System, memory_limit: float | str, progress: FitTask) -> Solution:
         """Return the exact student: a = L⁻ᵀ L⁻¹ Δz (Eq. 4)."""

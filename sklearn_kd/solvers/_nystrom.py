@@ -14,6 +14,7 @@ from sklearn.utils import Bunch, check_random_state
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import Interval, StrOptions
 from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.linalg._forecast import Work, factor_work, product_work
 from sklearn_kd.linalg._landmarks import nystrom_bytes
 from sklearn_kd.rows._streams import RowStream, as_row_stream
 from sklearn_kd.solvers._checkpoint import Checkpoint
@@ -77,6 +78,7 @@ class Nystrom(Solver):
     """
 
     name: ClassVar[str] = "nystrom"
+    kind: ClassVar[str] = "an approximation, by 1000 landmarks"
     remedy: ClassVar[str] = NYSTROM_REMEDY
     takes_streams: ClassVar[bool] = True
     keeps_all_rows: ClassVar[bool] = False
@@ -117,6 +119,18 @@ class Nystrom(Solver):
         return nystrom_bytes(
             size.n_rows, size.n_features, n_landmarks, size.n_targets, n_candidates
         )
+
+    def work(self, size: Size, memory_limit: float | str) -> list[Work]:
+        """Return the choice of landmarks, the pass and its solution, without reading the rows."""
+        n, M = size.n_rows, min(self.n_landmarks, size.n_rows)
+        n_candidates = candidate_rows(n, M)
+        # Φ by a triangle takes M²/2 for a row, ΦᵀΦ in four groups of columns 5/8 M².
+        sums = n * (M**2 * 9 / 8 + M * size.n_targets)
+        choice, solve = n_candidates * M**2, 2 * factor_work(M) + product_work(M, size.n_targets)
+        return [
+            Work(size.dtype, n * M + n_candidates * M, 0),
+            Work(torch.float64, 0, choice + sums + solve),
+        ]
 
     def solve(self, system: System, memory_limit: float | str, progress: FitTask) -> Solution:
         """Return the student in the span of the landmarks, by one pass over the rows."""

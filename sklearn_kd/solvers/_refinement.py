@@ -7,6 +7,7 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from sklearn_kd._memory import WORKSPACE_BYTES
@@ -15,6 +16,7 @@ from sklearn_kd._sklearn import Interval
 from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg._block_cg import block_pcg
+from sklearn_kd.linalg._forecast import Work, factor_work, product_work
 from sklearn_kd.linalg._operator import TiledOperator
 from sklearn_kd.linalg._preconditioner import SingleFactor
 from sklearn_kd.solvers._cholesky import Cholesky
@@ -28,6 +30,9 @@ from sklearn_kd.solvers._iteration import (
     with_ridge,
 )
 from sklearn_kd.solvers._system import N_REPORTS, Size, Solution, Solver, System
+
+# Products with the kernel matrix where the factor in float32 needs no jitter.
+_USUAL_PRODUCTS = 3
 
 
 class Refinement(Solver):
@@ -67,6 +72,7 @@ class Refinement(Solver):
     """
 
     name: ClassVar[str] = "refinement"
+    kind: ClassVar[str] = "exact to tol, by a factor in float32"
     remedy: ClassVar[str] = Cholesky.remedy
 
     _parameter_constraints: ClassVar[dict] = {
@@ -81,6 +87,15 @@ class Refinement(Solver):
     def planned_bytes(self, size: Size, memory_limit: float | str) -> int:
         """Return the peak bytes of the float32 factor and the iteration."""
         return refinement_bytes(size.n_rows, size.n_features, size.n_targets)
+
+    def work(self, size: Size, memory_limit: float | str) -> list[Work]:
+        """Return the factor, and the usual number of products and of solves with the factor."""
+        n = size.n_rows
+        solves = product_work(n, size.n_targets)
+        return [
+            Work(torch.float32, n**2 / 2, factor_work(n) + _USUAL_PRODUCTS * solves),
+            Work(torch.float64, n**2 / 2, n**2 * size.n_targets).times(_USUAL_PRODUCTS),
+        ]
 
     def solve(self, system: System, memory_limit: float | str, progress: FitTask) -> Solution:
         """Return the exact student, to a residual of ``tol``."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from sklearn_kd._progress import FitTask
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._forecast import Work
 from sklearn_kd.rows._streams import RowStream
 
 # Largest number of progress reports to callbacks from one pass or iteration.
@@ -92,6 +93,7 @@ class Solver(BaseEstimator, ABC):
     """
 
     name: ClassVar[str]  # as in ``solver="name"``
+    kind: ClassVar[str]  # what it finds with its defaults, in a few words
     remedy: ClassVar[str]  # what to do if its plan does not fit the memory
     takes_streams: ClassVar[bool] = False  # whether rows may be read block by block
     keeps_all_rows: ClassVar[bool] = True  # whether the expansion is over all training rows
@@ -105,6 +107,13 @@ class Solver(BaseEstimator, ABC):
         """Return the peak bytes of a solve, from shapes alone.
 
         ``memory_limit`` matters to solvers that keep as much in memory as fits.
+        """
+
+    @abstractmethod
+    def work(self, size: Size, memory_limit: float | str) -> list[Work]:
+        """Return what a solve consists of, from shapes alone.
+
+        Iterations are counted as for problems of ordinary condition.
         """
 
     @abstractmethod

@@ -23,7 +23,7 @@ from sklearn_kd.rows._training_rows import (
     distinct_of_stream,
     distinct_rows,
 )
-from sklearn_kd.solvers._choice import choose_solver, named_solver
+from sklearn_kd.solvers._choice import choose_solver, named_solver, warn_if_long_fit
 from sklearn_kd.solvers._system import Size, Solver, System
 from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.teachers._logits_of import Logits
@@ -131,6 +131,7 @@ def pose(
     # 1. The logits z₀ of the network before training.
     kernel = kernel_to_use(student.kernel)
     function = as_kernel_function(kernel)
+    warn_if_long_fit(solver, size, student.memory_limit, function, rows.X, what=what)
     z_0 = initial_logits(student.init, kernel, function, rows.X, n_classes, weights)
 
     # 2. The teacher's logits z_t on the training rows.

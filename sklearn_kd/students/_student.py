@@ -150,6 +150,8 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         If "pcg" or "refinement" did not reach ``tol``.
     SinglePrecisionWarning
         If ``solver="auto"`` chose "refinement".
+    LongFitWarning
+        Before its work begins, if the fit will take minutes without its teacher.
     SaturatedTeacherWarning
         If the teacher's probabilities of exactly 0 were clipped.
     IllConditionedWarning

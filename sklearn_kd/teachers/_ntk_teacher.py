@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sklearn_kd._array import like
 from sklearn_kd._kernel_machine import TangentKernelClassifier, kernel_to_use
+from sklearn_kd._logits import n_logits
 from sklearn_kd._memory import MEMORY_REMEDY, require
 from sklearn_kd._progress import FitTask, fit_task
 from sklearn_kd._sklearn import Interval, StrOptions, fit_context
@@ -32,6 +33,15 @@ from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._forecast import (
+    HALF,
+    Speed,
+    Work,
+    factor_work,
+    n_sampled,
+    product_work,
+    warn_if_long,
+)
 from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.rows._checking import check_rows
 from sklearn_kd.rows._training_rows import DistinctRows, distinct_rows, rows_report
@@ -111,6 +121,8 @@ class NTKTeacher(TangentKernelClassifier):
     -----
     ConvergenceWarning
         If the converged log loss stopped before reaching its stationary point.
+    LongFitWarning
+        Before its work begins, if the fit will take minutes.
     IllConditionedWarning
         If rounding decides part of the logits, as it does where the kernel does not tell rows
         with different labels apart and the stopping time is long.
@@ -190,6 +202,7 @@ class NTKTeacher(TangentKernelClassifier):
             self._require_memory(distinct, len(rows.classes))
             kernel = kernel_to_use(self.kernel)
             function = as_kernel_function(kernel)
+            self._warn_if_long(function, distinct, len(rows.classes))
 
             if stopping_times is not None:
                 trained = self._train(function, distinct, stopping_times, progress)
@@ -240,6 +253,34 @@ class NTKTeacher(TangentKernelClassifier):
             what=f"NTKTeacher.fit on n={n_rows} distinct rows",
             remedy=MEMORY_REMEDY,
         )
+
+    def _warn_if_long(self, kernel: KernelFunction, rows: DistinctRows, n_classes: int) -> None:
+        """Warn with `LongFitWarning` if the fit will take minutes."""
+        n = len(rows.X)
+
+        def work(n_rows: int) -> list[Work]:
+            if self.loss == "squared_error" and self.stopping_time is None:
+                rest = factor_work(n_rows)
+            else:
+                rest = self._usual_products() * product_work(n_rows, n_logits(n_classes))
+            return [Work(rows.X.dtype, n_rows**2 / 2, rest)]
+
+        warn_if_long(
+            f"NTKTeacher.fit on n={n} distinct rows",
+            work(n),
+            lambda: {HALF: work(n // 2)},
+            lambda: Speed([kernel], rows.X[: n_sampled(n)]),
+        )
+
+    def _usual_products(self) -> float:
+        """Return the products with Θ that the training takes, as fitted to problems of all kinds.
+
+        These were within a factor of two of the truth for two to ten classes.
+        """
+        if self.stopping_time is None:
+            return 80 * self.ridge**-0.35
+        longest = float(np.max(self.stopping_time))
+        return 15 * longest**0.37 if self.loss == "log_loss" else 17 * longest**0.21
 
     def _train(
         self,
