@@ -237,3 +237,30 @@ def leave_one_out(frame: TangentFrame, targets: Tensor) -> HeldOut:
     logits = leave_one_out_logits(targets, a, s)
     squared_norms = (total - class_sum(a.square()) * s[:, None]).clamp_min(0)
     return HeldOut(logits, lambda: s, squared_norms, frame.n_rows - 1)
+
+
+@full_precision()
+def new_rows_held_out(student: StudentInFrame, X: Tensor) -> HeldOut:
+    """Predict other rows by the student of all rows.
+
+    Parameters
+    ----------
+    student : StudentInFrame
+        The student of all rows.
+    X : Tensor of shape (m, d)
+    """
+    frame, targets, q, squared_norms = student
+    columns = q.reshape(frame.n_rows, -1)
+    a = solve_triangular(frame.lower.T, columns, upper=True)
+    logits = frame.kernel.matmat(X, frame.X, a)
+
+    @functools.cache
+    def new_directions() -> Tensor:
+        values = targets.new_empty(len(X))
+        for block, _, v in frame.feature_blocks(X):
+            values[block] = frame.new_directions(v)
+        return values
+
+    return HeldOut(
+        logits.reshape(-1, *targets.shape[1:]), new_directions, squared_norms[None], frame.n_rows
+    )

@@ -23,6 +23,7 @@ from sklearn_kd.linalg._held_out import (
     fold_frame,
     fold_held_out,
     leave_one_out,
+    new_rows_held_out,
     resolves_blocks,
 )
 from sklearn_kd.rows._training_rows import DistinctRows
@@ -33,6 +34,7 @@ from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import HeldOutStudent, students_of
 from sklearn_kd.search._kept_factors import KeptFactors, limit_of
 from sklearn_kd.search._problem import Fold, Problem
+from sklearn_kd.search._validation import ValidatedProblem
 from sklearn_kd.solvers._choice import in_words
 from sklearn_kd.solvers._cholesky import Cholesky, solution_of
 from sklearn_kd.solvers._nystrom import Nystrom
@@ -149,6 +151,14 @@ class SearchByFactor(FoldSearch):
     ) -> list[HeldOutStudent]:
         self._whole.use(self.setting.grid.functions[kernel])
         return held_out_students(problem, self._whole, initial_logits, fold, ridge)
+
+    def _on_validation_rows(
+        self, problem: ValidatedProblem, kernel: int, initial_logits: Tensor, ridge: float
+    ) -> HeldOut:
+        self._whole.use(self.setting.grid.functions[kernel])
+        targets = problem.targets - initial_logits[:, None]
+        student = StudentInFrame.of(self._whole.frame(ridge), targets)
+        return new_rows_held_out(student, problem.validation.X)
 
     def solve(
         self, problem: Problem, posed: PosedStudent, candidate: Candidate, progress: FitTask

@@ -22,6 +22,7 @@ from sklearn_kd.search._held_out_student import (
     students_of,
 )
 from sklearn_kd.search._problem import Fold, Problem, Setting
+from sklearn_kd.search._validation import ValidatedProblem
 from sklearn_kd.solvers._choice import in_words
 from sklearn_kd.solvers._nystrom import Nystrom
 from sklearn_kd.solvers._pcg import PCG
@@ -50,11 +51,11 @@ class SearchByIteration(FoldSearch):
     """Every candidate of a fold from one run of conjugate gradients, to a residual of ``tol``."""
 
     def __init__(self, setting: Setting) -> None:
-        if setting.cv is None:
+        if setting.cv is None and not setting.n_validation:
             raise ValueError(
                 "cv=None leaves one row out at a time in closed form, which needs the factor that "
-                "solver='pcg' does without; give a number of folds, such as cv=5, or use "
-                "solver='auto' or 'nystrom'."
+                "solver='pcg' does without; give a number of folds, such as cv=5, pass "
+                "validation rows to fit (X_val, y_val), or use solver='auto' or 'nystrom'."
             )
         assert isinstance(setting.solver, PCG)
         self.solver = setting.solver
@@ -93,19 +94,32 @@ class SearchByIteration(FoldSearch):
         function = self.setting.grid.functions[kernel]
         numbers, train, z_eff = problem.trained_on(fold.train)
         targets = z_eff - initial_logits[numbers, None]
-        student = self.solver.student(
-            System(function, train.X, train.weights, targets, ridge), self.plan
-        )
-        coefficients = student.coefficients.to(train.X)
+        system = System(function, train.X, train.weights, targets, ridge)
         rows = problem.distinct.X[problem.distinct.merged.group[fold.test]]
-        logits = function.matmat(rows, train.X, coefficients.reshape(len(train.X), -1))
-        held_out = HeldOut(
+        held_out = self._predicted(system, rows, len(problem.recipes))
+        return students_of(problem, held_out, initial_logits, fold.test)
+
+    def _on_validation_rows(
+        self, problem: ValidatedProblem, kernel: int, initial_logits: Tensor, ridge: float
+    ) -> HeldOut:
+        function, distinct = self.setting.grid.functions[kernel], problem.distinct
+        targets = problem.targets - initial_logits[:, None]
+        system = System(function, distinct.X, distinct.weights, targets, ridge)
+        return self._predicted(system, problem.validation.X, len(problem.recipes))
+
+    def _predicted(self, system: System, rows: Tensor, n_recipes: int) -> HeldOut:
+        """Return f − z₀ on other rows by the students of every recipe."""
+        assert isinstance(system.X, Tensor)
+        student = self.solver.student(system, self.plan)
+        coefficients = student.coefficients.to(system.X)
+        columns = coefficients.reshape(len(system.X), -1)
+        logits = system.kernel.matmat(rows, system.X, columns)
+        return HeldOut(
             logits.reshape(-1, *coefficients.shape[1:]),
             no_directions("pcg"),
-            logits.new_full((1, len(problem.recipes)), float("nan")),
-            len(train.X),
+            logits.new_full((1, n_recipes), float("nan")),
+            len(system.X),
         )
-        return students_of(problem, held_out, initial_logits, fold.test)
 
     def solve(
         self, problem: Problem, posed: PosedStudent, candidate: Candidate, progress: FitTask

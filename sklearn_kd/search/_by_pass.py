@@ -21,7 +21,12 @@ from sklearn_kd.linalg._held_out import HeldOut
 from sklearn_kd.linalg._landmarks import block_rows
 from sklearn_kd.rows._checking import to_working
 from sklearn_kd.rows._streams import RowStream, as_row_stream
-from sklearn_kd.search._fold_search import all_splits, folds_of, kept_bytes
+from sklearn_kd.search._fold_search import (
+    all_splits,
+    folds_of,
+    initial_logits_of_validation,
+    kept_bytes,
+)
 from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import (
     HeldOutStudent,
@@ -32,6 +37,7 @@ from sklearn_kd.search._held_out_student import (
 from sklearn_kd.search._problem import Fold, Problem, Setting
 from sklearn_kd.search._protocol import CandidateSearch
 from sklearn_kd.search._scores import FoldScores
+from sklearn_kd.search._validation import ValidatedProblem, validated_students
 from sklearn_kd.solvers._nystrom import Nystrom, restricted_solution
 from sklearn_kd.solvers._pass import NystromPass, leave_one_out_blocks, solve_pass
 from sklearn_kd.solvers._rows_and_targets import StreamedRows
@@ -103,7 +109,7 @@ class SearchByPass(CandidateSearch):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting, all_splits(setting.cv, setting.rows.checked.labels))
-        self.folds = folds_of(setting.cv, self.splits, setting.rows)
+        self.folds = folds_of(setting, self.splits)
         assert isinstance(setting.solver, Nystrom)
         assert isinstance(setting.rows.X, RowStream)
         self.solver, self.stream = setting.solver, setting.rows.X
@@ -133,7 +139,9 @@ class SearchByPass(CandidateSearch):
     def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:
         """Add the scores of every candidate: one pass for each kernel, and one for each ridge."""
         for kernel in range(len(self.setting.grid.kernels)):
-            if self.setting.cv is None:
+            if isinstance(problem, ValidatedProblem):
+                self._score_validation_rows(problem, kernel, scores, progress)
+            elif self.setting.cv is None:
                 self._score_each_row(problem, kernel, scores, progress)
             else:
                 self._score_folds(problem, kernel, scores, progress)
@@ -149,6 +157,23 @@ class SearchByPass(CandidateSearch):
         for ridge in self.setting.grid.ridges:
             with progress.stage("candidates"):
                 students = self._held_out_students(problem, pass_over, ridge, everything.test)
+                scores.add(students, everything)
+                scores.close_cell()
+
+    def _score_validation_rows(
+        self, problem: ValidatedProblem, kernel: int, scores: FoldScores, progress: FitTask
+    ) -> None:
+        """Add the scores on validation rows of every candidate with one of the kernels."""
+        (everything,), n_rows = self.folds, problem.distinct.merged.n_distinct
+        done = self._pass_over(problem, kernel, progress).done
+        function, z_0 = self.setting.grid.functions[kernel], initial_logits_of_validation
+        cross = function.block(problem.validation.X, done.basis.landmarks).double()
+        for ridge in self.setting.grid.ridges:
+            with progress.stage("candidates"):
+                coefficients = solve_pass(done, ridge).coefficients
+                logits = cross @ coefficients.reshape(cross.shape[1], -1)
+                held_out = self._held_out(logits.reshape(-1, *coefficients.shape[1:]), n_rows)
+                students = validated_students(problem, held_out, z_0(problem, kernel))
                 scores.add(students, everything)
                 scores.close_cell()
 

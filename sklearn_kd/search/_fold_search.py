@@ -12,14 +12,16 @@ from torch import Tensor
 
 from sklearn_kd._array import to_tensor
 from sklearn_kd._progress import FitTask
+from sklearn_kd.linalg._held_out import HeldOut
 from sklearn_kd.rows._splits import splits_of
 from sklearn_kd.search._grid import Candidate
 from sklearn_kd.search._held_out_student import HeldOutStudent
 from sklearn_kd.search._problem import Fold, Problem, Setting
 from sklearn_kd.search._protocol import CandidateSearch
 from sklearn_kd.search._scores import FoldScores
+from sklearn_kd.search._validation import ValidatedProblem, validated_students
 from sklearn_kd.students._initial_network import initial_logits
-from sklearn_kd.students._posed import PosedStudent, Rows
+from sklearn_kd.students._posed import PosedStudent
 from sklearn_kd.teachers._cross_fitting import Splits
 
 
@@ -38,7 +40,7 @@ class FoldSearch(CandidateSearch):
     def __init__(self, setting: Setting) -> None:
         rows = setting.rows
         super().__init__(setting, all_splits(setting.cv, rows.checked.labels))
-        self.folds = folds_of(setting.cv, self.splits, rows)
+        self.folds = folds_of(setting, self.splits)
         self._plan()
         grid = setting.grid
         self._initial_logits = [
@@ -55,8 +57,18 @@ class FoldSearch(CandidateSearch):
                     for own, fold in zip(problems, self.folds, strict=True):
                         with task.stage("fold"):
                             # No name for the students: they hold a factor until scored.
-                            scores.add(self._held_out_students(own, kernel, z_0, fold, ridge), fold)
+                            scores.add(self._students(own, kernel, z_0, fold, ridge), fold)
                 scores.close_cell()
+
+    def _students(
+        self, problem: Problem, kernel: int, initial_logits: Tensor, fold: Fold, ridge: float
+    ) -> list[HeldOutStudent]:
+        """Return the students of every recipe, with predictions of rows they have not seen."""
+        if not isinstance(problem, ValidatedProblem):
+            return self._held_out_students(problem, kernel, initial_logits, fold, ridge)
+        held_out = self._on_validation_rows(problem, kernel, initial_logits, ridge)
+        z_0 = initial_logits_of_validation(problem, kernel)
+        return validated_students(problem, held_out, z_0)
 
     def posed(self, problem: Problem, candidate: Candidate) -> PosedStudent:
         """Return the problem of one candidate on all rows."""
@@ -71,6 +83,24 @@ class FoldSearch(CandidateSearch):
         self, problem: Problem, kernel: int, initial_logits: Tensor, fold: Fold, ridge: float
     ) -> list[HeldOutStudent]:
         """Return the students of every recipe that have not seen the rows of the fold."""
+
+    @abstractmethod
+    def _on_validation_rows(
+        self, problem: ValidatedProblem, kernel: int, initial_logits: Tensor, ridge: float
+    ) -> HeldOut:
+        """Return f − z₀ on the validation rows, of the students of every recipe on all rows."""
+
+
+def initial_logits_of_validation(problem: ValidatedProblem, kernel: int) -> Tensor:
+    """Return z₀ of the validation rows with one of the kernels, (m,) or (m, K)."""
+    setting, grid = problem.setting, problem.setting.grid
+    return initial_logits(
+        setting.init,
+        grid.used_kernels[kernel],
+        grid.functions[kernel],
+        problem.validation.X,
+        setting.n_classes,
+    )
 
 
 def kept_bytes(setting: Setting, folds: list[Fold]) -> int:
@@ -92,15 +122,20 @@ def all_splits(cv: Any, labels: np.ndarray) -> Splits:
     return splits_of(check_cv(cv, labels, classifier=True), labels, cv=cv)
 
 
-def folds_of(cv: Any, splits: Splits, rows: Rows) -> list[Fold]:
+def folds_of(setting: Setting, splits: Splits) -> list[Fold]:
     """Return the folds as positions among the rows of positive weight.
+
+    Validation rows are a single fold.
 
     Raises
     ------
     ValueError
         If a fold is empty, or tests a row twice.
     """
+    cv, rows = setting.cv, setting.rows
     kept, labels = rows.distinct.kept, rows.checked.labels
+    if setting.n_validation:
+        return [Fold(None, torch.arange(setting.n_validation, device=kept.device))]
     everything = torch.arange(len(kept), device=kept.device)
     if cv is None:
         if len(rows.distinct.weights) < 2:

@@ -29,8 +29,9 @@ class HeldOutStudent(LogitClassifier):
         Class labels.
     logits : Tensor of shape (m,) or (m, K)
         The student's logits on the held-out rows.
-    teacher_logits, effective_logits : Tensor of shape (m,) or (m, K)
-        The teacher's, and those that the student would be trained towards.
+    teacher_logits, effective_logits : Tensor of shape (m,) or (m, K), or None
+        The teacher's, and those that the student would be trained towards; None if no teacher is
+        known on validation rows.
     new_directions : callable
         Returns v(x) of each row, with its ridge, of shape (m,).
     squared_norm : Tensor, scalar or of shape (m,)
@@ -44,8 +45,8 @@ class HeldOutStudent(LogitClassifier):
         rows: Any,
         classes: np.ndarray,
         logits: Tensor,
-        teacher_logits: Tensor,
-        effective_logits: Tensor,
+        teacher_logits: Tensor | None,
+        effective_logits: Tensor | None,
         new_directions: Callable[[], Tensor],
         squared_norm: Tensor,
         n_rows: int,
@@ -84,17 +85,17 @@ class HeldOutStudent(LogitClassifier):
 
     def teacher_decision_function(self, X: Any, teacher_logits: Any = None) -> np.ndarray:
         """Return the teacher's logits on the held-out rows."""
-        return to_numpy(self.teacher_logits)
+        return to_numpy(_known(self.teacher_logits))
 
     def effective_decision_function(self, X: Any, y: Any, teacher_logits: Any = None) -> np.ndarray:
         """Return the effective logits of the held-out rows."""
-        return to_numpy(self.effective_logits)
+        return to_numpy(_known(self.effective_logits))
 
     def _next_row_terms(
         self, X: Any, y: Any, teacher_logits: Any = None
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Return ‖Δ‖², the errors r, v and n that the data inefficiency is made of (Eq. 10)."""
-        errors = self.effective_logits - self.logits
+        errors = _known(self.effective_logits) - self.logits
         return self.squared_norm, errors, self.new_directions(), self.n_rows
 
     def take(self, positions: Tensor, rows: Any) -> Self:
@@ -104,12 +105,21 @@ class HeldOutStudent(LogitClassifier):
             rows,
             self.classes,
             self.logits[positions],
-            self.teacher_logits[positions],
-            self.effective_logits[positions],
+            None if self.teacher_logits is None else self.teacher_logits[positions],
+            None if self.effective_logits is None else self.effective_logits[positions],
             lambda: self.new_directions()[positions],
             norm[positions] if norm.ndim else norm,
             self.n_rows,
         )
+
+
+def _known(logits: Tensor | None) -> Tensor:
+    if logits is None:
+        raise AttributeError(
+            "A score asks for the teacher on X_val, but teacher_logits stood in for the teacher; "
+            "pass teacher_logits_val to fit too, or use a score that needs no teacher."
+        )
+    return logits
 
 
 def to_numpy_rows(X: Any) -> np.ndarray:
@@ -165,7 +175,7 @@ def on_labelled_rows(
     ValueError
         If none has one.
     """
-    labelled = problem.distinct.labels.is_labelled[fold.test]
+    labelled = problem.is_labelled(fold.test)
     if labelled.all():
         return students, fold
     if not labelled.any():

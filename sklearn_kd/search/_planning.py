@@ -16,6 +16,7 @@ from sklearn_kd.search._protocol import CandidateSearch
 from sklearn_kd.solvers import PCG, Cholesky, Nystrom
 from sklearn_kd.solvers._system import Solver
 from sklearn_kd.students._posed import Rows, default_teacher
+from sklearn_kd.teachers._cross_fitting import INNER_FOLDS
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
 from sklearn_kd.teachers._teaching import Taught, teach, teach_folds
 
@@ -35,7 +36,7 @@ def grid_of(search: Any) -> Grid:
 
 
 def planned_search(
-    search: Any, grid: Grid, solver: Solver, sees_labels: bool, rows: Rows
+    search: Any, grid: Grid, solver: Solver, sees_labels: bool, rows: Rows, n_validation: int
 ) -> CandidateSearch:
     """Return the students of all candidates, once they are known to fit the memory.
 
@@ -57,6 +58,7 @@ def planned_search(
         sees_labels,
         n_scores=len(search.scoring) if isinstance(search.scoring, list | tuple | dict) else 1,
         kept=vars(search).get("_kept_factors"),
+        n_validation=n_validation,
     )
     students: CandidateSearch
     if isinstance(solver, PCG):
@@ -94,6 +96,7 @@ def taught_by(
             progress=progress,
             n_jobs=search.n_jobs,
         )
+    cv = INNER_FOLDS if cv is None else cv  # unfitted, and scored on validation rows
     teacher, z_t = teach(
         search.teacher, X, rows, teacher_logits, cv=cv, default=default, progress=progress
     )

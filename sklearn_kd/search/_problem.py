@@ -38,6 +38,7 @@ class Setting(NamedTuple):
     sees_labels: bool  # whether the teacher is fitted to the labels that are searched
     n_scores: int  # as far as known beforehand
     kept: KeptFactors | None  # those of the fit before
+    n_validation: int = 0  # validation rows, which are scored instead of held-out ones
 
     @property
     def n_classes(self) -> int:
@@ -62,7 +63,7 @@ class Fold(NamedTuple):
     """Rows left out together, by position among the rows of positive weight."""
 
     train: Tensor | None  # None: each held-out row has a student of its own
-    test: Tensor
+    test: Tensor  # validation rows, where there are any
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,15 @@ class Problem:
         if by_fold is None:
             return self
         return replace(self, taught=Taught(teacher, z_t._replace(values=by_fold[index]), None))
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the rows that are scored have weights."""
+        return self.setting.rows.checked.sample_weight is not None
+
+    def is_labelled(self, positions: Tensor) -> Tensor:
+        """Return which rows have a label, by position among those of positive weight."""
+        return self.distinct.labels.is_labelled[positions]
 
     @property
     def distinct(self) -> DistinctRows:

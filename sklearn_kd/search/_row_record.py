@@ -44,6 +44,7 @@ def _brier_score(student: HeldOutStudent, labels: Tensor) -> Tensor:
 
 
 def _disagrees(student: HeldOutStudent, labels: Tensor) -> Tensor:
+    assert student.teacher_logits is not None, "the score has asked for them"
     return class_indices(student.logits) != class_indices(student.teacher_logits)
 
 

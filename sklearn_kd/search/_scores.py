@@ -42,7 +42,7 @@ class FoldScores:
 
     def __init__(self, scoring: Any, problem: Problem) -> None:
         self.scorer = check_scoring(LinearizedKDStudent(), scoring=scoring)
-        if problem.setting.rows.checked.sample_weight is not None:
+        if problem.has_weights:
             _require_weighted(self.scorer, scoring)
         self._scoring = scoring
         self._problem = problem
@@ -146,8 +146,13 @@ class FoldScores:
             values[cells] = of_cells
         return found
 
-    def values_of_labels(self, cells: np.ndarray) -> np.ndarray:
-        """Return what a true label of each row of the fit is worth to tell ``cells`` apart."""
+    def values_of_labels(self, cells: np.ndarray) -> np.ndarray | None:
+        """Return what a true label of each row of the fit is worth to tell ``cells`` apart.
+
+        None where validation rows are scored: the labels of the fit are in no score.
+        """
+        if self._problem.setting.n_validation:
+            return None
         n_rows = len(self._problem.setting.rows.checked.labels)
         return self.record.values_of_labels(cells, n_rows)
 

@@ -7,28 +7,26 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin, clone
-from sklearn.frozen import FrozenEstimator
+from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags, check_scalar
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklearn_kd._kernel_machine import KernelConstraint, TangentKernelClassifier
-from sklearn_kd._progress import FitTask, fit_task
+from sklearn_kd._progress import fit_task
 from sklearn_kd._sklearn import CallbackSupportMixin, StrOptions, fit_context
 from sklearn_kd.rows._checking import check_new_rows
 from sklearn_kd.search._planning import grid_of, planned_search, taught_by
-from sklearn_kd.search._problem import Problem
-from sklearn_kd.search._protocol import CandidateSearch
+from sklearn_kd.search._refit import fit_best
 from sklearn_kd.search._rows_to_check import ranked_rows
 from sklearn_kd.search._scores import FoldScores
 from sklearn_kd.search._selection import select
+from sklearn_kd.search._validation import Given, problem_of, read_validation
 from sklearn_kd.solvers import PCG, Cholesky, Nystrom
 from sklearn_kd.solvers._choice import TakesSolver, named_solver
 from sklearn_kd.solvers._system import Solver
 from sklearn_kd.students._labelled_score import ScoresLabelledRows
 from sklearn_kd.students._posed import read_rows
-from sklearn_kd.students._student import LinearizedKDStudent
 from sklearn_kd.teachers._constraint import TeacherConstraint
 from sklearn_kd.teachers._teaching import class_hints, is_fitted, warn_if_saturated
 
@@ -75,6 +73,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         Folds, as `sklearn.model_selection.check_cv` reads them. None: leave-one-out in closed
         form, by distinct rows: exact copies of a row are left out together. With an unfitted
         teacher, which would be fitted once for each pair of rows, None is five stratified folds.
+        Where validation rows are passed to ``fit`` they are scored, and ``cv`` must be None.
     scoring : str, callable, list, tuple or dict, default=None
         Score, or several, as in :class:`~sklearn.model_selection.GridSearchCV`. None: accuracy. A
         callable gets the held-out rows, and may ask its student about these only.
@@ -174,6 +173,10 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
     too, make the scores too good, the more so the larger ρ.
 
     Sample weights enter the fits and the scores. A search of minutes begins with a LongFitWarning.
+
+    With ``X_val`` every candidate is trained on all of ``X`` and scored on ``X_val``, as a whole
+    and in groups as for leave-one-out. An unfitted teacher is cross-fitted on ``X`` as for a
+    student alone, and has seen nothing of ``X_val``.
 
     Labels enter no factor. A second ``fit`` of the same search on the same rows, weights, ``NTK``
     kernels and ridges, as with corrected labels, takes over the factors of the first. Beside that
@@ -281,6 +284,10 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         *,
         teacher_logits: Any = None,
         teacher_trust: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+        teacher_logits_val: Any = None,
     ) -> Self:
         """Score every candidate on held-out rows and fit the best one on all.
 
@@ -297,6 +304,15 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
             if they do, by cross-fitting too, the scores have seen the labels.
         teacher_trust : array-like of shape (n_samples,), default=None
             Share of the soft ratio with which each row is learnt, in (0, 1]. None is 1.
+        X_val : array-like of shape (n_validation, n_features), default=None
+            Rows to score on instead of held-out rows of ``X``, with ``cv=None``. Nothing is trained
+            on them, in the last fit neither.
+        y_val : array-like of shape (n_validation,), default=None
+            Their labels. Rows without one are not scored.
+        sample_weight_val : array-like of shape (n_validation,), default=None
+            Their weights in the scores.
+        teacher_logits_val : array-like of shape (n_validation,) or (n_validation, n_classes)
+            The teacher's logits on them, by default its own, for scores that ask for it.
 
         Returns
         -------
@@ -307,10 +323,15 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         n_stages = len(grid.kernels) * (len(grid.ridges) + 1) + 4  # teaching may take two
         with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
             # 1. What serves every candidate: factors of folds, or sums over all rows.
-            sees_labels = teacher_logits is None and not is_fitted(self.teacher, self.teacher_cv)
+            validation = Given(X_val, y_val, sample_weight_val, teacher_logits_val)
+            validation.require_sound(self.cv)
+            is_taught = teacher_logits is not None or is_fitted(self.teacher, self.teacher_cv)
+            sees_labels = X_val is None and not is_taught
             hints = class_hints(self.teacher, self.teacher_cv, teacher_logits)
             given = read_rows(self, X, y, sample_weight, teacher_trust, solver, hints)
-            students = planned_search(self, grid, solver, sees_labels, given)
+            scored = read_validation(self, validation, given.checked.classes)
+            n_scored = 0 if scored is None else len(scored.numbers)
+            students = planned_search(self, grid, solver, sees_labels, given, n_scored)
             rows = students.setting.rows.checked
 
             # 2. The teacher's logits z_t on the training rows, once for all candidates. A teacher
@@ -319,7 +340,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
             warn_if_saturated(self.teacher, taught.logits)
 
             # 3. The scores of the students that have not seen the rows they are scored on.
-            problem = Problem(students.setting, taught)
+            problem = problem_of(students.setting, taught, scored, teacher_logits_val)
             scores = FoldScores(self.scoring, problem)
             students.score(problem, scores, progress)
 
@@ -327,7 +348,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
             results = scores.cv_results(grid)
             best = select(self, grid, scores, results)
             if self.refit:
-                best |= self._fit_best(students, problem, best["best_index_"], progress)
+                best |= fit_best(self, students, problem, best["best_index_"], progress)
             if students.kept is not None:
                 best_student = best.get("best_estimator_")
                 students.kept.close(best_student and best_student._frame)
@@ -367,7 +388,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         Raises
         ------
         AttributeError
-            If no score decides: several scores, and ``refit=False``.
+            If no score decides (several scores, and ``refit=False``), or ``X_val`` was scored.
 
         Notes
         -----
@@ -392,41 +413,17 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         """
         check_is_fitted(self)
         check_scalar(n, "n", Integral, min_val=1)
+        if getattr(self, "_values_of_labels", 0) is None:
+            raise AttributeError(
+                "The scores are those of X_val, so that no label of X decides between the cells; "
+                "add rows to X_val, or fit without it."
+            )
         if not hasattr(self, "_values_of_labels"):
             raise AttributeError(
                 f"rows_to_check needs the best set of one score; name it by refit= one of "
                 f"{sorted(self.scorer_._scorers)} and fit again."
             )
         return ranked_rows(self._values_of_labels)[:n]
-
-    def _fit_best(
-        self, students: CandidateSearch, problem: Problem, index: int, progress: FitTask
-    ) -> dict[str, Any]:
-        """Return the attributes of the best student, fitted on all rows."""
-        candidate = problem.setting.grid.candidates[index]
-        posed = students.posed(problem, candidate)
-        with progress.stage("refit") as task:
-            solution = students.solve(problem, posed, candidate, task)
-        teacher = problem.taught.teacher
-        params = {"kernel": self.kernel, **problem.setting.grid.params_of(candidate)}
-        student = LinearizedKDStudent(
-            None if teacher is None else FrozenEstimator(teacher),
-            init=self.init,
-            temperature_scaling=self.temperature_scaling,
-            solver=clone(self.solver, safe=False),
-            device=self.device,
-            dtype=self.dtype,
-            memory_limit=self.memory_limit,
-            **params,
-        )
-        student._adopt(posed, solution)
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self, name):
-                setattr(student, name, getattr(self, name))
-        of_the_best = {
-            name: getattr(student, name) for name in ("kernel_", "X_fit_", "dual_coef_", "n_iter_")
-        }
-        return {"best_estimator_": student, **of_the_best}
 
     def _check_new_rows(self, X: Any, method: str) -> Any:
         check_is_fitted(self)

@@ -1,0 +1,43 @@
+"""The chosen student of a search, fitted on all rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+
+from sklearn_kd._progress import FitTask
+from sklearn_kd.search._problem import Problem
+from sklearn_kd.search._protocol import CandidateSearch
+from sklearn_kd.students._student import LinearizedKDStudent
+
+
+def fit_best(
+    search: Any, students: CandidateSearch, problem: Problem, index: int, progress: FitTask
+) -> dict[str, Any]:
+    """Return the attributes of the best student, fitted on all rows."""
+    candidate = problem.setting.grid.candidates[index]
+    posed = students.posed(problem, candidate)
+    with progress.stage("refit") as task:
+        solution = students.solve(problem, posed, candidate, task)
+    teacher = problem.taught.teacher
+    params = {"kernel": search.kernel, **problem.setting.grid.params_of(candidate)}
+    student = LinearizedKDStudent(
+        None if teacher is None else FrozenEstimator(teacher),
+        init=search.init,
+        temperature_scaling=search.temperature_scaling,
+        solver=clone(search.solver, safe=False),
+        device=search.device,
+        dtype=search.dtype,
+        memory_limit=search.memory_limit,
+        **params,
+    )
+    student._adopt(posed, solution)
+    for name in ("n_features_in_", "feature_names_in_"):
+        if hasattr(search, name):
+            setattr(student, name, getattr(search, name))
+    of_the_best = {
+        name: getattr(student, name) for name in ("kernel_", "X_fit_", "dual_coef_", "n_iter_")
+    }
+    return {"best_estimator_": student, **of_the_best}
