@@ -1,10 +1,17 @@
 """Knowledge distillation in the wide-network regime, as scikit-learn estimators."""
 
 from sklearn_kd.search._student_cv import LinearizedKDStudentCV
+from sklearn_kd.students._pipeline import StudentPipeline
 from sklearn_kd.students._student import LinearizedKDStudent
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
 from sklearn_kd.teachers._torch_teacher import TorchTeacher
 
-__all__ = ["LinearizedKDStudent", "LinearizedKDStudentCV", "NTKTeacher", "TorchTeacher"]
+__all__ = [
+    "LinearizedKDStudent",
+    "LinearizedKDStudentCV",
+    "NTKTeacher",
+    "StudentPipeline",
+    "TorchTeacher",
+]
 
 __version__ = "0.1.0.dev0"

@@ -102,6 +102,9 @@ def student_and_rows(estimator: Any, X: Any = None) -> tuple[Any, Any]:
                 is_open = X is None or step is None or step == "passthrough"
                 X = X if is_open else step.transform(X)
             estimator = estimator.steps[-1][1]
+        elif hasattr(estimator, "student_"):
+            X = None if X is None else estimator._rows(X)
+            estimator = estimator.student_
         elif hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_
         else:

@@ -29,6 +29,7 @@ from sklearn_kd.rows._refusals import (
 )
 from sklearn_kd.rows._streams import RowStream, as_row_stream, is_streamed
 from sklearn_kd.rows._training_rows import TrainingRows
+from sklearn_kd.rows._views import rows_of_student
 
 
 def check_rows(
@@ -92,6 +93,7 @@ def check_stream(estimator: Any, X: Any, *, reset: bool) -> RowStream:
 def check_new_rows(estimator: Any, X: Any, method: str) -> Any:
     """Return rows to predict, checked against those of the fit."""
     check_is_fitted(estimator)
+    X = rows_of_student(X)
     if is_streamed(X):
         return check_stream(estimator, X, reset=False)
     require_rows(X)
@@ -109,7 +111,10 @@ def _validated(estimator: Any, X: Any, *y: Any, **options: Any) -> Any:
         reason = why_not_numbers(X)
         if reason is None:
             raise
-        raise ValueError(f"{reason}; encode or impute them first.") from error
+        remedy = "encode or impute them first, in a pipeline"
+        if hasattr(estimator, "teacher"):
+            remedy += ", or in StudentPipeline(transformer, student) if the teacher reads them"
+        raise ValueError(f"{reason}; {remedy}.") from error
 
 
 def class_indices_of(y: Any, classes: np.ndarray) -> Tensor:

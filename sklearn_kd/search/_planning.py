@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sklearn_kd._progress import FitTask
+from sklearn_kd.rows._views import rows_of_teacher
 from sklearn_kd.search._by_factor import SearchByFactor
 from sklearn_kd.search._by_iteration import SearchByIteration
 from sklearn_kd.search._by_pass import SearchByPass, rows_of_landmarks
@@ -80,7 +81,7 @@ def taught_by(
 ) -> Taught:
     """Return the fitted teacher and its logits, by fold where it is fitted to these labels."""
     rows, kernel = students.setting.rows.checked, students.setting.grid.used_kernels[0]
-    cv, splits = search.teacher_cv, students.splits
+    X, cv, splits = rows_of_teacher(X), search.teacher_cv, students.splits
 
     def default() -> NTKTeacher:
         return default_teacher(search, kernel)

@@ -23,6 +23,7 @@ from sklearn_kd.rows._training_rows import (
     distinct_of_stream,
     distinct_rows,
 )
+from sklearn_kd.rows._views import rows_of_student, rows_of_teacher
 from sklearn_kd.solvers._choice import choose_solver, named_solver, warn_if_long_fit
 from sklearn_kd.solvers._system import Size, Solver, System
 from sklearn_kd.students._initial_network import initial_logits
@@ -85,6 +86,7 @@ def read_rows(
         If they are not what ``estimator`` can be fitted to, or not in memory where ``solver``
         needs them there.
     """
+    X = rows_of_student(X)
     if solver.takes_streams and is_streamed(X):
         checked = check_streamed_rows(estimator, X, y, sample_weight, hints)
         checked = checked._replace(trust=check_trust(teacher_trust, len(checked.labels)))
@@ -137,7 +139,7 @@ def pose(
     # 2. The teacher's logits z_t on the training rows.
     teacher, z_t = teach(
         student.teacher,
-        X,
+        rows_of_teacher(X),
         rows.checked,
         teacher_logits,
         cv=student.cv,

@@ -17,6 +17,7 @@ from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import SaturatedTeacherWarning
 from sklearn_kd.rows._labels import ClassHints
 from sklearn_kd.rows._training_rows import TrainingRows
+from sklearn_kd.rows._views import rows_of_teacher
 from sklearn_kd.teachers._cross_fitting import (
     LabelledRows,
     Splits,
@@ -165,7 +166,7 @@ def logits_on_new_rows(
     if teacher_logits is not None:
         return given_logits(teacher_logits, n_rows, len(classes)).values
     if teacher is not None:
-        return logits_of(teacher, X, classes).values
+        return logits_of(teacher, rows_of_teacher(X), classes).values
     raise ValueError(
         "This student was fitted on teacher_logits and has no teacher to ask about other "
         "rows. Pass teacher_logits for these rows too; in a search, enable metadata "
