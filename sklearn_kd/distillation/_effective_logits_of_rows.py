@@ -31,7 +31,7 @@ from sklearn_kd.rows._labels import RowLabels
 from sklearn_kd.rows._training_rows import DistinctRows
 
 # These set the student's targets, given teacher and labels; one factor serves all their values.
-RECIPE = ("soft_ratio", "temperature", "temperature_scaling")
+RECIPE = ("soft_ratio", "temperature", "temperature_scaling", "teacher_weights")
 
 
 class MergedLabels(NamedTuple):
@@ -43,26 +43,57 @@ class MergedLabels(NamedTuple):
 
 
 def merged_effective_logits(
-    teacher_logits: Tensor, distinct: DistinctRows, recipe: dict[str, Any]
+    members: Tensor, distinct: DistinctRows, recipe: dict[str, Any]
 ) -> Tensor:
-    """Return z_eff of the distinct rows from the teacher's logits on all rows (Eq. 3)."""
-    z_t, hard, soft_ratio = merged_labels(teacher_logits, distinct, recipe)
-    return root_of_eq_3(z_t, hard, **recipe | {"soft_ratio": soft_ratio})
+    """Return z_eff of the distinct rows from the teachers' logits on all rows (Eq. 3).
+
+    ``members`` (M, n) or (M, n, K) are the logits of M teachers, which act as one: `mixed_logits`.
+    """
+    z_t, hard, soft_ratio = merged_labels(members, distinct, recipe)
+    return root_of_eq_3(z_t, hard, soft_ratio, recipe["temperature"], recipe["temperature_scaling"])
 
 
-def effective_logits_of_each(
-    teacher_logits: Tensor, labels: RowLabels, recipe: dict[str, Any]
-) -> Tensor:
+def effective_logits_of_each(members: Tensor, labels: RowLabels, recipe: dict[str, Any]) -> Tensor:
     """Return z_eff of each row by itself, copies or not, (n,) or (n, K) (Eq. 3)."""
-    hard, soft_ratios = labels.hard.to(teacher_logits), labels.soft_ratios(recipe["soft_ratio"])
-    if soft_ratios is not None:
-        recipe = recipe | {"soft_ratio": soft_ratios}
-    return root_of_eq_3(teacher_logits, hard, **recipe)
+    z_t = mixed_logits(members, recipe)
+    hard, soft_ratio = labels.hard.to(z_t), labels.soft_ratios(recipe["soft_ratio"])
+    soft_ratio = recipe["soft_ratio"] if soft_ratio is None else soft_ratio
+    return root_of_eq_3(z_t, hard, soft_ratio, recipe["temperature"], recipe["temperature_scaling"])
 
 
-def merged_labels(
-    teacher_logits: Tensor, distinct: DistinctRows, recipe: dict[str, Any]
-) -> MergedLabels:
+def mixed_logits(members: Tensor, recipe: dict[str, Any]) -> Tensor:
+    """Return the logits of the one teacher that has the mean soft labels of M teachers at T.
+
+    The weighted sum Σ v_m H(p_m, .) of cross-entropies is H(Σ v_m p_m, .), so that a student
+    learns from T log Σ v_m softmax(z_m/T), with sum zero over the classes, as from all of them.
+
+    Parameters
+    ----------
+    members : Tensor of shape (M, n) or (M, n, K)
+        Logits of each teacher.
+    recipe : dict
+        ``teacher_weights``, v, which sum to one, and ``temperature``, T. A single teacher has none.
+
+    Returns
+    -------
+    Tensor of shape (n,) or (n, K)
+        Bit for bit those of a teacher that is alone, or the only one of positive weight.
+    """
+    if len(members) == 1:
+        return members[0]
+    v = torch.as_tensor(recipe["teacher_weights"], dtype=torch.float64, device=members.device)
+    used = v.nonzero()[:, 0]
+    n_rows = members.shape[1]
+    return merge_soft_labels(
+        members[used].flatten(0, 1),
+        v[used].repeat_interleave(n_rows),
+        torch.arange(n_rows, device=members.device).repeat(len(used)),
+        n_rows,
+        recipe["temperature"],
+    )
+
+
+def merged_labels(members: Tensor, distinct: DistinctRows, recipe: dict[str, Any]) -> MergedLabels:
     """Return the labels of the distinct rows: those of the sum of their copies' losses.
 
     With H the cross-entropy to a student, Σ w [ρ H(p) + (1 − ρ) H(y)] over the copies of a row is
@@ -70,7 +101,7 @@ def merged_labels(
     ȳ = Σ w (1 − ρ) y / Σ w (1 − ρ). A factor T² on H(p) changes nothing in these.
     """
     merged, labels, weights = distinct.merged, distinct.labels, distinct.kept_weights
-    z_t = teacher_logits.to(distinct.weights)[distinct.kept]
+    z_t = mixed_logits(members.to(distinct.weights)[:, distinct.kept], recipe)
     n_rows, temperature = len(distinct.weights), recipe["temperature"]
     ratios = labels.soft_ratios(recipe["soft_ratio"])
     if ratios is None:

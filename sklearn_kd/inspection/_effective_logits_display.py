@@ -386,7 +386,7 @@ class EffectiveLogitsDisplay:
                 quantity="margin",
             )
         reach = 1.05 * max(np.abs(z_t).max(), 1.0)
-        ratio, temperature, scaling = recipe.values()
+        ratio, temperature, scaling, *_ = recipe.values()
         return cls(
             **_curves(np.linspace(-reach, reach, 401), [1, 0], ratio, temperature, scaling),
             row_teacher_logits=z_t,

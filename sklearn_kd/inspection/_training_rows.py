@@ -23,6 +23,6 @@ def merged_training_labels(student: Any) -> tuple[Tensor, Tensor, Tensor]:
         Whether the row, or a copy of it, has a hard label; ``y`` means nothing where not.
     """
     distinct = student._distinct
-    labels = merged_labels(to_tensor(student.teacher_logits_), distinct, student._recipe())
+    labels = merged_labels(student._member_logits(), distinct, student._recipe())
     is_labelled = distinct.merged.total(distinct.labels.is_labelled.double()) > 0
     return labels.teacher_logits, to_tensor(labels.hard_labels), is_labelled

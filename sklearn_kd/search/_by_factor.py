@@ -264,7 +264,7 @@ class WholeKernel:
         self._matrix: Tensor | None = None
         self._frame: TangentFrame | None = None
         self._solved: StudentInFrame | None = None
-        self._solved_for: Tensor | None = None  # the teacher's logits that it has learnt
+        self._solved_for: Tensor | None = None  # the teachers' logits that it has learnt
 
     def use(self, function: KernelFunction) -> None:
         """Use this kernel from now on, and free what belongs to another one."""
@@ -343,10 +343,10 @@ class WholeKernel:
         if frame is None or not resolves_blocks(frame):
             self._unresolved.add(ridge)
             return None
-        if self._solved is None or self._solved_for is not problem.teacher_logits:
+        if self._solved is None or self._solved_for is not problem.members:
             self._solved = None  # frees that of another fold first
             self._solved = StudentInFrame.of(frame, problem.targets - z_0)
-            self._solved_for = problem.teacher_logits
+            self._solved_for = problem.members
         return self._solved
 
 

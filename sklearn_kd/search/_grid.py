@@ -13,6 +13,7 @@ from sklearn_kd._kernel_machine import kernel_to_use
 from sklearn_kd._logits import n_logits
 from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.teachers._several import normalised_weights
 
 
 class Candidate(NamedTuple):
@@ -27,7 +28,8 @@ class Candidate(NamedTuple):
 class Grid:
     """The candidates: kernels × ridges × recipes, in this order.
 
-    A recipe is a dict of ``soft_ratio``, ``temperature`` and ``temperature_scaling``.
+    A recipe is a dict of ``soft_ratio``, ``temperature``, ``temperature_scaling`` and
+    ``teacher_weights``.
     """
 
     kernels: list  # as the user gave them
@@ -36,6 +38,7 @@ class Grid:
     ridges: list[float]
     recipes: list[dict[str, Any]]
     names_kernel: bool  # whether the kernel is one of the parameters searched
+    names_weights: bool  # whether the weights of the teachers are
 
     @classmethod
     def of(
@@ -46,6 +49,8 @@ class Grid:
         ridges: Any,
         kernel: Any,
         temperature_scaling: str,
+        teacher_weights: Any = None,
+        teacher: Any = None,
     ) -> Self:
         """Return the grid of a search's parameters.
 
@@ -74,10 +79,14 @@ class Grid:
                     "soft_ratio": soft_ratio,
                     "temperature": temperature,
                     "temperature_scaling": temperature_scaling,
+                    "teacher_weights": weights,
                 }
-                for soft_ratio, temperature in itertools.product(soft_ratios, temperatures)
+                for soft_ratio, temperature, weights in itertools.product(
+                    soft_ratios, temperatures, _weights(teacher_weights, teacher)
+                )
             ],
             names_kernel=is_list,
+            names_weights=teacher_weights is not None,
         )
 
     @property
@@ -99,6 +108,7 @@ class Grid:
             **({"kernel": self.kernels[candidate.kernel]} if self.names_kernel else {}),
             "soft_ratio": recipe["soft_ratio"],
             "temperature": recipe["temperature"],
+            **({"teacher_weights": recipe["teacher_weights"]} if self.names_weights else {}),
         }
 
     def n_columns(self, n_classes: int) -> int:
@@ -111,6 +121,24 @@ class Grid:
             (-p["soft_ratio"], p["temperature"], -p["ridge"], index)
             for index, p in enumerate(self.params)
         ]
+
+
+def _weights(teacher_weights: Any, teacher: Any) -> list[tuple[float, ...] | None]:
+    """Return the candidates for the weights of the teachers."""
+    if teacher_weights is None:
+        return [normalised_weights(None, teacher)]
+    if not len(teacher_weights) or np.ndim(teacher_weights[0]) != 1:
+        raise ValueError(
+            f"teacher_weights={teacher_weights!r} must be a list of weight vectors, one number "
+            "for each teacher in each; or None for equal weights."
+        )
+    candidates = [normalised_weights(weights, teacher) for weights in teacher_weights]
+    if len(set(candidates)) < len(candidates):
+        raise ValueError(
+            f"teacher_weights={teacher_weights!r} holds the same weights twice, once they are "
+            "made to sum to one; give distinct ones."
+        )
+    return candidates
 
 
 def _axis(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sklearn_kd._array import to_numpy
 from sklearn_kd._classifier import LogitClassifier
+from sklearn_kd.distillation._effective_logits_of_rows import mixed_logits
 from sklearn_kd.linalg._held_out import HeldOut
 from sklearn_kd.search._problem import Fold, Problem
 from sklearn_kd.solvers._system import Size
@@ -146,7 +147,7 @@ def students_of(
     distinct = problem.distinct
     z_0 = initial_logits[distinct.merged.group[test], None]
     logits = (held_out.logits + z_0).cpu().double()
-    z_t = problem.teacher_logits[distinct.kept[test].cpu()]
+    members = problem.members[:, distinct.kept[test].cpu()]
     z_eff = problem.single_targets[test.cpu()]
     norms = held_out.squared_norms.cpu().double()
     rows = problem.rows_of(test)
@@ -155,13 +156,13 @@ def students_of(
             rows,
             problem.setting.rows.checked.classes,
             logits=logits[:, index],
-            teacher_logits=z_t,
+            teacher_logits=mixed_logits(members, recipe),
             effective_logits=z_eff[:, index],
             new_directions=lambda: held_out.new_directions().cpu().double(),
             squared_norm=norms[:, index] if len(norms) > 1 else norms[0, index],
             n_rows=held_out.n_rows,
         )
-        for index in range(len(problem.recipes))
+        for index, recipe in enumerate(problem.recipes)
     ]
 
 

@@ -19,20 +19,24 @@ from sklearn_kd.solvers._system import Solver
 from sklearn_kd.students._posed import Rows, default_teacher
 from sklearn_kd.teachers._cross_fitting import INNER_FOLDS
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
+from sklearn_kd.teachers._several import require_teachers
 from sklearn_kd.teachers._teaching import Taught, teach, teach_folds
 
 # Leave-one-out in closed form is for logits that do not depend on the labels.
 _FOLDS_OF_UNFITTED = 5
 
 
-def grid_of(search: Any) -> Grid:
+def grid_of(search: Any, teacher_logits: Any) -> Grid:
     """Return the candidates of a search."""
+    require_teachers(search.teacher_weights, teacher_logits)
     return Grid.of(
         soft_ratios=search.soft_ratios,
         temperatures=search.temperatures,
         ridges=search.ridges,
         kernel=search.kernel,
         temperature_scaling=search.temperature_scaling,
+        teacher_weights=search.teacher_weights,
+        teacher=search.teacher if teacher_logits is None else None,
     )
 
 
@@ -98,7 +102,4 @@ def taught_by(
             n_jobs=search.n_jobs,
         )
     cv = INNER_FOLDS if cv is None else cv  # unfitted, and scored on validation rows
-    teacher, z_t = teach(
-        search.teacher, X, rows, teacher_logits, cv=cv, default=default, progress=progress
-    )
-    return Taught(teacher, z_t, by_fold=None)
+    return teach(search.teacher, X, rows, teacher_logits, cv=cv, default=default, progress=progress)

@@ -104,8 +104,8 @@ class Problem:
         return self.setting.grid.recipes
 
     @property
-    def teacher_logits(self) -> Tensor:
-        """z_t of all rows, (n_samples,) or (n_samples, K)."""
+    def members(self) -> Tensor:
+        """z_t of all rows by each teacher, (M, n_samples) or (M, n_samples, K)."""
         return self.taught.logits.values
 
     @functools.cached_property
@@ -119,17 +119,17 @@ class Problem:
 
     def _targets(self, distinct: DistinctRows, recipe: dict[str, Any]) -> Tensor:
         """Return z_eff of some distinct rows for a recipe, (n,) or (n, K) (Eq. 3)."""
-        return merged_effective_logits(self.teacher_logits, distinct, recipe).to(distinct.X)
+        return merged_effective_logits(self.members, distinct, recipe).to(distinct.X)
 
     @functools.cached_property
     def single_targets(self) -> Tensor:
         """z_eff of each row of positive weight by itself, copies or not, on the CPU."""
         if self.distinct.merged.n_merged == 0:
             return self.targets.cpu().double()
-        z_t = self.teacher_logits[self.distinct.kept.cpu()]
+        members = self.members[:, self.distinct.kept.cpu()]
         labels = self.distinct.labels.cpu()
         return torch.stack(
-            [effective_logits_of_each(z_t, labels, recipe) for recipe in self.recipes], dim=1
+            [effective_logits_of_each(members, labels, recipe) for recipe in self.recipes], dim=1
         )
 
     def trained_on(self, train: Tensor) -> tuple[Tensor, DistinctRows, Tensor]:

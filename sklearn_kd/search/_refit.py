@@ -11,6 +11,7 @@ from sklearn_kd._progress import FitTask
 from sklearn_kd.search._problem import Problem
 from sklearn_kd.search._protocol import CandidateSearch
 from sklearn_kd.students._student import LinearizedKDStudent
+from sklearn_kd.teachers._several import is_list, members_of
 
 
 def fit_best(
@@ -21,10 +22,12 @@ def fit_best(
     posed = students.posed(problem, candidate)
     with progress.stage("refit") as task:
         solution = students.solve(problem, posed, candidate, task)
+    # The fitted teachers, as they are from now on.
     teacher = problem.taught.teacher
+    frozen = [None if one is None else FrozenEstimator(one) for one in members_of(teacher)]
     params = {"kernel": search.kernel, **problem.setting.grid.params_of(candidate)}
     student = LinearizedKDStudent(
-        None if teacher is None else FrozenEstimator(teacher),
+        frozen if is_list(teacher) else frozen[0],
         init=search.init,
         temperature_scaling=search.temperature_scaling,
         solver=clone(search.solver, safe=False),

@@ -28,7 +28,8 @@ from sklearn_kd.solvers._system import Solver
 from sklearn_kd.students._labelled_score import ScoresLabelledRows
 from sklearn_kd.students._posed import read_rows
 from sklearn_kd.teachers._constraint import TeacherConstraint
-from sklearn_kd.teachers._teaching import class_hints, is_fitted, warn_if_saturated
+from sklearn_kd.teachers._several import members_of
+from sklearn_kd.teachers._teaching import class_hints, is_fitted
 
 # What a fit without ``refit``, or without a deciding score, does not set.
 _OF_THE_BEST = (
@@ -54,9 +55,11 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
 
     Parameters
     ----------
-    teacher : classifier, default=None
+    teacher : classifier or list of them, default=None
         As in :class:`LinearizedKDStudent`. An unfitted one is cross-fitted within the folds, once
         for all candidates, so that no label reaches its own score: see Notes.
+    teacher_weights : list of array-like of shape (n_teachers,), default=None
+        Candidates for the weights of a list of teachers. None: equal weights.
     soft_ratios : sequence of float in (0, 1], default=(0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
         Candidates for the weight ρ of the soft labels.
     temperatures : sequence of float > 0, default=(1.0, 2.0, 5.0)
@@ -134,8 +137,8 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         than ten, but more than one. An unfitted teacher makes it five folds.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
-    teacher_ : classifier or None
-        The fitted teacher; None if ``teacher_logits`` stood in for it.
+    teacher_ : classifier, list of them, or None
+        The fitted teacher, or teachers; None if ``teacher_logits`` stood in for it.
     scorer_ : callable
         The scorer.
     n_splits_ : int
@@ -220,7 +223,8 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
 
     _parameter_constraints: ClassVar[dict] = {
         **TangentKernelClassifier._parameter_constraints,
-        "teacher": [TeacherConstraint(), None],
+        "teacher": [TeacherConstraint(), list, tuple, None],
+        "teacher_weights": ["array-like", None],
         "soft_ratios": ["array-like"],
         "temperatures": ["array-like"],
         "ridges": ["array-like"],
@@ -238,8 +242,9 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
 
     def __init__(
         self,
-        teacher: ClassifierMixin | None = None,
+        teacher: ClassifierMixin | list[ClassifierMixin] | None = None,
         *,
+        teacher_weights: Any = None,
         soft_ratios: Any = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0),
         temperatures: Any = (1.0, 2.0, 5.0),
         ridges: Any = (0.0,),
@@ -258,6 +263,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         n_jobs: int | None = None,
     ) -> None:
         self.teacher = teacher
+        self.teacher_weights = teacher_weights
         self.soft_ratios = soft_ratios
         self.temperatures = temperatures
         self.ridges = ridges
@@ -319,8 +325,9 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         self : LinearizedKDStudentCV
             The fitted search.
         """
-        grid, solver = grid_of(self), named_solver(self.solver)
-        n_stages = len(grid.kernels) * (len(grid.ridges) + 1) + 4  # teaching may take two
+        grid, solver = grid_of(self, teacher_logits), named_solver(self.solver)
+        n_teachers = len(members_of(self.teacher))  # each may take two stages
+        n_stages = len(grid.kernels) * (len(grid.ridges) + 1) + 2 + 2 * n_teachers
         with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
             # 1. What serves every candidate: factors of folds, or sums over all rows.
             validation = Given(X_val, y_val, sample_weight_val, teacher_logits_val)
@@ -337,7 +344,6 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
             # 2. The teacher's logits z_t on the training rows, once for all candidates. A teacher
             #    that sees the labels has others for each fold: no label reaches its own score.
             taught = taught_by(self, students, X, teacher_logits, progress)
-            warn_if_saturated(self.teacher, taught.logits)
 
             # 3. The scores of the students that have not seen the rows they are scored on.
             problem = problem_of(students.setting, taught, scored, teacher_logits_val)

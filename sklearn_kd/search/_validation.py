@@ -14,7 +14,10 @@ from torch import Tensor
 from sklearn_kd._array import plain
 from sklearn_kd._logits import canonical_logits, n_logits
 from sklearn_kd._sklearn import check_sample_weight, get_namespace, move_to, safe_indexing
-from sklearn_kd.distillation._effective_logits_of_rows import effective_logits_of_each
+from sklearn_kd.distillation._effective_logits_of_rows import (
+    effective_logits_of_each,
+    mixed_logits,
+)
 from sklearn_kd.linalg._held_out import HeldOut
 from sklearn_kd.rows._checking import check_stream, to_working
 from sklearn_kd.rows._copies import merge_rows
@@ -24,6 +27,7 @@ from sklearn_kd.search._held_out_student import HeldOutStudent
 from sklearn_kd.search._problem import Problem, Setting
 from sklearn_kd.search._scored_rows import ScoredRows
 from sklearn_kd.teachers._logits_of import logits_of
+from sklearn_kd.teachers._several import members_of
 from sklearn_kd.teachers._teaching import Taught
 
 
@@ -122,27 +126,30 @@ class ValidatedProblem(Problem):
         return self.validation.sample_weight is not None
 
     @functools.cached_property
-    def validation_logits(self) -> Tensor | None:
-        """z_t of the validation rows, (m,) or (m, K); None if there is no teacher to ask."""
+    def validation_members(self) -> Tensor | None:
+        """z_t of the validation rows by each teacher, (M, m) or (M, m, K); None without any."""
         rows, classes = self.validation, self.setting.rows.checked.classes
         numbers = torch.from_numpy(rows.numbers)
         if self.logits_given is not None:
             n_given = len(rows.given) if hasattr(rows.given, "__len__") else len(rows.numbers)
             name = "teacher_logits_val"
-            return canonical_logits(self.logits_given, n_given, len(classes), name=name)[numbers]
+            z_t = canonical_logits(self.logits_given, n_given, len(classes), name=name)
+            return z_t[None, numbers]
         if self.taught.teacher is None:
             return None
-        return logits_of(self.taught.teacher, rows.given, classes).values[numbers]
+        teachers = members_of(self.taught.teacher)
+        members = [logits_of(one, rows.given, classes).values[numbers] for one in teachers]
+        return torch.stack(members)
 
     @functools.cached_property
     def single_targets(self) -> Tensor:
         """z_eff of each validation row for every recipe, on the CPU."""
-        assert self.validation_logits is not None
         columns = n_logits(self.setting.n_classes)
         labels = RowLabels(self.validation.labels, columns, None)
-        z_t = self.validation_logits
+        members = self.validation_members
+        assert members is not None
         return torch.stack(
-            [effective_logits_of_each(z_t, labels, recipe) for recipe in self.recipes], dim=1
+            [effective_logits_of_each(members, labels, recipe) for recipe in self.recipes], dim=1
         )
 
     def is_labelled(self, positions: Tensor) -> Tensor:
@@ -187,18 +194,18 @@ def validated_students(
     ``initial_logits`` are z₀ of these rows, (m,) or (m, K).
     """
     logits = (held_out.logits + initial_logits[:, None]).cpu().double()
-    z_t, norms = problem.validation_logits, held_out.squared_norms.cpu().double()
-    z_eff = None if z_t is None else problem.single_targets
+    members, norms = problem.validation_members, held_out.squared_norms.cpu().double()
+    z_eff = None if members is None else problem.single_targets
     return [
         HeldOutStudent(
             problem.validation.array,
             problem.setting.rows.checked.classes,
             logits=logits[:, index],
-            teacher_logits=z_t,
+            teacher_logits=None if members is None else mixed_logits(members, recipe),
             effective_logits=None if z_eff is None else z_eff[:, index],
             new_directions=lambda: held_out.new_directions().cpu().double(),
             squared_norm=norms[0, index],
             n_rows=held_out.n_rows,
         )
-        for index in range(len(problem.recipes))
+        for index, recipe in enumerate(problem.recipes)
     ]

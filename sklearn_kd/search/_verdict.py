@@ -56,13 +56,21 @@ def _named(grid: Grid, cell: int) -> str:
     """Return what tells a cell from the others: ρ and T, and ridge and kernel if searched."""
     candidate, params = grid.candidates[cell], grid.params[cell]
     named = [f"ρ = {params['soft_ratio']:g}"]
-    if params["soft_ratio"] < 1:  # at ρ = 1 the student reaches the teacher's logits at any T
+    if _temperature_matters(grid, cell):
         named.append(f"T = {params['temperature']:g}")
+    if grid.names_weights:
+        named.append("weights = " + ":".join(f"{v:.2g}" for v in params["teacher_weights"]))
     if len(grid.ridges) > 1:
         named.append(f"ridge = {params['ridge']:g}")
     if len(grid.kernels) > 1:
         named.append(f"kernel = {grid.kernels[candidate.kernel]}")
     return ", ".join(named)
+
+
+def _temperature_matters(grid: Grid, cell: int) -> bool:
+    """Whether T does: at ρ = 1 the student reaches the logits of a single teacher at any T."""
+    recipe = grid.recipes[grid.candidates[cell].recipe]
+    return recipe["soft_ratio"] < 1 or recipe["teacher_weights"] is not None
 
 
 def _contrast(grid: Grid, mean: np.ndarray, best: int) -> tuple[int, str] | None:
@@ -89,7 +97,7 @@ def _edges(grid: Grid, cell: int) -> list[str]:
     """
     params = grid.params[cell]
     axes = {"soft_ratios": [recipe["soft_ratio"] for recipe in grid.recipes]}
-    if params["soft_ratio"] < 1:
+    if _temperature_matters(grid, cell):
         axes["temperatures"] = [recipe["temperature"] for recipe in grid.recipes]
     axes["ridges"] = grid.ridges
     found = []

@@ -164,6 +164,7 @@ class TakesSolver(BaseEstimator):
     """Base of the estimators with a parameter ``solver``: a name, or an object with options."""
 
     solver: str | Solver
+    teacher: Any
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters, also those of a solver, kernel or teacher: ``solver__tol=1e-8``.
@@ -181,8 +182,15 @@ class TakesSolver(BaseEstimator):
         Raises
         ------
         ValueError
-            If a parameter does not exist, or is an option of a solver that is given by name.
+            If a parameter does not exist, is an option of a solver that is given by name, or of
+            one among several teachers.
         """
+        of_teacher = [key for key in params if key.startswith("teacher__")]
+        if of_teacher and isinstance(params.get("teacher", self.teacher), (list, tuple)):
+            raise ValueError(
+                f"{of_teacher[0]} cannot be set while teacher is a list; set the parameter of one "
+                "of them, or teacher to another list. A grid may hold several lists."
+            )
         solver = params.get("solver", self.solver)
         options = [key for key in params if key.startswith("solver__")]
         if options and isinstance(solver, str):

@@ -29,7 +29,8 @@ from sklearn_kd.solvers._system import Size, Solver, System
 from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.teachers._logits_of import Logits
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
-from sklearn_kd.teachers._teaching import class_hints, teach, warn_if_saturated
+from sklearn_kd.teachers._several import normalised_weights, require_teachers
+from sklearn_kd.teachers._teaching import class_hints, teach
 
 
 class Rows(NamedTuple):
@@ -44,8 +45,8 @@ class Rows(NamedTuple):
 class PosedStudent:
     """What a solver and `LinearizedKDStudent._adopt` are given.
 
-    Symbols (paper -> code -> shape), with n distinct rows and K classes (no K axis for two): z_t
-    is ``teacher_logits.values`` (n_samples,) or (n_samples, K), z_eff ``effective_logits`` and z₀
+    Symbols (paper -> code -> shape), with n distinct rows, K classes (no K axis for two) and M
+    teachers: z_t is ``teacher_logits.values`` (M, n_samples, K), z_eff ``effective_logits`` and z₀
     ``initial_logits``, (n,) or (n, K).
     """
 
@@ -55,7 +56,7 @@ class PosedStudent:
     function: KernelFunction  # the same on tensors
     init: str
     ridge: float
-    recipe: dict[str, Any]  # soft_ratio, temperature, temperature_scaling
+    recipe: dict[str, Any]  # soft_ratio, temperature, temperature_scaling, teacher_weights
     teacher: Any
     teacher_logits: Logits
     effective_logits: Tensor
@@ -122,8 +123,11 @@ def pose(
         If the rows, the labels, the teacher or the initial network are not as they must be.
     """
     hints = class_hints(student.teacher, student.cv, teacher_logits)
+    require_teachers(student.teacher_weights, teacher_logits)
     solver = named_solver(student.solver)
     rows = read_rows(student, X, y, sample_weight, teacher_trust, solver, hints)
+    taught_by = student.teacher if teacher_logits is None else None
+    teacher_weights = normalised_weights(student.teacher_weights, taught_by)
     n_classes, weights = len(rows.checked.classes), rows.distinct.weights
     n_rows, n_features = rows.X.shape
     size = Size(n_rows, n_features, n_logits(n_classes), weights.dtype, weights.device)
@@ -137,7 +141,7 @@ def pose(
     z_0 = initial_logits(student.init, kernel, function, rows.X, n_classes, weights)
 
     # 2. The teacher's logits z_t on the training rows.
-    teacher, z_t = teach(
+    teacher, z_t, _ = teach(
         student.teacher,
         rows_of_teacher(X),
         rows.checked,
@@ -146,13 +150,13 @@ def pose(
         default=lambda: default_teacher(student, kernel),
         progress=progress,
     )
-    warn_if_saturated(student.teacher, z_t)
 
     # 3. The logits at which the distillation loss is stationary, z_eff (Eq. 3).
     recipe = {
         "soft_ratio": student.soft_ratio,
         "temperature": student.temperature,
         "temperature_scaling": student.temperature_scaling,
+        "teacher_weights": teacher_weights,
     }
     z_eff = merged_effective_logits(z_t.values, rows.distinct, recipe)
     return PosedStudent(

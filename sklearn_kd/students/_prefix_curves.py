@@ -7,8 +7,8 @@ axis for two):
 Δz                  ``targets``         (n, C) or (n, C, K)
 q = L⁻¹ Δz          ``q``               as ``targets``
 ‖Δ_ŵ,m‖             ``norms``           (n, C)
-z_t, z₀ on new x    ``teacher_logits``  (m,) or (m, K)
-                    ``initial_logits``
+z_t on new x        ``teacher_logits``  (m, C) or (m, C, K)
+z₀ on new x         ``initial_logits``  (m,) or (m, K)
 ==================  ==================  =====================
 """
 
@@ -30,7 +30,7 @@ class NewRows(NamedTuple):
     """Rows on which the student is compared with its teacher and with the truth."""
 
     X: Tensor  # (m, d)
-    teacher_logits: Tensor  # (m,) or (m, K)
+    teacher_logits: Tensor  # (m, C) or (m, C, K), or for all candidates the same (m, 1, ...)
     initial_logits: Tensor | None  # (m,) or (m, K); None is zero
     labels: Tensor | None  # (m,) class indices, -1 for rows without a label
 
@@ -71,7 +71,7 @@ def prefix_risks(
     for position, rows, change in frame.prefix_steps(new.X, targets, sizes):
         z_0 = new.initial_logits
         logits = change if z_0 is None else change + z_0[rows, None]
-        teacher = new.teacher_logits[rows, None]
+        teacher = new.teacher_logits[rows]
         counts[0, position] += disagreement(teacher, logits, is_binary=is_binary).sum(dim=0)
         if new.labels is not None:
             predicted = logits > 0 if is_binary else logits.argmax(dim=2)

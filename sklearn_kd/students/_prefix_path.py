@@ -13,12 +13,12 @@ from sklearn.model_selection import ParameterGrid
 from sklearn.utils import Bunch, check_random_state
 from torch import Tensor
 
-from sklearn_kd._array import like, to_tensor
+from sklearn_kd._array import like
 from sklearn_kd._logits import centred
 from sklearn_kd._memory import MEMORY_REMEDY, WORKSPACE_BYTES, require
 from sklearn_kd._sklearn import Interval, StrOptions, validate_parameter_constraints
 from sklearn_kd._warnings import warn
-from sklearn_kd.distillation._effective_logits_of_rows import merged_effective_logits
+from sklearn_kd.distillation._effective_logits_of_rows import merged_effective_logits, mixed_logits
 from sklearn_kd.exceptions import SeenLabelsWarning
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg._frame import _COLUMN_COPIES, frame_bytes
@@ -33,6 +33,7 @@ from sklearn_kd.students._prefix_curves import (
     prefix_weight_changes,
 )
 from sklearn_kd.students._prior import GaussianPrior
+from sklearn_kd.teachers._several import normalised_weights
 
 CONSTRAINTS = {
     "n_permutations": [Interval(Integral, 1, None, closed="left"), None],
@@ -75,8 +76,9 @@ def prefix_path(
         Number of random orders of the rows to go through, one factor each; Eq. 10 averages
         over them. None: one pass in the order of ``X_fit_``.
     param_grid : dict or list of dicts, default=None
-        Values of ``soft_ratio``, ``temperature`` and ``temperature_scaling``, as in
-        :class:`~sklearn.model_selection.GridSearchCV`. None: those of the student.
+        Values of ``soft_ratio``, ``temperature``, ``temperature_scaling`` and
+        ``teacher_weights``, as in :class:`~sklearn.model_selection.GridSearchCV`. None: those of
+        the student.
     init : {"student", "random"}, default="student"
         Initial network z₀. "student": the start of the student itself. "random": one for each
         permutation, drawn from the NNGP prior of the kernel: an infinitely wide network at
@@ -157,17 +159,17 @@ def prefix_path(
         n_permutations=n_permutations, init=init, window=window, random_state=random_state
     )
     sizes = checked_sizes(sizes, len(student.X_fit_))
-    recipes = checked_recipes(param_grid, student._recipe(), student._parameter_constraints)
+    recipes = checked_recipes(param_grid, student)
     rng = check_random_state(random_state)
     rows, weights = map(student._to_working, (student.X_fit_, student._distinct.weights))
 
     # 1. The effective logits of every candidate, (n, C) or (n, C, K) (Eq. 3).
-    z_t = to_tensor(student.teacher_logits_)
-    columns = [merged_effective_logits(z_t, student._distinct, r) for r in recipes]
+    members = student._member_logits()
+    columns = [merged_effective_logits(members, student._distinct, r) for r in recipes]
     z_eff = torch.stack(columns, dim=1).to(rows)
 
     # 2. The rows on which to compare student, teacher and truth.
-    new = new_rows(student, X, teacher_logits, y)
+    new = new_rows(student, X, teacher_logits, y, recipes)
     require_memory(student, z_eff, new, n_permutations or 0, draws=init == "random")
 
     # 3. For each order of the rows, and initial network z₀, one factor for everything.
@@ -215,14 +217,19 @@ def run(
     return Run(prefix_weight_changes(frame, targets), risks)
 
 
-def new_rows(student: Any, X: Any, teacher_logits: Any, y: Any) -> NewRows | None:
+def new_rows(
+    student: Any, X: Any, teacher_logits: Any, y: Any, recipes: list[dict[str, Any]]
+) -> NewRows | None:
     """Return the rows on which the student is measured, checked; None without ``X``."""
     if X is None:
         if teacher_logits is not None or y is not None:
             raise ValueError("teacher_logits and y are those of X; pass X too.")
         return None
-    z_t = student._to_working(student.teacher_decision_function(X, teacher_logits))
     checked = student._to_working(student._check_new_rows(X, "prefix_path"))
+    members = student._to_working(student._members_on(X, len(checked), teacher_logits))
+    # A single teacher has the same logits in all recipes.
+    differing = recipes if len(members) > 1 else recipes[:1]
+    z_t = torch.stack([mixed_logits(members, recipe) for recipe in differing], dim=1)
     labels = None if y is None else class_indices_of(y, student.classes_).to(checked.device)
     if labels is not None and len(labels) != len(checked):
         raise ValueError(f"y has {len(labels)} labels, but X has {len(checked)} rows.")
@@ -295,10 +302,9 @@ def checked_sizes(sizes: Any, n_rows: int) -> list[int]:
     return values.tolist()
 
 
-def checked_recipes(
-    param_grid: Any, default: dict[str, Any], constraints: dict[str, list]
-) -> list[dict[str, Any]]:
+def checked_recipes(param_grid: Any, student: Any) -> list[dict[str, Any]]:
     """Return the candidates of ``param_grid``, the student's own recipe for None."""
+    default, constraints = student._recipe(), student._parameter_constraints
     candidates = [{}] if param_grid is None else list(ParameterGrid(param_grid))
     for candidate in candidates:
         unknown = sorted(set(candidate) - set(default))
@@ -310,6 +316,9 @@ def checked_recipes(
         validate_parameter_constraints(
             {name: constraints[name] for name in candidate}, candidate, caller_name="prefix_path"
         )
+        if "teacher_weights" in candidate:
+            weights = normalised_weights(candidate["teacher_weights"], student.teacher_)
+            candidate["teacher_weights"] = weights
     return [default | candidate for candidate in candidates]
 
 

@@ -26,7 +26,11 @@ from sklearn_kd._array import like, to_tensor
 from sklearn_kd._kernel_machine import TangentKernelClassifier
 from sklearn_kd._progress import fit_task
 from sklearn_kd._sklearn import Interval, StrOptions, fit_context
-from sklearn_kd.distillation._effective_logits_of_rows import RECIPE, effective_logits_of_each
+from sklearn_kd.distillation._effective_logits_of_rows import (
+    RECIPE,
+    effective_logits_of_each,
+    mixed_logits,
+)
 from sklearn_kd.rows._checking import row_labels
 from sklearn_kd.rows._training_rows import rows_report
 from sklearn_kd.solvers._choice import CONSTRAINT, TakesSolver
@@ -36,6 +40,7 @@ from sklearn_kd.students._on_frame import StudentOnFrame
 from sklearn_kd.students._posed import PosedStudent, pose
 from sklearn_kd.students._prefix_path import prefix_path
 from sklearn_kd.teachers._constraint import TeacherConstraint
+from sklearn_kd.teachers._several import members_of
 from sklearn_kd.teachers._teaching import logits_on_new_rows
 
 
@@ -50,12 +55,15 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
 
     Parameters
     ----------
-    teacher : classifier, default=None
+    teacher : classifier or list of them, default=None
         Any scikit-learn classifier with ``decision_function`` or ``predict_proba``. Unfitted: a
         clone's logits on the training rows come from cross-fitting (``cv``), so that the teacher
         does not hand its own training labels back; then ``teacher_`` is fitted on all rows. A
         ``FrozenEstimator`` or :class:`TorchTeacher` is used as it is. None means ``NTKTeacher``
-        with the same kernel. Not needed where ``teacher_logits`` is passed to ``fit``.
+        with the same kernel. Not needed where ``teacher_logits`` is passed to ``fit``. A list of
+        classifiers teaches by the weighted mean of their soft labels.
+    teacher_weights : array-like of shape (n_teachers,), default=None
+        Weights of a list of teachers, at least 0; they are made to sum to one. None: equal.
     kernel : callable, default=None
         Tangent kernel: `sklearn_kd.kernels.NTK`, any Gaussian-process kernel of scikit-learn, or
         a callable ``kernel(X, Y)`` that returns a positive definite (n, m) array. None: ``NTK()``.
@@ -97,10 +105,11 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels.
-    teacher_ : classifier or None
-        The fitted teacher; None if ``teacher_logits`` stood in for it.
+    teacher_ : classifier, list of them, or None
+        The fitted teacher, or teachers; None if ``teacher_logits`` stood in for it.
     teacher_logits_ : ndarray of shape (n_samples,) or (n_samples, n_classes)
         The teacher's logits on the rows of ``X``, summing to zero over three or more classes.
+        Of several teachers: those of the one that has their mean soft labels at ``temperature``.
     effective_logits_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
         Effective logits z_eff (Eq. 3) of the distinct training rows, in order of appearance.
     initial_logits_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
@@ -191,7 +200,8 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
 
     _parameter_constraints: ClassVar[dict] = {
         **TangentKernelClassifier._parameter_constraints,
-        "teacher": [TeacherConstraint(), None],
+        "teacher": [TeacherConstraint(), list, tuple, None],
+        "teacher_weights": ["array-like", None],
         "soft_ratio": [Interval(Real, 0, 1, closed="right")],
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "temperature_scaling": [StrOptions({"none", "squared"})],
@@ -203,8 +213,9 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
 
     def __init__(
         self,
-        teacher: ClassifierMixin | None = None,
+        teacher: ClassifierMixin | list[ClassifierMixin] | None = None,
         *,
+        teacher_weights: Any = None,
         kernel: Any = None,
         soft_ratio: float = 0.9,
         temperature: float = 2.0,
@@ -218,6 +229,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         memory_limit: float | str = "auto",
     ) -> None:
         self.teacher = teacher
+        self.teacher_weights = teacher_weights
         self.kernel = kernel
         self.soft_ratio = soft_ratio
         self.temperature = temperature
@@ -265,7 +277,8 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         self : LinearizedKDStudent
             The fitted student.
         """
-        with fit_task(self, X, y, sample_weight, n_stages=5) as progress:
+        n_stages = 3 + 2 * len(members_of(self.teacher))
+        with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
             # The logits to reach, z_eff (Eq. 3), from the teacher's z_t and the labels.
             posed = pose(self, X, y, sample_weight, teacher_logits, teacher_trust, progress)
             # The converged student, (Θ_n + λ W⁻¹) a = Δz with Δz = z_eff − z₀ (Eq. 4).
@@ -277,6 +290,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         """Become the student that was posed and solved, with all attributes at once."""
         require_finite(solution)
         rows, distinct, _ = posed.rows
+        members = posed.teacher_logits.values
         report = Bunch(
             **rows_report(rows, distinct),
             n_clipped_teacher_rows=posed.teacher_logits.n_clipped,
@@ -294,7 +308,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         self.__dict__.update(
             classes_=rows.classes,
             teacher_=posed.teacher,
-            teacher_logits_=own(posed.teacher_logits.values),
+            teacher_logits_=own(mixed_logits(members, posed.recipe)),
             effective_logits_=own(posed.effective_logits),
             initial_logits_=own(posed.initial_logits),
             kernel_=posed.kernel,
@@ -309,6 +323,8 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
             _distinct=distinct.to_host(),
             _frame=solution.frame,
             _prepared=(posed.kernel, posed.function),
+            # A mixture is another one at each temperature.
+            _members=own(members) if len(members) > 1 else None,
         )
 
     def effective_decision_function(
@@ -334,7 +350,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         """
         z_t = self.teacher_decision_function(X, teacher_logits)
         labels = row_labels(y, self.classes_, teacher_trust)
-        return like(effective_logits_of_each(to_tensor(z_t), labels, self._recipe()), z_t)
+        return like(effective_logits_of_each(to_tensor(z_t)[None], labels, self._recipe()), z_t)
 
     def teacher_decision_function(self, X: Any, teacher_logits: Any = None) -> Any:
         """Return the teacher's logits on new rows.
@@ -353,9 +369,17 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
             The teacher's logits.
         """
         checked = self._check_new_rows(X, "teacher_decision_function")
-        n_rows = checked.shape[0]
-        z_t = logits_on_new_rows(self.teacher_, X, n_rows, self.classes_, teacher_logits)
-        return like(z_t, checked)
+        members = self._members_on(X, checked.shape[0], teacher_logits)
+        return like(mixed_logits(members, self._recipe()), checked)
+
+    def _members_on(self, X: Any, n_rows: int, teacher_logits: Any) -> Tensor:
+        """Return the logits of each teacher on new rows, (M, m) or (M, m, K)."""
+        return logits_on_new_rows(self.teacher_, X, n_rows, self.classes_, teacher_logits)
+
+    def _member_logits(self) -> Tensor:
+        """Return the logits of each teacher on the rows of the fit, (M, n) or (M, n, K)."""
+        own = self.teacher_logits_[None] if self._members is None else self._members
+        return to_tensor(own)
 
     prefix_path = prefix_path
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
@@ -27,25 +28,28 @@ from sklearn_kd.teachers._cross_fitting import (
     with_unlabelled,
 )
 from sklearn_kd.teachers._logits_of import Logits, logits_of
+from sklearn_kd.teachers._several import is_list, members_of
 from sklearn_kd.teachers._torch_teacher import TorchTeacher
 
 
 class Taught(NamedTuple):
-    """A teacher, and its logits for the student of all rows and for those of the folds."""
+    """Teachers, and their logits for the student of all rows and for those of the folds."""
 
-    teacher: Any  # fitted; None if logits stand in for it
-    logits: Logits
-    by_fold: list[Tensor] | None  # None: every student learns the same logits
+    teacher: Any  # fitted; a list of several; None if logits stand in for it
+    logits: Logits  # (M, n) or (M, n, K) of M teachers
+    by_fold: list[Tensor] | None  # the same for each fold; None: all students learn the same
 
 
 def is_fitted(teacher: Any, cv: Any) -> bool:
-    """Whether a teacher is used as it is, and not cross-fitted by ``cv``."""
-    return cv == "prefit" or isinstance(teacher, FrozenEstimator | TorchTeacher)
+    """Whether all teachers are used as they are, and none is cross-fitted by ``cv``."""
+    frozen = FrozenEstimator | TorchTeacher
+    return cv == "prefit" or all(isinstance(one, frozen) for one in members_of(teacher))
 
 
 def class_hints(teacher: Any, cv: Any, teacher_logits: Any) -> ClassHints:
     """Return what a student's ``teacher`` or given logits tell about the classes of y."""
-    classes = getattr(teacher, "classes_", None) if is_fitted(teacher, cv) else None
+    fitted = [one for one in members_of(teacher) if is_fitted(one, cv)]
+    classes = next((one.classes_ for one in fitted if hasattr(one, "classes_")), None)
     shape = getattr(teacher_logits, "shape", None)
     if shape is None and isinstance(teacher_logits, (list, tuple)) and teacher_logits:
         shape = (len(teacher_logits), *np.shape(teacher_logits[0]))
@@ -62,12 +66,12 @@ def teach(
     cv: Any,
     default: Callable[[], Any],
     progress: FitTask,
-) -> tuple[Any, Logits]:
-    """Return the fitted teacher (None if logits stand in for it) and its logits on ``X``.
+) -> Taught:
+    """Return the fitted teachers (None if logits stand in for them) and their logits on ``X``.
 
     Parameters
     ----------
-    teacher : classifier or None
+    teacher : classifier, list of them, or None
         A student's parameter. Frozen ones are used as they are, others are cross-fitted.
     X : array-like of shape (n, d)
         Rows as the user gave them.
@@ -89,26 +93,30 @@ def teach(
     NotFittedError
         If a teacher is frozen, or taken as fitted by ``cv="prefit"``, and is not fitted.
     """
-    is_taught = is_fitted(teacher, cv)
-    if is_taught:
-        if teacher is None:
-            raise ValueError("cv='prefit' needs a fitted teacher, but teacher is None.")
-        check_is_fitted(teacher)
-    if teacher_logits is not None:
-        if teacher is not None and not is_taught:
+    for one in members_of(teacher):
+        if is_fitted(one, cv):
+            if one is None:
+                raise ValueError("cv='prefit' needs a fitted teacher, but teacher is None.")
+            check_is_fitted(one)
+        elif one is not None and teacher_logits is not None:
             raise ValueError(
                 "teacher_logits was passed to fit, but teacher is an unfitted "
-                f"{type(teacher).__name__}; set teacher=None, or wrap a fitted teacher "
+                f"{type(one).__name__}; set teacher=None, or wrap a fitted teacher "
                 "in FrozenEstimator to keep it for scoring."
             )
-        return teacher, given_logits(teacher_logits, len(rows.labels), len(rows.classes))
-    if is_taught:
-        with progress.stage("logits-of-teacher"):
-            return teacher, logits_of(teacher, X, rows.classes)
-    teacher, labelled = _to_cross_fit(teacher, X, rows, default)
-    z_t = cross_fitted_logits(teacher, labelled, cv=cv, progress=progress)
-    fitted = fit_teacher(teacher, labelled, progress.leaf("fit-teacher"))
-    return fitted, with_unlabelled(z_t, fitted, labelled)
+    if teacher_logits is not None:
+        given = given_logits(teacher_logits, len(rows.labels), len(rows.classes))
+        return Taught(teacher, given._replace(values=given.values[None]), by_fold=None)
+
+    def taught(one: Any) -> Taught:
+        if is_fitted(one, cv):
+            return _as_it_is(one, X, rows, progress)
+        one, labelled = _to_cross_fit(one, X, rows, default)
+        z_t = cross_fitted_logits(one, labelled, cv=cv, progress=progress)
+        fitted = fit_teacher(one, labelled, progress.leaf("fit-teacher"))
+        return Taught(fitted, with_unlabelled(z_t, fitted, labelled), by_fold=None)
+
+    return _mixture(teacher, [taught(one) for one in members_of(teacher)])
 
 
 def teach_folds(
@@ -122,16 +130,48 @@ def teach_folds(
     progress: FitTask,
     n_jobs: int | None,
 ) -> Taught:
-    """Return an unfitted teacher, fitted on ``X``, and its logits nested in the folds ``splits``.
+    """Return the teachers, fitted on ``X``, and their logits nested in the folds ``splits``.
 
-    The parameters are those of `teach` and `nested_logits`.
+    The parameters are those of `teach` and `nested_logits`. Logits of frozen teachers are the same
+    in all folds.
     """
-    teacher, labelled = _to_cross_fit(teacher, X, rows, default)
-    whole, by_fold = nested_logits(
-        teacher, labelled, splits, cv=cv, progress=progress, n_jobs=n_jobs
+
+    def taught(one: Any) -> Taught:
+        if is_fitted(one, cv):
+            check_is_fitted(one)
+            return _as_it_is(one, X, rows, progress)
+        one, labelled = _to_cross_fit(one, X, rows, default)
+        whole, by_fold = nested_logits(
+            one, labelled, splits, cv=cv, progress=progress, n_jobs=n_jobs
+        )
+        fitted = fit_teacher(one, labelled, progress.leaf("fit-teacher"))
+        return Taught(fitted, with_unlabelled(whole, fitted, labelled), by_fold)
+
+    return _mixture(teacher, [taught(one) for one in members_of(teacher)])
+
+
+def _as_it_is(teacher: Any, X: Any, rows: TrainingRows, progress: FitTask) -> Taught:
+    """Return a fitted teacher with its logits."""
+    with progress.stage("logits-of-teacher"):
+        return Taught(teacher, logits_of(teacher, X, rows.classes), by_fold=None)
+
+
+def _mixture(teacher: Any, members: list[Taught]) -> Taught:
+    """Return teachers, each with logits of its own, together; warn of those that are saturated."""
+    for one in members:
+        warn_if_saturated(one.teacher, one.logits)
+    logits = Logits(
+        torch.stack([one.logits.values for one in members]),
+        n_clipped=sum(one.logits.n_clipped for one in members),
+        cross_fitted=any(one.logits.cross_fitted for one in members),
     )
-    fitted = fit_teacher(teacher, labelled, progress.leaf("fit-teacher"))
-    return Taught(fitted, with_unlabelled(whole, fitted, labelled), by_fold)
+    n_folds = max(0 if one.by_fold is None else len(one.by_fold) for one in members)
+    by_fold = [
+        torch.stack([o.logits.values if o.by_fold is None else o.by_fold[k] for o in members])
+        for k in range(n_folds)
+    ]
+    fitted = [one.teacher for one in members]
+    return Taught(fitted if is_list(teacher) else fitted[0], logits, by_fold or None)
 
 
 def _to_cross_fit(
@@ -156,7 +196,12 @@ def given_logits(teacher_logits: Any, n_rows: int, n_classes: int) -> Logits:
 def logits_on_new_rows(
     teacher: Any, X: Any, n_rows: int, classes: np.ndarray, teacher_logits: Any
 ) -> Tensor:
-    """Return the logits of a student's fitted teacher on other rows; given ones replace them.
+    """Return the logits of a student's fitted teachers on other rows; given ones replace them.
+
+    Returns
+    -------
+    Tensor of shape (M, m) or (M, m, K)
+        Of M teachers; one for given logits.
 
     Raises
     ------
@@ -164,9 +209,11 @@ def logits_on_new_rows(
         If there is neither a teacher nor logits, or the logits do not match the rows.
     """
     if teacher_logits is not None:
-        return given_logits(teacher_logits, n_rows, len(classes)).values
+        return given_logits(teacher_logits, n_rows, len(classes)).values[None]
     if teacher is not None:
-        return logits_of(teacher, rows_of_teacher(X), classes).values
+        return torch.stack(
+            [logits_of(one, rows_of_teacher(X), classes).values for one in members_of(teacher)]
+        )
     raise ValueError(
         "This student was fitted on teacher_logits and has no teacher to ask about other "
         "rows. Pass teacher_logits for these rows too; in a search, enable metadata "
