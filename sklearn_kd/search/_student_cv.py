@@ -175,9 +175,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
     ``teacher_logits`` are taken as they are: logits that were fitted to ``y``, cross-fitted ones
     too, make the scores too good, the more so the larger ρ.
 
-    Sample weights enter the fits and the scores. A search of minutes begins with a LongFitWarning.
-
-    With ``X_val`` every candidate is trained on all of ``X`` and scored on ``X_val``, as a whole
+    A search of minutes begins with a LongFitWarning. With ``X_val`` every candidate is trained on all of ``X`` and scored on ``X_val``, as a whole
     and in groups as for leave-one-out. An unfitted teacher is cross-fitted on ``X`` as for a
     student alone, and has seen nothing of ``X_val``.
 
@@ -304,7 +302,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         y : array-like of shape (n_samples,)
             Hard labels, as in :class:`LinearizedKDStudent`. Rows without one are not scored.
         sample_weight : array-like of shape (n_samples,), default=None
-            Row weights. Rows of weight 0 are left out.
+            Row weights, of fits and scores. Rows of weight 0 are left out.
         teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
             The teacher's logits on ``X``; they replace the teacher. They must not come from ``y``:
             if they do, by cross-fitting too, the scores have seen the labels.
