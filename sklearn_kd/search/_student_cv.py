@@ -175,9 +175,9 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
     ``teacher_logits`` are taken as they are: logits that were fitted to ``y``, cross-fitted ones
     too, make the scores too good, the more so the larger ρ.
 
-    A search of minutes begins with a LongFitWarning. With ``X_val`` every candidate is trained on all of ``X`` and scored on ``X_val``, as a whole
-    and in groups as for leave-one-out. An unfitted teacher is cross-fitted on ``X`` as for a
-    student alone, and has seen nothing of ``X_val``.
+    A search of minutes begins with a LongFitWarning. With ``X_val`` every candidate is trained on
+    all of ``X`` and scored on ``X_val``, as a whole and in groups as for leave-one-out. An unfitted
+    teacher is cross-fitted on ``X`` as for a student alone, and has seen nothing of ``X_val``.
 
     Labels enter no factor. A second ``fit`` of the same search on the same rows, weights, ``NTK``
     kernels and ridges, as with corrected labels, takes over the factors of the first. Beside that
