@@ -217,12 +217,9 @@ def multiclass_effective_logits(
     else:
         check_resolved_temperature(temperature, LEAST_OF_CLASSES, "for three or more classes")
         check_quotients(z_t, temperature[:, None])
-        z = torch.empty_like(z_t)
-        solved = torch.where(soft_ratio == 1, 0.5, soft_ratio)  # any value: their rows are not used
-        log_odds = log_weight_ratio(solved, temperature, temperature_scaling)
-        n_rows = max(1, _BLOCK // shape[-1])
-        for start in range(0, len(z), n_rows):
-            rows = slice(start, start + n_rows)
-            z[rows] = softmax_roots(z_t[rows], y[rows], log_odds[rows], temperature[rows])
+        z = z_t.clone()
+        for rows in (soft_ratio < 1).nonzero()[:, 0].split(max(1, _BLOCK // shape[-1])):
+            log_odds = log_weight_ratio(soft_ratio[rows], temperature[rows], temperature_scaling)
+            z[rows] = softmax_roots(z_t[rows], y[rows], log_odds, temperature[rows])
     z = torch.where(soft_ratio[:, None] == 1, z_t, z)
     return z.reshape(shape).to(teacher_logits.dtype)

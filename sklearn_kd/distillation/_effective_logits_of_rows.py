@@ -34,6 +34,10 @@ from sklearn_kd.rows._training_rows import DistinctRows
 RECIPE = ("soft_ratio", "temperature", "temperature_scaling", "teacher_weights")
 
 
+# Rows whose targets are found together, for all soft ratios.
+_BLOCK_ROWS = 2**14
+
+
 class MergedLabels(NamedTuple):
     """The soft and hard labels of distinct rows, and the share of the soft ones in the loss."""
 
@@ -51,6 +55,34 @@ def merged_effective_logits(
     """
     z_t, hard, soft_ratio = merged_labels(members, distinct, recipe)
     return root_of_eq_3(z_t, hard, soft_ratio, recipe["temperature"], recipe["temperature_scaling"])
+
+
+def merged_effective_logits_of_grid(
+    members: Tensor, distinct: DistinctRows, recipes: list[dict[str, Any]]
+) -> Tensor:
+    """Return z_eff of the distinct rows for every recipe, (m, C) or (m, C, K) (Eq. 3).
+
+    All recipes have one scaling of the temperature. Those with the same temperature are solved
+    together, which takes a third of the time where rows are few.
+    """
+    n_rows, shape = len(distinct.weights), members.shape[2:]
+    out = distinct.weights.new_empty((n_rows, len(recipes), *shape))
+    by_temperature: dict[float, list[int]] = {}
+    for column, recipe in enumerate(recipes):
+        by_temperature.setdefault(recipe["temperature"], []).append(column)
+    solve = multiclass_effective_logits if shape else binary_effective_logits
+    for temperature, columns in by_temperature.items():
+        of_each = [merged_labels(members, distinct, recipes[column]) for column in columns]
+        ratios = [double(labels.soft_ratio, out).expand(n_rows) for labels in of_each]
+        at = torch.tensor(columns, device=out.device)
+        for rows in torch.arange(n_rows, device=out.device).split(_BLOCK_ROWS):
+            # (b, C_T) or (b, C_T, K) for the C_T recipes with this temperature
+            z_t = torch.stack([labels.teacher_logits[rows] for labels in of_each], dim=1)
+            hard = torch.stack([labels.hard_labels[rows] for labels in of_each], dim=1)
+            ratio = torch.stack([ratio[rows] for ratio in ratios], dim=1)
+            z = solve(z_t, hard, ratio, temperature, recipes[0]["temperature_scaling"])
+            out[rows[:, None], at] = z.to(out)
+    return out
 
 
 def effective_logits_of_each(members: Tensor, labels: RowLabels, recipe: dict[str, Any]) -> Tensor:
@@ -140,6 +172,8 @@ def merge_soft_labels(
     over the rows i with ``index[i] == j``. A group needs a positive total weight. Members that
     agree return their logits bit for bit.
     """
+    if n_rows == len(teacher_logits):  # no copies
+        return torch.empty_like(teacher_logits).index_copy_(0, index, teacher_logits)
     z, w = double(teacher_logits, teacher_logits), double(weights, teacher_logits)
     columns = torch.stack((torch.zeros_like(z), z), dim=1) if z.ndim == 1 else z
     merged = _log_of_mean(columns, w, index, n_rows, temperature)

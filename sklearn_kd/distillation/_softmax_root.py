@@ -51,35 +51,37 @@ def _joint_roots(z_t: Tensor, y: Tensor, log_odds: Tensor, temperature: Tensor) 
 
     and A is where Ψ = log Σ exp(z) - log Σ exp(z/T) + A = 0, which increases in A along the
     solutions z(A). A lies between 0 and (1 - 1/T) log K. Newton's method runs on (z, A)
-    jointly: the matrix is an arrow, so a step costs O(K).
+    jointly: the matrix is an arrow, so a step costs O(K). Classes are the first axis here: short
+    last axes are slow to broadcast and to sum over.
     """
+    z_t, y, log_odds, temperature = (t.T.contiguous() for t in (z_t, y, log_odds, temperature))
     rate = 1 / temperature
-    log_q = torch.logaddexp(log_odds + torch.log_softmax(z_t * rate, dim=1), torch.log(y))
-    edge = (1 - rate) * math.log(z_t.shape[1])
+    log_q = torch.logaddexp(log_odds + torch.log_softmax(z_t * rate, dim=0), torch.log(y))
+    edge = (1 - rate) * math.log(len(z_t))
     low, high = edge.clamp(max=0), edge.clamp(min=0)
     # At T = 1 the root is log_q up to its normaliser.
-    z = torch.log_softmax(log_q, dim=1)
-    a = torch.logsumexp(z * rate, dim=1, keepdim=True)
+    z = torch.log_softmax(log_q, dim=0)
+    a = torch.logsumexp(z * rate, dim=0, keepdim=True)
     last = torch.full_like(a, math.inf)  # |Ψ| when A last moved
     out = torch.empty_like(z)
-    todo = torch.arange(len(z), device=z.device)
+    todo = torch.arange(z.shape[1], device=z.device)
     for _ in range(MAX_STEPS):
         tilt = log_odds - a + z * (rate - 1)
         phi = z + softplus(tilt) - log_q
         w = torch.sigmoid(tilt)  # share of the soft term
         slope = w * rate + (1 - w)
-        top = z.amax(1, keepdim=True)
+        top = z.amax(0, keepdim=True)
         hard_terms, soft_terms = torch.exp(z - top), torch.exp((z - top) * rate)
-        hard_sum, soft_sum = hard_terms.sum(1, keepdim=True), soft_terms.sum(1, keepdim=True)
+        hard_sum, soft_sum = hard_terms.sum(0, keepdim=True), soft_terms.sum(0, keepdim=True)
         row = (hard_terms / hard_sum - soft_terms * (rate / soft_sum)) / slope
         behind = row * phi
-        psi = top * (1 - rate) + torch.log(hard_sum / soft_sum) + a - behind.sum(1, keepdim=True)
-        da = -psi / (1 + (row * w).sum(1, keepdim=True))
+        psi = top * (1 - rate) + torch.log(hard_sum / soft_sum) + a - behind.sum(0, keepdim=True)
+        da = -psi / (1 + (row * w).sum(0, keepdim=True))
         # A moves, and its bracket shrinks, once z(A) is known well enough to trust Ψ's sign.
-        known = (behind.abs().sum(1, keepdim=True) <= 0.1 * psi.abs()) & (phi.abs() <= 0.1).all(
-            1, keepdim=True
+        known = (behind.abs().sum(0, keepdim=True) <= 0.1 * psi.abs()) & (phi.abs() <= 0.1).all(
+            0, keepdim=True
         )
-        known |= (phi.abs() <= STEP_TOLERANCE * log_q.abs().clamp(min=1)).all(1, keepdim=True)
+        known |= (phi.abs() <= STEP_TOLERANCE * log_q.abs().clamp(min=1)).all(0, keepdim=True)
         low, high = torch.where(known & (psi < 0), a, low), torch.where(known & (psi > 0), a, high)
         settled = da.abs() <= STEP_TOLERANCE * a.abs().clamp(min=1)
         settled |= psi.abs() <= ROUNDING * (1 + a.abs() + (top * (1 - rate)).abs())
@@ -92,14 +94,15 @@ def _joint_roots(z_t: Tensor, y: Tensor, log_odds: Tensor, temperature: Tensor) 
         bound = torch.minimum((log_q - log_odds + a) / rate, log_q)
         new_z = torch.minimum(z + (w * da - phi) / slope, bound)
         dz, z = new_z - z, new_z
-        out[todo] = z
-        still = (dz.abs() > STEP_TOLERANCE * z.abs().clamp(min=1)).any(1, keepdim=True)
-        left = (still | ~settled | ~known).nonzero()[:, 0]
+        out[:, todo] = z
+        still = (dz.abs() > STEP_TOLERANCE * z.abs().clamp(min=1)).any(0, keepdim=True)
+        left = (still | ~settled | ~known)[0].nonzero()[:, 0]
         if not left.numel():
-            return centred(out)
-        todo, z, a, log_q, log_odds = todo[left], z[left], a[left], log_q[left], log_odds[left]
-        rate, low, high, last = rate[left], low[left], high[left], last[left]
+            return centred(out.T.contiguous())
+        todo, z, a = todo[left], z[:, left], a[:, left]
+        log_q, log_odds, rate = log_q[:, left], log_odds[:, left], rate[:, left]
+        low, high, last = low[:, left], high[:, left], last[:, left]
     raise ArithmeticError(
-        f"effective_logits did not converge for {len(z)} rows at temperature "
-        f"{1 / rate[0].item():.17g}; please report this as a bug."
+        f"effective_logits did not converge for {z.shape[1]} rows at temperature "
+        f"{1 / rate[0, 0].item():.17g}; please report this as a bug."
     )

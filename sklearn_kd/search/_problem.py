@@ -15,6 +15,7 @@ from sklearn_kd._sklearn import safe_indexing
 from sklearn_kd.distillation._effective_logits_of_rows import (
     effective_logits_of_each,
     merged_effective_logits,
+    merged_effective_logits_of_grid,
 )
 from sklearn_kd.rows._training_rows import DistinctRows
 from sklearn_kd.search._grid import Candidate, Grid
@@ -115,7 +116,8 @@ class Problem:
 
     def targets_of(self, distinct: DistinctRows) -> Tensor:
         """Return z_eff of some distinct rows for every recipe, (n, C) or (n, C, K) (Eq. 3)."""
-        return torch.stack([self._targets(distinct, recipe) for recipe in self.recipes], dim=1)
+        z_eff = merged_effective_logits_of_grid(self.members, distinct, self.recipes)
+        return z_eff.to(distinct.X)
 
     def _targets(self, distinct: DistinctRows, recipe: dict[str, Any]) -> Tensor:
         """Return z_eff of some distinct rows for a recipe, (n,) or (n, K) (Eq. 3)."""
