@@ -32,9 +32,15 @@ __all__ = [
     "get_namespace",
     "is_pandas_na",
     "move_to",
+    "nest_deeper",
     "safe_indexing",
     "validate_parameter_constraints",
 ]
+
+
+def nest_deeper(context: CallbackContext) -> None:
+    """Count what is fitted in a task as one more level for ``max_propagation_depth``."""
+    context._propagation_depth += 1
 
 
 def callbacks_of(estimator: Any) -> list:

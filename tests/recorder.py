@@ -2,12 +2,16 @@
 
 
 class Recorder:
-    """Writes down which tasks began and ended; raises ``error`` when ``interrupted`` begins."""
+    """Writes down which tasks began and ended; raises ``error`` when ``interrupted`` begins.
+
+    ``n_announced`` is the number of steps that the outermost fit has announced.
+    """
 
     def __init__(self, interrupted=None, error=KeyboardInterrupt, max_propagation_depth=None):
         self.max_propagation_depth = max_propagation_depth
         self.interrupted, self.error = interrupted, error
         self.events = []
+        self.n_announced = None
 
     def _write(self, event, context):
         self.events.append((event, context.estimator_name, context.task_name))
@@ -18,6 +22,8 @@ class Recorder:
         self._write("setup", context)
 
     def on_fit_task_begin(self, estimator, context):
+        if context.parent is None:
+            self.n_announced = context.max_subtasks
         self._write("begin", context)
 
     def on_fit_task_end(self, estimator, context):

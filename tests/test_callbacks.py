@@ -18,12 +18,19 @@ from sklearn.datasets import make_classification
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import (
+    GridSearchCV,
+    KFold,
+    LeaveOneOut,
+    RepeatedKFold,
+    ShuffleSplit,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_kd import LinearizedKDStudent, NTKTeacher
+from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
 from sklearn_kd.kernels import NTK
+from sklearn_kd.solvers import Nystrom
 
 X, Y = make_classification(n_samples=40, random_state=0)
 
@@ -40,10 +47,10 @@ TEACHER_FIT = stages("NTKTeacher", "fit", "kernel", "minimum")
     [
         (NTKTeacher(), ["kernel", "minimum"]),
         (NTKTeacher(loss="squared_error"), ["kernel-and-factor", "solve"]),
-        (NTKTeacher(stopping_time=[1.0, 100.0]), ["kernel", "gradient-flow", *["part"] * 100]),
+        (NTKTeacher(stopping_time=[1.0, 100.0]), ["kernel", *["gradient-flow"] * 100]),
         (
             NTKTeacher(stopping_time=100.0, loss="squared_error"),
-            ["kernel", "gradient-flow", *["part"] * 100],
+            ["kernel", *["gradient-flow"] * 100],
         ),
     ],
 )
@@ -70,12 +77,9 @@ def test_stages_of_the_student_with_a_teacher_to_fit(teacher, fit_teacher):
     recorder = Recorder()
     LinearizedKDStudent(teacher, cv=2).set_callbacks(recorder).fit(X, Y)
     student = "LinearizedKDStudent"
-    fold, refit = (fit_teacher or [(student, task)] for task in ("fold", "fit-teacher"))
     assert recorder.begun() == [
-        *stages(student, "fit", "cross-fit-teacher"),
-        *fold,
-        *fold,
-        *refit,
+        *stages(student, "fit"),
+        *(fit_teacher or stages(student, "fit-teacher")) * 3,  # two folds, all rows
         *stages(student, "kernel-and-factor", "solve"),
     ]
 
@@ -131,29 +135,85 @@ def test_stages_nest_in_a_search_over_a_pipeline(n_jobs):
     assert refit[-2:] == stages("LinearizedKDStudent", "kernel-and-factor", "solve")
 
 
-def test_progress_bars_show_folds_and_stages(capsys):
-    pytest.importorskip("rich")
+def lines_of_bars(capsys, estimator, depth, **fitted):
+    """Return the lines that a progress bar shows in the end, without the bars."""
     from sklearn.callback import ProgressBar
 
+    estimator.set_callbacks(ProgressBar(max_propagation_depth=depth)).fit(X, Y, **fitted)
+    return [line.split("━")[0].rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+LOGITS = {"teacher_logits": 4.0 * Y - 2}
+GRID = {"soft_ratios": [0.5, 1.0], "temperatures": [1.0]}
+NYSTROM = Nystrom(n_landmarks=15, random_state=0)
+FITS = [
+    (NTKTeacher(), {}),
+    (NTKTeacher(stopping_time=10.0), {}),
+    (LinearizedKDStudent(cv=2), {}),
+    (LinearizedKDStudent(LogisticRegression(), cv=KFold(3)), {}),
+    (LinearizedKDStudent(LogisticRegression(), cv=list(KFold(4).split(X))), {}),
+    (LinearizedKDStudent(LogisticRegression(), cv=RepeatedKFold(n_splits=3, n_repeats=1)), {}),
+    (LinearizedKDStudent(LogisticRegression(), cv=LeaveOneOut()), {}),
+    (LinearizedKDStudent(FrozenEstimator(LogisticRegression().fit(X, Y))), {}),
+    (LinearizedKDStudent(solver="refinement"), LOGITS),
+    (LinearizedKDStudent(solver="pcg"), LOGITS),
+    (LinearizedKDStudent(solver=NYSTROM), LOGITS),
+    (LinearizedKDStudentCV(**GRID), LOGITS),
+    (LinearizedKDStudentCV(**GRID, refit=False), LOGITS),
+    (LinearizedKDStudentCV(LogisticRegression(), **GRID), {}),
+    (LinearizedKDStudentCV(LogisticRegression(), **GRID, cv=ShuffleSplit(2)), {}),
+    (LinearizedKDStudentCV([LogisticRegression(), NTKTeacher()], **GRID, cv=3), {}),
+    (LinearizedKDStudentCV(LogisticRegression(), **GRID, cv=3, teacher_cv=2), {}),
+    (LinearizedKDStudentCV(LogisticRegression(), **GRID), {"X_val": X[::2], "y_val": Y[::2]}),
+    (LinearizedKDStudentCV(**GRID, cv=3, ridges=[0.1, 1.0], kernel=[NTK(1), NTK(2)]), LOGITS),
+    (LinearizedKDStudentCV(**GRID, cv=3, ridges=[0.1, 1.0], solver="pcg"), LOGITS),
+    (LinearizedKDStudentCV(**GRID, ridges=[0.1, 1.0], solver=NYSTROM), LOGITS),
+    (LinearizedKDStudentCV(**GRID, cv=3, kernel=[NTK(1), NTK(2)], solver=NYSTROM), LOGITS),
+]
+
+
+@pytest.mark.parametrize(("estimator", "fitted"), FITS)
+def test_a_fit_takes_the_steps_that_it_announces(estimator, fitted):
+    recorder = Recorder(max_propagation_depth=1)  # as a progress bar has it
+    estimator = clone(estimator).set_callbacks(recorder)
+    estimator.fit(X, Y, **fitted)
+    name = type(estimator).__name__
+    assert {event[1] for event in recorder.events} == {name}
+    assert recorder.begun()[0] == (name, "fit")
+    assert len(recorder.begun()) - 1 == recorder.n_announced
+
+
+@pytest.mark.parametrize(("estimator", "fitted"), FITS[::3])
+def test_a_progress_bar_is_one_line(capsys, estimator, fitted):
+    pytest.importorskip("rich")
+    name = type(estimator).__name__
+    assert lines_of_bars(capsys, clone(estimator), 1, **fitted) == [f"{name} - fit"]
+
+
+def test_a_progress_bar_shows_teachers_if_asked(capsys):
+    pytest.importorskip("rich")
     threads = lasting_threads()
-    LinearizedKDStudent(cv=2).set_callbacks(ProgressBar()).fit(X, Y)
-    shown = [line.split("━")[0].rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert shown == [
+    teacher = "  LinearizedKDStudent - fit-teacher | NTKTeacher - fit #"
+    assert lines_of_bars(capsys, LinearizedKDStudent(cv=2), 2) == [
         "LinearizedKDStudent - fit",
-        "  LinearizedKDStudent - cross-fit-teacher #0",
-        "    LinearizedKDStudent - fold | NTKTeacher - fit #0",
-        "      NTKTeacher - kernel #0",
-        "      NTKTeacher - minimum #1",
-        "    LinearizedKDStudent - fold | NTKTeacher - fit #1",
-        "      NTKTeacher - kernel #0",
-        "      NTKTeacher - minimum #1",
-        "  LinearizedKDStudent - fit-teacher | NTKTeacher - fit #1",
-        "    NTKTeacher - kernel #0",
-        "    NTKTeacher - minimum #1",
-        "  LinearizedKDStudent - kernel-and-factor #2",
-        "  LinearizedKDStudent - solve #3",
+        *(f"{teacher}{number}" for number in range(3)),
     ]
     wait_for(lambda: lasting_threads() <= threads)
+
+
+def test_more_steps_than_announced_are_taken_in_silence():
+    recorder = Recorder(max_propagation_depth=1)
+    student = LinearizedKDStudent(LogisticRegression(), cv=KFold(12).split(X))
+    student.set_callbacks(recorder).fit(X, Y)
+    assert recorder.n_announced == 5 + 1 + 2  # an iterator is not counted
+    assert recorder.begun()[1:] == stages("LinearizedKDStudent", *["fit-teacher"] * 8)
+
+
+@pytest.mark.slow
+def test_the_bar_of_a_search_with_workers_is_one_line(capsys):
+    pytest.importorskip("rich")
+    search = LinearizedKDStudentCV(LogisticRegression(), **GRID, n_jobs=2)
+    assert lines_of_bars(capsys, search, 1) == ["LinearizedKDStudentCV - fit"]
 
 
 @pytest.mark.parametrize("estimator", [NTKTeacher(), LinearizedKDStudent(cv=2)])
@@ -175,15 +235,15 @@ STUDENT_EVENTS = [
     ("setup", "LinearizedKDStudent", "fit"),
     ("begin", "LinearizedKDStudent", "fit"),
     ("begin", "NTKTeacher", "fit"),
-    ("begin", "NTKTeacher", "part"),
-    ("end", "LinearizedKDStudent", "cross-fit-teacher"),
+    ("begin", "NTKTeacher", "gradient-flow"),
+    ("end", "NTKTeacher", "fit"),
     ("begin", "LinearizedKDStudent", "kernel-and-factor"),
     ("end", "LinearizedKDStudent", "solve"),
     ("end", "LinearizedKDStudent", "fit"),
 ]
 TEACHER_EVENTS = [
     ("begin", "NTKTeacher", "fit"),
-    ("begin", "NTKTeacher", "part"),
+    ("begin", "NTKTeacher", "gradient-flow"),
     ("end", "NTKTeacher", "fit"),
 ]
 
@@ -279,7 +339,13 @@ def test_ctrl_c_in_a_parallel_search_leaves_no_processes():
     code = """
     from sklearn.callback import ProgressBar
     from sklearn.datasets import make_classification
-    from sklearn.model_selection import GridSearchCV
+    from sklearn.model_selection import (
+    GridSearchCV,
+    KFold,
+    LeaveOneOut,
+    RepeatedKFold,
+    ShuffleSplit,
+)
     from sklearn_kd import LinearizedKDStudent
 
     class Started:

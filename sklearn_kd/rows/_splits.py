@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
+
+# Folds of an iterator that is not yet read, and of scikit-learn's default.
+_USUAL_SPLITS = 5
 
 
 def splits_of(splitter: Any, labels: np.ndarray, *, cv: Any) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -35,3 +39,24 @@ def splits_of(splitter: Any, labels: np.ndarray, *, cv: Any) -> list[tuple[np.nd
             f"cv={cv!r} needs groups, and fit takes none. Pass the folds themselves: "
             "cv=list(splitter.split(X, y, groups))."
         ) from error
+
+
+def about_n_splits(cv: Any, n_rows: int) -> int:
+    """Return how many folds ``cv`` makes of so many rows, without reading an iterator.
+
+    Examples
+    --------
+    >>> from sklearn.model_selection import LeaveOneOut
+    >>> from sklearn_kd.rows._splits import about_n_splits
+    >>> [about_n_splits(cv, 9) for cv in (3, LeaveOneOut(), [([0], [1])], iter([]), None)]
+    [3, 9, 1, 5, 5]
+    """
+    if isinstance(cv, Integral):
+        return int(cv)
+    if hasattr(cv, "n_splits"):
+        return int(cv.n_splits)
+    if hasattr(cv, "n_repeats"):
+        return int(cv.get_n_splits())
+    if hasattr(cv, "split"):
+        return n_rows
+    return len(cv) if hasattr(cv, "__len__") else _USUAL_SPLITS

@@ -75,6 +75,11 @@ class SearchByIteration(FoldSearch):
             remedy=self.solver.remedy,
         )
 
+    @property
+    def n_steps(self) -> int:
+        """Number of steps: those of the last iteration too."""
+        return super().n_steps + self.setting.refit * self.solver.n_steps
+
     def work(self) -> list[Work]:
         """Return a run for each fold, ridge and kernel, and one on all rows."""
         return iteration_work(self.solver, self.setting, self.folds)

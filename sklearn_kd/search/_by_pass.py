@@ -127,6 +127,13 @@ class SearchByPass(CandidateSearch):
             remedy=self.solver.remedy,
         )
 
+    @property
+    def n_steps(self) -> int:
+        """Number of steps: those of passes too; the last fit may need no new one."""
+        n_kernels, n_passes = len(self.setting.grid.kernels), max(1, len(self.splits))
+        n_last = self.setting.refit and (self.setting.cv is not None or n_kernels > 1)
+        return super().n_steps + (n_kernels * n_passes + n_last) * self.solver.n_steps
+
     def work(self) -> list[Work]:
         """Return a pass for each kernel, and one for each ridge or fold."""
         return pass_work(self.solver, self.setting, self.folds)
@@ -155,7 +162,7 @@ class SearchByPass(CandidateSearch):
         (everything,) = self.folds
         pass_over = self._pass_over(problem, kernel, progress)
         for ridge in self.setting.grid.ridges:
-            with progress.stage("candidates"):
+            with progress.step("score-fold"):
                 students = self._held_out_students(problem, pass_over, ridge, everything.test)
                 scores.add(students, everything)
                 scores.close_cell()
@@ -169,7 +176,7 @@ class SearchByPass(CandidateSearch):
         function, z_0 = self.setting.grid.functions[kernel], initial_logits_of_validation
         cross = function.block(problem.validation.X, done.basis.landmarks).double()
         for ridge in self.setting.grid.ridges:
-            with progress.stage("candidates"):
+            with progress.step("score-fold"):
                 coefficients = solve_pass(done, ridge).coefficients
                 logits = cross @ coefficients.reshape(cross.shape[1], -1)
                 held_out = self._held_out(logits.reshape(-1, *coefficients.shape[1:]), n_rows)
@@ -183,24 +190,22 @@ class SearchByPass(CandidateSearch):
         """Add the scores by fold of every candidate with one of the kernels."""
         z_0, n_folds = self._initial_logits(kernel), len(self.folds)
         problems = [problem.of_fold(index) for index in range(n_folds)]
-        with progress.stage("folds", n_folds) as task:
-            trained = [
-                self._without(own, kernel, z_0, fold, task)
-                for own, fold in zip(problems, self.folds, strict=True)
-            ]
+        trained = [
+            self._without(own, kernel, z_0, fold, progress)
+            for own, fold in zip(problems, self.folds, strict=True)
+        ]
         numbers = [problem.distinct.merged.group[fold.test].unique() for fold in self.folds]
         function = self.setting.grid.functions[kernel]
         for ridge in range(len(self.setting.grid.ridges)):
-            with progress.stage("candidates", n_folds) as task:
-                by_fold = self._predictions(function, trained, numbers, ridge)
-                for own, fold, students, some, logits in zip(
-                    problems, self.folds, trained, numbers, by_fold, strict=True
-                ):
-                    at = torch.searchsorted(some, problem.distinct.merged.group[fold.test])
-                    with task.stage("fold"):
-                        held_out = self._held_out(logits[at], students.n_rows)
-                        scores.add(students_of(own, held_out, z_0, fold.test), fold)
-                scores.close_cell()
+            by_fold = self._predictions(function, trained, numbers, ridge)
+            for own, fold, students, some, logits in zip(
+                problems, self.folds, trained, numbers, by_fold, strict=True
+            ):
+                at = torch.searchsorted(some, problem.distinct.merged.group[fold.test])
+                with progress.step("score-fold"):
+                    held_out = self._held_out(logits[at], students.n_rows)
+                    scores.add(students_of(own, held_out, z_0, fold.test), fold)
+            scores.close_cell()
 
     def _without(
         self, problem: Problem, kernel: int, z_0: Tensor, fold: Fold, progress: FitTask

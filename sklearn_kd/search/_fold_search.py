@@ -53,11 +53,10 @@ class FoldSearch(CandidateSearch):
         problems = [problem.of_fold(index) for index in range(len(self.folds))]
         for kernel, z_0 in enumerate(self._initial_logits):
             for ridge in self.setting.grid.ridges:
-                with progress.stage("candidates", len(self.folds)) as task:
-                    for own, fold in zip(problems, self.folds, strict=True):
-                        with task.stage("fold"):
-                            # No name for the students: they hold a factor until scored.
-                            scores.add(self._students(own, kernel, z_0, fold, ridge), fold)
+                for own, fold in zip(problems, self.folds, strict=True):
+                    with progress.step("score-fold"):
+                        # No name for the students: they hold a factor until scored.
+                        scores.add(self._students(own, kernel, z_0, fold, ridge), fold)
                 scores.close_cell()
 
     def _students(

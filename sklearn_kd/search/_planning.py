@@ -20,7 +20,7 @@ from sklearn_kd.students._posed import Rows, default_teacher
 from sklearn_kd.teachers._cross_fitting import INNER_FOLDS
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
 from sklearn_kd.teachers._several import require_teachers
-from sklearn_kd.teachers._teaching import Taught, teach, teach_folds
+from sklearn_kd.teachers._teaching import Taught, n_teaching_steps, teach, teach_folds
 
 # Leave-one-out in closed form is for logits that do not depend on the labels.
 _FOLDS_OF_UNFITTED = 5
@@ -83,14 +83,26 @@ def taught_by(
     teacher_logits: Any,
     progress: FitTask,
 ) -> Taught:
-    """Return the fitted teacher and its logits, by fold where it is fitted to these labels."""
+    """Begin the search, and return the fitted teacher and its logits.
+
+    The logits are by fold where the teacher is fitted to these labels.
+    """
     rows, kernel = students.setting.rows.checked, students.setting.grid.used_kernels[0]
     X, cv, splits = rows_of_teacher(X), search.teacher_cv, students.splits
 
     def default() -> NTKTeacher:
         return default_teacher(search, kernel)
 
-    if students.setting.sees_labels:
+    sees_labels = students.setting.sees_labels
+    n_teaching = n_teaching_steps(
+        search.teacher,
+        teacher_logits,
+        cv=cv,
+        n_rows=len(rows.labels),
+        splits=splits if sees_labels else None,
+    )
+    progress.begin(n_teaching + students.n_steps)
+    if sees_labels:
         return teach_folds(
             search.teacher,
             X,

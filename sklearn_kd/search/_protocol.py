@@ -57,6 +57,13 @@ class CandidateSearch(ABC):
     def faster(self) -> dict[str, list[Work]]:
         """Return what would do instead, in words, and what that consists of."""
 
+    @property
+    def n_steps(self) -> int:
+        """Number of steps that scores and the last fit announce."""
+        grid, n_folds = self.setting.grid, max(1, len(self.splits))
+        n_scores = len(grid.kernels) * len(grid.ridges) * n_folds
+        return n_scores + self.setting.refit
+
     @abstractmethod
     def score(self, problem: Problem, scores: FoldScores, progress: FitTask) -> None:
         """Add the scores of every candidate, by students that have not seen the rows scored."""

@@ -20,8 +20,8 @@ def fit_best(
     """Return the attributes of the best student, fitted on all rows."""
     candidate = problem.setting.grid.candidates[index]
     posed = students.posed(problem, candidate)
-    with progress.stage("refit") as task:
-        solution = students.solve(problem, posed, candidate, task)
+    with progress.step("refit"):
+        solution = students.solve(problem, posed, candidate, progress)
     # The fitted teachers, as they are from now on.
     teacher = problem.taught.teacher
     frozen = [None if one is None else FrozenEstimator(one) for one in members_of(teacher)]

@@ -28,7 +28,6 @@ from sklearn_kd.solvers._system import Solver
 from sklearn_kd.students._labelled_score import ScoresLabelledRows
 from sklearn_kd.students._posed import read_rows
 from sklearn_kd.teachers._constraint import TeacherConstraint
-from sklearn_kd.teachers._several import members_of
 from sklearn_kd.teachers._teaching import class_hints, is_fitted
 
 # What a fit without ``refit``, or without a deciding score, does not set.
@@ -324,9 +323,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
             The fitted search.
         """
         grid, solver = grid_of(self, teacher_logits), named_solver(self.solver)
-        n_teachers = len(members_of(self.teacher))  # each may take two stages
-        n_stages = len(grid.kernels) * (len(grid.ridges) + 1) + 2 + 2 * n_teachers
-        with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
+        with fit_task(self, X, y, sample_weight) as progress:
             # 1. What serves every candidate: factors of folds, or sums over all rows.
             validation = Given(X_val, y_val, sample_weight_val, teacher_logits_val)
             validation.require_sound(self.cv)

@@ -49,6 +49,7 @@ class Cholesky(Solver):
 
     name: ClassVar[str] = "cholesky"
     kind: ClassVar[str] = "exact to rounding"
+    n_steps: ClassVar[int] = 2
     remedy: ClassVar[str] = (
         "Use fewer rows, dtype='float32' (half the bytes), solver='pcg' (exact to tol, without the "
         "matrix), solver='nystrom' (an approximation), or raise memory_limit."
@@ -74,9 +75,9 @@ class Cholesky(Solver):
     def solve(self, system: System, memory_limit: float | str, progress: FitTask) -> Solution:
         """Return the exact student: a = L⁻ᵀ L⁻¹ Δz (Eq. 4)."""
         assert isinstance(system.X, Tensor)
-        with progress.stage("kernel-and-factor"):
+        with progress.step("kernel-and-factor"):
             frame = self.frame(system.kernel, system.X, system.weights, system.ridge, memory_limit)
-        with progress.stage("solve"):
+        with progress.step("solve"):
             return solution_of(frame, system.targets)
 
     def frame(

@@ -79,6 +79,7 @@ class Nystrom(Solver):
 
     name: ClassVar[str] = "nystrom"
     kind: ClassVar[str] = "an approximation, by 1000 landmarks"
+    n_steps: ClassVar[int] = N_REPORTS
     remedy: ClassVar[str] = NYSTROM_REMEDY
     takes_streams: ClassVar[bool] = True
     keeps_all_rows: ClassVar[bool] = False
@@ -183,8 +184,8 @@ class Nystrom(Solver):
             np.random.RandomState(seed),
             any_draw=self.random_state is None or self.random_state is np.random,
         )
-        with progress.stage("pass-over-rows", N_REPORTS) as task:
-            options = PassOptions(memory_limit, beside, self.n_jobs, checkpoint, task.report)
+        with progress.parts("pass-over-rows", N_REPORTS) as report:
+            options = PassOptions(memory_limit, beside, self.n_jobs, checkpoint, report)
             return nystrom_pass(
                 kernel, rows, choice, dtype=size.dtype, device=size.device, options=options
             )

@@ -120,6 +120,7 @@ class PCG(Solver):
 
     name: ClassVar[str] = "pcg"
     kind: ClassVar[str] = "exact to tol; the time is that of 50 iterations"
+    n_steps: ClassVar[int] = N_REPORTS
     remedy: ClassVar[str] = (
         "Use fewer rows, solver='nystrom' (an approximation, over rows that need not be in "
         "memory), or raise memory_limit."
@@ -181,11 +182,11 @@ class PCG(Solver):
 
     def solve(self, system: System, memory_limit: float | str, progress: FitTask) -> Solution:
         """Return the exact student, to a residual of ``tol``."""
-        with progress.stage("iterate", N_REPORTS) as task:
+        with progress.parts("iterate", N_REPORTS) as report:
             student = self.student(
                 system,
                 self.plan(system.size, memory_limit),
-                on_iteration=report_residual(task.report, self.tol),
+                on_iteration=report_residual(report, self.tol),
             )
         assert isinstance(system.X, Tensor)
         return solution_of(student, system.X)

@@ -73,6 +73,7 @@ class Refinement(Solver):
 
     name: ClassVar[str] = "refinement"
     kind: ClassVar[str] = "exact to tol, by a factor in float32"
+    n_steps: ClassVar[int] = N_REPORTS
     remedy: ClassVar[str] = Cholesky.remedy
 
     _parameter_constraints: ClassVar[dict] = {
@@ -100,7 +101,7 @@ class Refinement(Solver):
     def solve(self, system: System, memory_limit: float | str, progress: FitTask) -> Solution:
         """Return the exact student, to a residual of ``tol``."""
         assert isinstance(system.X, Tensor)
-        with progress.stage("factor-and-iterate", N_REPORTS) as task:
+        with progress.parts("factor-and-iterate", N_REPORTS) as report:
             student = refined_student(
                 system.kernel,
                 system.X,
@@ -109,7 +110,7 @@ class Refinement(Solver):
                 weights=system.weights,
                 tol=self.tol,
                 max_iter=self.max_iter,
-                on_iteration=report_residual(task.report, self.tol),
+                on_iteration=report_residual(report, self.tol),
             )
         report = student.report
         rcond = report.factor_rcond if report.factor_jitter == 0 else math.nan

@@ -95,6 +95,7 @@ class Solver(BaseEstimator, ABC):
     name: ClassVar[str]  # as in ``solver="name"``
     kind: ClassVar[str]  # what it finds with its defaults, in a few words
     remedy: ClassVar[str]  # what to do if its plan does not fit the memory
+    n_steps: ClassVar[int]  # that a solve announces to callbacks
     takes_streams: ClassVar[bool] = False  # whether rows may be read block by block
     keeps_all_rows: ClassVar[bool] = True  # whether the expansion is over all training rows
 

@@ -30,7 +30,7 @@ from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.teachers._logits_of import Logits
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
 from sklearn_kd.teachers._several import normalised_weights, require_teachers
-from sklearn_kd.teachers._teaching import class_hints, teach
+from sklearn_kd.teachers._teaching import class_hints, n_teaching_steps, teach
 
 
 class Rows(NamedTuple):
@@ -138,6 +138,8 @@ def pose(
     kernel = kernel_to_use(student.kernel)
     function = as_kernel_function(kernel)
     warn_if_long_fit(solver, size, student.memory_limit, function, rows.X, what=what)
+    n_teaching = n_teaching_steps(student.teacher, teacher_logits, cv=student.cv, n_rows=n_rows)
+    progress.begin(n_teaching + solver.n_steps)
     z_0 = initial_logits(student.init, kernel, function, rows.X, n_classes, weights)
 
     # 2. The teacher's logits z_t on the training rows.

@@ -40,7 +40,6 @@ from sklearn_kd.students._on_frame import StudentOnFrame
 from sklearn_kd.students._posed import PosedStudent, pose
 from sklearn_kd.students._prefix_path import prefix_path
 from sklearn_kd.teachers._constraint import TeacherConstraint
-from sklearn_kd.teachers._several import members_of
 from sklearn_kd.teachers._teaching import logits_on_new_rows
 
 
@@ -277,8 +276,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         self : LinearizedKDStudent
             The fitted student.
         """
-        n_stages = 3 + 2 * len(members_of(self.teacher))
-        with fit_task(self, X, y, sample_weight, n_stages=n_stages) as progress:
+        with fit_task(self, X, y, sample_weight) as progress:
             # The logits to reach, z_eff (Eq. 3), from the teacher's z_t and the labels.
             posed = pose(self, X, y, sample_weight, teacher_logits, teacher_trust, progress)
             # The converged student, (Θ_n + λ W⁻¹) a = Δz with Δz = z_eff − z₀ (Eq. 4).

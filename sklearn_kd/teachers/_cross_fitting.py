@@ -16,10 +16,10 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import has_fit_parameter
 from torch import Tensor
 
-from sklearn_kd._progress import FitTask
+from sklearn_kd._progress import FitTask, Leaf
 from sklearn_kd._sklearn import safe_indexing
 from sklearn_kd.rows._labels import NO_LABEL
-from sklearn_kd.rows._splits import splits_of
+from sklearn_kd.rows._splits import about_n_splits, splits_of
 from sklearn_kd.rows._training_rows import TrainingRows
 from sklearn_kd.teachers._logits_of import Logits, logits_of
 
@@ -77,7 +77,7 @@ class Unseen(NamedTuple):
     others: np.ndarray = np.empty(0, dtype=int)  # rows to ask about too, after those of test
 
 
-def fit_teacher(teacher: Any, rows: LabelledRows, leaf: FitTask) -> Any:
+def fit_teacher(teacher: Any, rows: LabelledRows, leaf: Leaf) -> Any:
     """Fit ``teacher`` to the rows that have a label.
 
     It is given the sample weights where its ``fit`` takes them.
@@ -115,8 +115,7 @@ def cross_fitted_logits(
         )
     unseen = [Unseen(train, test, f"with cv={cv!r}") for train, test in splits]
     remedy = "use fewer folds or a stratified splitter"
-    with progress.stage("cross-fit-teacher", len(splits)) as task:
-        found = _logits_of_unseen(teacher, rows, unseen, task, remedy=remedy, n_jobs=n_jobs)
+    found = _logits_of_unseen(teacher, rows, unseen, progress, remedy=remedy, n_jobs=n_jobs)
     for (_, test), logits in zip(splits, found, strict=True):
         z_t[test] = logits.values
     return Logits(z_t, sum(logits.n_clipped for logits in found), cross_fitted=True)
@@ -188,6 +187,15 @@ def nested_logits(
     )
 
 
+def n_nested_fits(splits: Splits, *, cv: Any, n_rows: int) -> int:
+    """Return about how many teachers `nested_logits` fits."""
+    n_folds = len(splits)
+    if cv is None and has_pairs(splits, n_rows):
+        return n_folds * (n_folds + 1) // 2
+    n_inner = about_n_splits(INNER_FOLDS if cv is None else cv, n_rows)
+    return n_folds * (n_inner + 1) + n_inner
+
+
 def has_pairs(splits: Splits, n_rows: int) -> bool:
     """Whether the test folds part the rows, each is trained on all others, and two leave some.
 
@@ -232,8 +240,7 @@ def _logits_by_pairs(
         "give each class rows in three folds, as a stratified splitter does, or set teacher_cv "
         "to cross-fit inside the training rows of each fold"
     )
-    with progress.stage("cross-fit-teacher", len(unseen)) as task:
-        found = _logits_of_unseen(teacher, rows, unseen, task, remedy=remedy, n_jobs=n_jobs)
+    found = _logits_of_unseen(teacher, rows, unseen, progress, remedy=remedy, n_jobs=n_jobs)
 
     # 1. A teacher that has seen neither fold j nor fold k: z_t on the rows of j for the student
     #    without k, and on the rows of k for the student without j.
@@ -264,23 +271,21 @@ def _logits_by_inner_folds(
     everything, by_fold = np.arange(len(rows.labels)), []
     is_list = not (isinstance(cv, Integral) or hasattr(cv, "split"))
     cv = list(cv) if is_list else cv  # reads an iterator once
-    with progress.stage("nest-teacher", len(splits) + 1) as task:
-        for train, _ in splits:
-            z_t, trained_on = rows.no_logits(), rows.only(train)
-            with task.stage("fold", 2) as fold:
-                # 1. z_t on the training rows, cross-fitted among them.
-                inner = folds_among(cv, train, len(everything)) if is_list else cv
-                z_t[train] = cross_fitted_logits(
-                    teacher, trained_on, cv=inner, progress=fold, n_jobs=n_jobs
-                ).values
+    for train, _ in splits:
+        z_t, trained_on = rows.no_logits(), rows.only(train)
+        # 1. z_t on the training rows, cross-fitted among them.
+        inner = folds_among(cv, train, len(everything)) if is_list else cv
+        z_t[train] = cross_fitted_logits(
+            teacher, trained_on, cv=inner, progress=progress, n_jobs=n_jobs
+        ).values
 
-                # 2. z_t on all others, and those without a label, by the teacher of the former.
-                rest = np.union1d(np.setdiff1d(everything, train), rows.unlabelled)
-                if len(rest):
-                    fitted = fit_teacher(clone(teacher), trained_on, fold.leaf("fit-teacher"))
-                    z_t[rest] = logits_of(fitted, safe_indexing(rows.X, rest), rows.classes).values
-            by_fold.append(z_t)
-        whole = cross_fitted_logits(teacher, rows, cv=cv, progress=task, n_jobs=n_jobs)
+        # 2. z_t on all others, and those without a label, by the teacher of the former.
+        rest = np.union1d(np.setdiff1d(everything, train), rows.unlabelled)
+        if len(rest):
+            fitted = fit_teacher(clone(teacher), trained_on, progress.leaf("fit-teacher"))
+            z_t[rest] = logits_of(fitted, safe_indexing(rows.X, rest), rows.classes).values
+        by_fold.append(z_t)
+    whole = cross_fitted_logits(teacher, rows, cv=cv, progress=progress, n_jobs=n_jobs)
     return NestedLogits(whole, by_fold)
 
 
@@ -323,14 +328,14 @@ def _logits_of_unseen(
                 "teacher, or pass teacher_logits to fit."
             )
     # The leaves are made ahead: a tree that grows cannot be sent to a worker.
-    leaves = [progress.leaf("fold") for _ in unseen]
+    leaves = [progress.leaf("fit-teacher") for _ in unseen]
     return Parallel(n_jobs)(
         delayed(_fit_and_ask)(clone(teacher), rows, one, leaf)
         for one, leaf in zip(unseen, leaves, strict=True)
     )
 
 
-def _fit_and_ask(teacher: Any, rows: LabelledRows, unseen: Unseen, leaf: FitTask) -> Logits:
+def _fit_and_ask(teacher: Any, rows: LabelledRows, unseen: Unseen, leaf: Leaf) -> Logits:
     """Fit ``teacher``, and return its logits on the rows it has not seen; a worker's task."""
     fitted = fit_teacher(teacher, rows.only(unseen.train), leaf)
     logits = logits_of(fitted, safe_indexing(rows.X, unseen.test), rows.classes)

@@ -196,7 +196,8 @@ class NTKTeacher(TangentKernelClassifier):
             The fitted teacher.
         """
         stopping_times = self._check_stopping_time()
-        with fit_task(self, X, y, sample_weight, n_stages=2) as progress:
+        with fit_task(self, X, y, sample_weight) as progress:
+            progress.begin(2 if stopping_times is None else 1 + PERCENT)
             rows = check_rows(self, X, y, sample_weight)
             distinct = distinct_rows(rows)
             self._require_memory(distinct, len(rows.classes))
@@ -290,27 +291,27 @@ class NTKTeacher(TangentKernelClassifier):
         progress: FitTask,
     ) -> Trained:
         """Gradient flow of the mean loss from f = 0, with a(t) at every stopping time."""
-        with progress.stage("kernel"):
+        with progress.step("kernel"):
             row_noise = kernel.noise(rows.X) / rows.weights
             kernel_matrix = gram_with_noise(kernel, rows.X, row_noise)
-        with progress.stage("gradient-flow", PERCENT) as flow, full_precision():
+        with progress.parts("gradient-flow", PERCENT) as on_progress, full_precision():
             stages, info = gradient_flow(
                 kernel_matrix,
                 rows.hard_labels,
                 rows.weights / rows.weights.sum(),
                 loss=self.loss,
                 stopping_times=stopping_times,
-                report=flow.report,
+                report=on_progress,
             )
         report = {"n_kernel_products": int(info.n_products[0]), "converged": True}
         return Trained(stages, weight_change_norm(kernel_matrix, stages[-1], row_noise), report)
 
     def _minimize(self, kernel: KernelFunction, rows: DistinctRows, progress: FitTask) -> Trained:
         """Minimum of Σ w ℓ + ½ ridge aᵀ Θ a for the log loss."""
-        with progress.stage("kernel"):
+        with progress.step("kernel"):
             row_noise = kernel.noise(rows.X) / rows.weights
             kernel_matrix = gram_with_noise(kernel, rows.X, row_noise)
-        with progress.stage("minimum"), full_precision():
+        with progress.step("minimum"), full_precision():
             coefficients, info = ridge_minimum(
                 kernel_matrix, rows.hard_labels, rows.weights, ridge=self.ridge
             )
@@ -326,7 +327,7 @@ class NTKTeacher(TangentKernelClassifier):
 
     def _solve(self, kernel: KernelFunction, rows: DistinctRows, progress: FitTask) -> Trained:
         """Minimum of the squared loss: a = (Θ + ridge W⁻¹)⁻¹ targets."""
-        with progress.stage("kernel-and-factor"):
+        with progress.step("kernel-and-factor"):
             frame = TangentFrame(
                 kernel,
                 rows.X,
@@ -334,7 +335,7 @@ class NTKTeacher(TangentKernelClassifier):
                 weights=rows.weights,
                 memory_limit=self.memory_limit,
             )
-        with progress.stage("solve"):
+        with progress.step("solve"):
             targets = squared_error_targets(rows.hard_labels)
             coefficients = frame.solve(targets)
         norm = frame.weight_change_norm(targets, coefficients)

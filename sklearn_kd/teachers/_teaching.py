@@ -17,6 +17,7 @@ from sklearn_kd._progress import FitTask
 from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import SaturatedTeacherWarning
 from sklearn_kd.rows._labels import ClassHints
+from sklearn_kd.rows._splits import about_n_splits
 from sklearn_kd.rows._training_rows import TrainingRows
 from sklearn_kd.rows._views import rows_of_teacher
 from sklearn_kd.teachers._cross_fitting import (
@@ -24,6 +25,7 @@ from sklearn_kd.teachers._cross_fitting import (
     Splits,
     cross_fitted_logits,
     fit_teacher,
+    n_nested_fits,
     nested_logits,
     with_unlabelled,
 )
@@ -55,6 +57,20 @@ def class_hints(teacher: Any, cv: Any, teacher_logits: Any) -> ClassHints:
         shape = (len(teacher_logits), *np.shape(teacher_logits[0]))
     n_columns = shape[1] if shape is not None and len(shape) == 2 else None
     return ClassHints(None if classes is None else np.asarray(classes), n_columns)
+
+
+def n_teaching_steps(
+    teacher: Any, teacher_logits: Any, *, cv: Any, n_rows: int, splits: Splits | None = None
+) -> int:
+    """Return about how many steps `teach` announces or, with ``splits``, `teach_folds`."""
+    if teacher_logits is not None:
+        return 0
+    n_unfitted = (
+        about_n_splits(cv, n_rows)
+        if splits is None
+        else n_nested_fits(splits, cv=cv, n_rows=n_rows)
+    )
+    return sum(1 if is_fitted(one, cv) else n_unfitted + 1 for one in members_of(teacher))
 
 
 def teach(
@@ -152,7 +168,7 @@ def teach_folds(
 
 def _as_it_is(teacher: Any, X: Any, rows: TrainingRows, progress: FitTask) -> Taught:
     """Return a fitted teacher with its logits."""
-    with progress.stage("logits-of-teacher"):
+    with progress.step("logits-of-teacher"):
         return Taught(teacher, logits_of(teacher, X, rows.classes), by_fold=None)
 
 

@@ -279,13 +279,8 @@ def test_the_fits_of_the_teacher_reach_the_callbacks(teacher_cv):
     recorder = Recorder(max_propagation_depth=0)
     search = LinearizedKDStudentCV(TEACHER, cv=3, teacher_cv=teacher_cv, refit=False)
     search.set_callbacks(recorder).fit(X, LABELS["two"])
-    inner = ["cross-fit-teacher", "fold", "fold"]
-    teaching = {
-        None: ["cross-fit-teacher", *["fold"] * 6],
-        2: ["nest-teacher", *["fold", *inner, "fit-teacher"] * 3, *inner],
-    }
-    scoring = ["candidates", "fold", "fold", "fold"]
-    tasks = ["fit", *teaching[teacher_cv], "fit-teacher", *scoring]
+    n_nested = {None: 6, 2: 3 * (2 + 1) + 2}[teacher_cv]
+    tasks = ["fit", *["fit-teacher"] * (n_nested + 1), *["score-fold"] * 3]
     assert recorder.begun() == [("LinearizedKDStudentCV", task) for task in tasks]
 
 

@@ -309,8 +309,7 @@ def test_stages_reach_the_callbacks(data):
     recorder = Recorder(max_propagation_depth=0)
     search = LinearizedKDStudentCV(teacher, ridges=[0.0, 0.1], cv=3).set_callbacks(recorder)
     search.fit(X, y)
-    folds = ["candidates", "fold", "fold", "fold"]
-    tasks = ["fit", "logits-of-teacher", *folds, *folds, "refit"]
+    tasks = ["fit", "logits-of-teacher", *["score-fold"] * (2 * 3), "refit"]
     assert recorder.begun() == [("LinearizedKDStudentCV", task) for task in tasks]
 
 
