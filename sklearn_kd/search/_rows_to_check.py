@@ -22,6 +22,7 @@ label is wrong. It is 0 where all cells agree.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -64,7 +65,23 @@ def values_of_labels(logits: Sequence[Tensor], labels: Tensor, weights: Tensor) 
     return weights.square() * (p * changes).sum(dim=1)
 
 
-def ranked_rows(values: np.ndarray) -> np.ndarray:
-    """Return the numbers of the rows of positive value, the most valuable first."""
-    order = np.argsort(-values, kind="stable")
-    return order[values[order] > 0]
+class LabelValues(NamedTuple):
+    """What a true label of each training row is worth."""
+
+    values: np.ndarray | None  # (n,); None where validation rows are scored
+
+    def ranked(self) -> np.ndarray:
+        """Return the numbers of the rows of positive value, the most valuable first.
+
+        Raises
+        ------
+        AttributeError
+            If no label of these rows is in a score.
+        """
+        if self.values is None:
+            raise AttributeError(
+                "The scores are those of X_val, so that no label of X decides between the cells; "
+                "add rows to X_val, or fit without it."
+            )
+        order = np.argsort(-self.values, kind="stable")
+        return order[self.values[order] > 0]

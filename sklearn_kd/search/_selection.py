@@ -8,6 +8,7 @@ import numpy as np
 
 from sklearn_kd.search._grid import Grid
 from sklearn_kd.search._row_record import is_accuracy
+from sklearn_kd.search._rows_to_check import LabelValues
 from sklearn_kd.search._scores import FoldScores, best_of
 from sklearn_kd.search._verdict import verdict
 
@@ -53,6 +54,6 @@ def select(search: Any, grid: Grid, scores: FoldScores, results: dict[str, Any])
         "best_index_": chosen,
         "best_params_": results["params"][chosen],
         "best_score_": float(mean[chosen]),
-        "_values_of_labels": scores.values_of_labels(in_set),
+        "_values_of_labels": LabelValues(scores.values_of_labels(in_set)),
         "verdict_": verdict(grid, results, deciding, chosen, best, is_accuracy=points),
     }

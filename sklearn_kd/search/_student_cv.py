@@ -18,7 +18,6 @@ from sklearn_kd._sklearn import CallbackSupportMixin, StrOptions, fit_context
 from sklearn_kd.rows._checking import check_new_rows
 from sklearn_kd.search._planning import grid_of, planned_search, taught_by
 from sklearn_kd.search._refit import fit_best
-from sklearn_kd.search._rows_to_check import ranked_rows
 from sklearn_kd.search._scores import FoldScores
 from sklearn_kd.search._selection import select
 from sklearn_kd.search._validation import Given, problem_of, read_validation
@@ -414,17 +413,12 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         """
         check_is_fitted(self)
         check_scalar(n, "n", Integral, min_val=1)
-        if getattr(self, "_values_of_labels", 0) is None:
-            raise AttributeError(
-                "The scores are those of X_val, so that no label of X decides between the cells; "
-                "add rows to X_val, or fit without it."
-            )
         if not hasattr(self, "_values_of_labels"):
             raise AttributeError(
                 f"rows_to_check needs the best set of one score; name it by refit= one of "
                 f"{sorted(self.scorer_._scorers)} and fit again."
             )
-        return ranked_rows(self._values_of_labels)[:n]
+        return self._values_of_labels.ranked()[:n]
 
     def _check_new_rows(self, X: Any, method: str) -> Any:
         check_is_fitted(self)
