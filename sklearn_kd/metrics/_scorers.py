@@ -45,7 +45,9 @@ class DistillationScorer(BaseScorer):
         super().__init__(score_func, sign=-1, kwargs={})
         self._name = name
 
-    def __call__(self, estimator, X, y_true, *, teacher_logits=None, sample_weight=None):
+    def __call__(
+        self, estimator, X, y_true, *, teacher_logits=None, sample_weight=None, teacher_trust=None
+    ):
         """Return the score of ``estimator`` on the held-out rows ``X`` with labels ``y_true``.
 
         Parameters
@@ -60,13 +62,20 @@ class DistillationScorer(BaseScorer):
             The teacher's logits on ``X``. None: those of the student's teacher.
         sample_weight : array-like of shape (n_samples,), default=None
             Row weights.
+        teacher_trust : array-like of shape (n_samples,), default=None
+            As in the student's ``fit``; the data inefficiency takes each held-out row as the next
+            training row.
 
         Returns
         -------
         float
             The score; greater is better.
         """
-        metadata = {"teacher_logits": teacher_logits, "sample_weight": sample_weight}
+        metadata = {
+            "teacher_logits": teacher_logits,
+            "sample_weight": sample_weight,
+            "teacher_trust": teacher_trust,
+        }
         return self._score(None, estimator, X, y_true, **metadata)
 
     def _score(self, method_caller, estimator, X, y_true, **metadata):
@@ -82,8 +91,8 @@ class DistillationScorer(BaseScorer):
         Parameters
         ----------
         **kwargs : bool, str or None
-            ``teacher_logits=True`` and ``sample_weight=True`` ask for these, as in
-            scikit-learn's metadata routing, which must be enabled.
+            ``teacher_logits=True``, ``sample_weight=True`` and ``teacher_trust=True`` ask for
+            these, as in scikit-learn's metadata routing, which must be enabled.
         """
         return BaseScorer.set_score_request(copy.deepcopy(self), **kwargs)
 
@@ -116,7 +125,7 @@ def student_and_rows(estimator: Any, X: Any = None) -> tuple[Any, Any]:
     return estimator, X
 
 
-def _transfer_risk(student, X, y, *, teacher_logits=None, sample_weight=None):
+def _transfer_risk(student, X, y, *, teacher_logits=None, sample_weight=None, teacher_trust=None):
     risk = transfer_risk(
         to_tensor(student.teacher_decision_function(X, teacher_logits)),
         to_tensor(student.decision_function(X)),
@@ -125,8 +134,11 @@ def _transfer_risk(student, X, y, *, teacher_logits=None, sample_weight=None):
     return risk.item()
 
 
-def _data_inefficiency(student, X, y, *, teacher_logits=None, sample_weight=None):
-    squared_norm, errors, directions, n_rows = student._next_row_terms(X, y, teacher_logits)
+def _data_inefficiency(
+    student, X, y, *, teacher_logits=None, sample_weight=None, teacher_trust=None
+):
+    terms = student._next_row_terms(X, y, teacher_logits, teacher_trust)
+    squared_norm, errors, directions, n_rows = terms
     weights = None if sample_weight is None else row_weights(sample_weight, len(errors))
     return held_out_data_inefficiency(squared_norm, errors, directions, n_rows, weights).item()
 

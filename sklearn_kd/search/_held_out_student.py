@@ -93,7 +93,7 @@ class HeldOutStudent(LogitClassifier):
         return to_numpy(_known(self.effective_logits))
 
     def _next_row_terms(
-        self, X: Any, y: Any, teacher_logits: Any = None
+        self, X: Any, y: Any, teacher_logits: Any = None, teacher_trust: Any = None
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Return ‖Δ‖², the errors r, v and n that the data inefficiency is made of (Eq. 10)."""
         errors = _known(self.effective_logits) - self.logits

@@ -74,7 +74,7 @@ class StudentOnFrame(ScoresLabelledRows, TangentKernelClassifier):
         return super()._kernel_product(X, fitted, columns)
 
     def _next_row_terms(
-        self, X: Any, y: Any, teacher_logits: Any = None
+        self, X: Any, y: Any, teacher_logits: Any = None, teacher_trust: Any = None
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Return ‖Δ_n‖², the errors r and v of new rows, and n: the terms of Eq. 10's next step."""
         check_is_fitted(self)
@@ -85,7 +85,7 @@ class StudentOnFrame(ScoresLabelledRows, TangentKernelClassifier):
                 "or solver='cholesky'."
             )
         frame = self.tangent_frame()
-        z_eff = to_tensor(self.effective_decision_function(X, y, teacher_logits))
+        z_eff = to_tensor(self.effective_decision_function(X, y, teacher_logits, teacher_trust))
         q = frame.coordinates(self._logit_change())
         rows = self._to_working(self._check_new_rows(X, "score"))
         z_0 = self._initial_logits(rows)

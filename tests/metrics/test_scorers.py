@@ -182,7 +182,7 @@ def test_a_pipeline_without_a_student_at_its_end_is_refused(data, end):
 def test_what_the_student_refuses_is_passed_on(student, data, monkeypatch):
     X, y = data
 
-    def refuse(self, X, y, teacher_logits=None):
+    def refuse(self, X, y, teacher_logits=None, teacher_trust=None):
         raise ValueError("solver='pcg' has no factor")
 
     monkeypatch.setattr(LinearizedKDStudent, "_next_row_terms", refuse)

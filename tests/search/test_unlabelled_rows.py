@@ -143,19 +143,21 @@ def test_unfitted_teachers_stay_honest(inner, solver):
     assert search.score(X, y) == search.score(X[known], y[known])
 
 
-def test_distillation_scores_of_labelled_rows():
+@pytest.mark.parametrize("trust", [np.ones(N), TRUST], ids=["full trust", "trust"])
+def test_distillation_scores_of_labelled_rows(trust):
     y, z_t = LABELS[2], LOGITS[2]
     scoring = {"risk": neg_transfer_risk_scorer, "inefficiency": neg_data_inefficiency_scorer}
     search = LinearizedKDStudentCV(**GRID, cv=3, scoring=scoring, refit=False)
-    search.fit(X, y, teacher_logits=z_t)
+    search.fit(X, y, teacher_logits=z_t, teacher_trust=trust)
     splits = list(StratifiedKFold(3).split(X, y))
     for index, params in enumerate(search.cv_results_["params"]):
         for k, (train, test) in enumerate(splits):
             scored = test[y[test] >= 0]
             student = LinearizedKDStudent(**params)
-            student.fit(X[train], y[train], teacher_logits=z_t[train])
+            student.fit(X[train], y[train], teacher_logits=z_t[train], teacher_trust=trust[train])
             for name, scorer in scoring.items():
-                expected = scorer(student, X[scored], y[scored], teacher_logits=z_t[scored])
+                own = {"teacher_logits": z_t[scored], "teacher_trust": trust[scored]}
+                expected = scorer(student, X[scored], y[scored], **own)
                 found = search.cv_results_[f"split{k}_test_{name}"][index]
                 np.testing.assert_allclose(found, expected, **CLOSE)
 
