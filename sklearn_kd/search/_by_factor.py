@@ -129,7 +129,8 @@ class SearchByFactor(FoldSearch):
                 if index == 0 or setting.sees_labels:
                     cell += 2 * product_work(n, C)
         else:
-            cell = sum(factor_work(n - m) + 2 * product_work(n - m, C) + n * m * C for m in tests)
+            left = [share * fold.n_trained_on(setting.rows.distinct) for fold in self.folds]
+            cell = sum(factor_work(k) + 2 * product_work(k, C) for k in left) + n * sum(tests) * C
         has_frame = n_cells == 1 and (setting.cv is None or whole.serves_folds)
         refit = factor_work(n) if setting.refit and not has_frame else 0.0
         n_assembled = n_kernels if whole.keeps_matrix else n_cells

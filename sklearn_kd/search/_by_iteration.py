@@ -36,7 +36,7 @@ def iteration_work(
     """Return what a search over a share of the rows consists of, by its runs."""
     size, grid = setting.size, setting.grid
     n_rows, n_cells = share * size.n_rows, len(grid.kernels) * len(grid.ridges)
-    left = [n_rows - share * len(fold.test) for fold in folds]
+    left = [share * fold.n_trained_on(setting.rows.distinct) for fold in folds]
     runs = [(int(n), n_cells, size.n_targets) for n in left]
     if setting.refit:
         runs.append((int(n_rows), 1, size.n_targets // len(grid.recipes)))

@@ -70,7 +70,8 @@ def pass_work(solver: Nystrom, setting: Setting, folds: list[Fold]) -> list[Work
         return [work.times(count) for work in whole]
 
     if setting.cv is not None:
-        by_fold = [work for fold in folds for work in passes(n - len(fold.test), n_kernels)]
+        left = [fold.n_trained_on(setting.rows.distinct) for fold in folds]
+        by_fold = [work for n_left in left for work in passes(n_left, n_kernels)]
         return by_fold + (passes(n, 1) if setting.refit else [])
     second = Work(torch.float64, 0, n * (M**2 / 2 + M * size.n_targets))
     return [

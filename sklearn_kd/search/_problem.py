@@ -66,6 +66,10 @@ class Fold(NamedTuple):
     train: Tensor | None  # None: each held-out row has a student of its own
     test: Tensor  # validation rows, where there are any
 
+    def n_trained_on(self, distinct: DistinctRows) -> int:
+        """Return how many distinct rows the students of the fold are trained on."""
+        return len(distinct.merged.group[self.train].unique())
+
 
 @dataclass(frozen=True)
 class Problem:

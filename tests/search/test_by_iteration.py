@@ -10,7 +10,7 @@ from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
 from sklearn_kd.exceptions import MemoryBudgetError
 from sklearn_kd.kernels import NTK
 from sklearn_kd.metrics import neg_data_inefficiency_scorer, neg_transfer_risk_scorer
-from sklearn_kd.solvers import PCG
+from sklearn_kd.solvers import PCG, Nystrom
 
 RNG = np.random.default_rng(0)
 X, X_NEW = RNG.normal(size=(150, 3)), RNG.normal(size=(40, 3))
@@ -125,3 +125,13 @@ def test_what_it_cannot_do_is_refused_by_name():
 def test_what_does_not_converge_says_so():
     with pytest.warns(ConvergenceWarning, match=r"residual of .* after 1 iterations, not tol"):
         search(max_iter=1, kernel=NTK(depth=4)).fit(X, Y, teacher_logits=Z_T)
+
+
+@pytest.mark.parametrize("solver", [PCG(random_state=0), Nystrom(3, random_state=0), "auto"])
+def test_forecasts_count_the_distinct_rows_of_folds(solver):
+    # A fold tests more samples than there are distinct rows.
+    rows = np.repeat(np.random.default_rng(0).normal(size=(6, 2)), 9, axis=0)
+    y = np.tile([0, 1, 1], 18)
+    search = LinearizedKDStudentCV(cv=2, ridges=[0.1], solver=solver)
+    search.fit(rows, y, teacher_logits=rows[:, 0])
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
