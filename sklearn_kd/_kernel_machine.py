@@ -16,6 +16,7 @@ from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd._sklearn import CallbackSupportMixin, HasMethods, Interval, StrOptions
 from sklearn_kd.kernels import NTK
 from sklearn_kd.kernels._array_kernel import KERNELS_IN_WORDS, as_kernel_function, is_kernel
+from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.rows._checking import check_new_rows
 from sklearn_kd.rows._streams import RowStream
@@ -110,3 +111,18 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
         tags = super().__sklearn_tags__()
         tags.array_api_support = True
         return tags
+
+
+def gram_with_noise(kernel: KernelFunction, X: Tensor, row_noise: Tensor) -> Tensor:
+    """Return Θ + ν W⁻¹, shape (n, n), for ν / w (n,): the w copies of a row share its noise ν."""
+    matrix = kernel.gram(X)
+    matrix.diagonal().add_(row_noise)
+    return matrix
+
+
+@full_precision()
+def weight_change_norm(kernel_matrix: Tensor, coefficients: Tensor, row_noise: Tensor) -> float:
+    """Return ‖Δ_w‖₂ = √(aᵀ Θ a) from Θ + ν W⁻¹, squares summed over the classes."""
+    squared = (coefficients * (kernel_matrix @ coefficients)).sum()
+    squared -= (row_noise @ coefficients.square()).sum()
+    return squared.clamp_min(0).sqrt().item()

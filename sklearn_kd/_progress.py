@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from sklearn_kd._sklearn import CallbackContext, callbacks_of, nest_deeper
 
+PERCENT = 100  # how finely a gradient flow reports its progress
+
 
 class FitTask:
     """The fit of an estimator, which goes in steps.

@@ -16,6 +16,7 @@ MODULES = [
     "linalg",
     "metrics",
     "solvers",
+    "training",
 ]
 
 

@@ -36,7 +36,7 @@ ALLOWED = {
     "_kernel_machine": LINALG | {"_sklearn", "_classifier"},
     "teachers": MACHINE | {"distillation", "training"},
     "solvers": LINALG | {"_sklearn", "_progress"},
-    "students": MACHINE | {"distillation", "metrics", "solvers", "teachers"},
+    "students": MACHINE | {"distillation", "metrics", "solvers", "teachers", "training"},
     "search": MACHINE | {"distillation", "metrics", "solvers", "teachers", "students"},
     "inspection": LINALG | {"distillation", "metrics", "search"},
     "__init__": {"teachers", "students", "search"},

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from sklearn_kd._logits import centred, logits
-from sklearn_kd.distillation._arguments import double
+from sklearn_kd.distillation._arguments import check_soft_ratio, double
 from sklearn_kd.distillation._effective_logits import (
     binary_effective_logits,
     multiclass_effective_logits,
@@ -53,7 +53,12 @@ def merged_effective_logits(
 
     ``members`` (M, n) or (M, n, K) are the logits of M teachers, which act as one: `mixed_logits`.
     """
-    z_t, hard, soft_ratio = merged_labels(members, distinct, recipe)
+    return effective_logits_of_merged(merged_labels(members, distinct, recipe), recipe)
+
+
+def effective_logits_of_merged(labels: MergedLabels, recipe: dict[str, Any]) -> Tensor:
+    """Return z_eff of the distinct rows from their labels (Eq. 3)."""
+    z_t, hard, soft_ratio = labels
     return root_of_eq_3(z_t, hard, soft_ratio, recipe["temperature"], recipe["temperature_scaling"])
 
 
@@ -86,7 +91,14 @@ def merged_effective_logits_of_grid(
 
 
 def effective_logits_of_each(members: Tensor, labels: RowLabels, recipe: dict[str, Any]) -> Tensor:
-    """Return z_eff of each row by itself, copies or not, (n,) or (n, K) (Eq. 3)."""
+    """Return z_eff of each row by itself, copies or not, (n,) or (n, K) (Eq. 3).
+
+    Raises
+    ------
+    ValueError
+        If the soft ratio is 0, as that of a student that stops may be.
+    """
+    check_soft_ratio(torch.as_tensor(recipe["soft_ratio"]))
     z_t = mixed_logits(members, recipe)
     hard, soft_ratio = labels.hard.to(z_t), labels.soft_ratios(recipe["soft_ratio"])
     soft_ratio = recipe["soft_ratio"] if soft_ratio is None else soft_ratio

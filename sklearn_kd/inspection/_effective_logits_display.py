@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_kd._array import to_numpy, to_tensor
+from sklearn_kd._array import to_numpy
 from sklearn_kd.distillation import correction_margin, effective_logits
 from sklearn_kd.inspection._plotting import (
     COLOURS,
@@ -19,7 +19,7 @@ from sklearn_kd.inspection._plotting import (
     import_pyplot,
     legend_below,
 )
-from sklearn_kd.inspection._training_rows import merged_training_labels
+from sklearn_kd.inspection._training_rows import effective_training_logits, merged_training_labels
 from sklearn_kd.metrics._scorers import student_and_rows
 
 LOGIT_LABELS = ("teacher's logit $z_t$", r"effective logit $z_\mathrm{eff}$")
@@ -368,7 +368,7 @@ class EffectiveLogitsDisplay:
         student, _ = student_and_rows(student)
         check_is_fitted(student)
         z_t, labels, is_labelled = merged_training_labels(student)
-        z_eff = to_tensor(student.effective_logits_)
+        z_eff = effective_training_logits(student)
         drawn = [to_numpy(values.double()[is_labelled]) for values in (z_t, z_eff, labels)]
         return cls._of_rows(*drawn, recipe=student._recipe()).plot(ax)
 

@@ -10,6 +10,22 @@ from sklearn_kd._array import to_tensor
 from sklearn_kd.distillation._effective_logits_of_rows import merged_labels
 
 
+def effective_training_logits(student: Any) -> Tensor:
+    """Return z_eff of a student's distinct training rows (Eq. 3).
+
+    Raises
+    ------
+    ValueError
+        If hard labels alone were learnt, which have none.
+    """
+    if student.effective_logits_ is None:
+        raise ValueError(
+            "The student was fitted with soft_ratio=0: hard labels alone have no effective "
+            "logits. Fit one with soft_ratio > 0."
+        )
+    return to_tensor(student.effective_logits_)
+
+
 def merged_training_labels(student: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return the teacher's logits and the hard labels of a student's distinct training rows.
 

@@ -61,8 +61,8 @@ class System(NamedTuple):
 class Solution:
     """The student that a solver found: f(x) = z₀(x) + Θ(x, X_fit) dual_coef.
 
-    ``frame`` is the tangent frame, if the solver has built it. ``report`` holds the solver's
-    entries of ``fit_report_``.
+    ``frame`` is the tangent frame, if the solver has built it. ``stages`` are the coefficients at
+    each stopping time, if training stops. ``report`` holds the solver's entries of ``fit_report_``.
     """
 
     dual_coef: Tensor  # (m,) or (m, K)
@@ -72,6 +72,7 @@ class Solution:
     rcond: float
     n_iter: int = 1
     frame: TangentFrame | None = None
+    stages: Tensor | None = None  # (S, m) or (S, m, K)
     report: dict[str, Any] = field(default_factory=dict)
 
 

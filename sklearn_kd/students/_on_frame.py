@@ -36,7 +36,7 @@ class StudentOnFrame(ScoresLabelledRows, TangentKernelClassifier):
         Raises
         ------
         AttributeError
-            If the student was fitted with "nystrom", and has no such frame.
+            If the student was fitted with "nystrom", or stopped, and has no such frame.
         MemoryBudgetError
             If it has to be built and does not fit ``memory_limit``.
         """
@@ -54,6 +54,12 @@ class StudentOnFrame(ScoresLabelledRows, TangentKernelClassifier):
     def _require_all_rows(self, what: str) -> None:
         """Raise where the kernel expansion is not one of all training rows."""
         check_is_fitted(self)
+        if self.fit_report_.stopping_time is not None:
+            raise AttributeError(
+                f"{what} is of the converged student, and this one stopped at "
+                f"stopping_time={self.fit_report_.stopping_time!r}; fit one with "
+                "stopping_time=None."
+            )
         if not self.solver_.keeps_all_rows:
             raise AttributeError(
                 f"{what} needs the tangent frame of all training rows, which a student fitted with "

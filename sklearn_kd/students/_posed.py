@@ -11,7 +11,11 @@ from torch import Tensor
 from sklearn_kd._kernel_machine import kernel_to_use
 from sklearn_kd._logits import n_logits
 from sklearn_kd._progress import FitTask
-from sklearn_kd.distillation._effective_logits_of_rows import merged_effective_logits
+from sklearn_kd.distillation._effective_logits_of_rows import (
+    MergedLabels,
+    effective_logits_of_merged,
+    merged_labels,
+)
 from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.rows._checking import check_rows, check_streamed_rows, check_trust
@@ -25,12 +29,15 @@ from sklearn_kd.rows._training_rows import (
 )
 from sklearn_kd.rows._views import rows_of_student, rows_of_teacher
 from sklearn_kd.solvers._choice import choose_solver, named_solver, warn_if_long_fit
+from sklearn_kd.solvers._cholesky import Cholesky
 from sklearn_kd.solvers._system import Size, Solver, System
 from sklearn_kd.students._initial_network import initial_logits
+from sklearn_kd.students._stopped import N_STEPS, require_memory
 from sklearn_kd.teachers._logits_of import Logits
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
 from sklearn_kd.teachers._several import normalised_weights, require_teachers
 from sklearn_kd.teachers._teaching import class_hints, n_teaching_steps, teach
+from sklearn_kd.training._stopping_time import stopping_times
 
 
 class Rows(NamedTuple):
@@ -59,12 +66,15 @@ class PosedStudent:
     recipe: dict[str, Any]  # soft_ratio, temperature, temperature_scaling, teacher_weights
     teacher: Any
     teacher_logits: Logits
-    effective_logits: Tensor
+    effective_logits: Tensor | None  # None if there are none: hard labels alone
     initial_logits: Tensor
+    stopping_times: list[float] | None = None
+    labels: MergedLabels | None = None  # of a student that stops
 
     @property
     def system(self) -> System:
         """(Θ_n + λ W⁻¹) a = Δz with Δz = z_eff − z₀ (Eq. 4)."""
+        assert self.effective_logits is not None, "only a student that stops has none"
         targets = self.effective_logits - self.initial_logits
         weights = self.rows.distinct.weights
         return System(self.function, self.rows.X, weights, targets, self.ridge)
@@ -132,14 +142,20 @@ def pose(
     n_rows, n_features = rows.X.shape
     size = Size(n_rows, n_features, n_logits(n_classes), weights.dtype, weights.device)
     what = f"LinearizedKDStudent.fit on n={n_rows} distinct rows"
-    solver = choose_solver(student.solver, size, student.memory_limit, what=what)
+    times = stopping_times(student.stopping_time)
+    _check_that_it_ends(student, solver, times)
+    if times is None:
+        solver = choose_solver(student.solver, size, student.memory_limit, what=what)
+    else:
+        require_memory(size, student.memory_limit)
 
     # 1. The logits z₀ of the network before training.
     kernel = kernel_to_use(student.kernel)
     function = as_kernel_function(kernel)
-    warn_if_long_fit(solver, size, student.memory_limit, function, rows.X, what=what)
+    if times is None:
+        warn_if_long_fit(solver, size, student.memory_limit, function, rows.X, what=what)
     n_teaching = n_teaching_steps(student.teacher, teacher_logits, cv=student.cv, n_rows=n_rows)
-    progress.begin(n_teaching + solver.n_steps)
+    progress.begin(n_teaching + (solver.n_steps if times is None else N_STEPS))
     z_0 = initial_logits(student.init, kernel, function, rows.X, n_classes, weights)
 
     # 2. The teacher's logits z_t on the training rows.
@@ -160,7 +176,9 @@ def pose(
         "temperature_scaling": student.temperature_scaling,
         "teacher_weights": teacher_weights,
     }
-    z_eff = merged_effective_logits(z_t.values, rows.distinct, recipe)
+    labels = merged_labels(z_t.values, rows.distinct, recipe)
+    has_roots = student.soft_ratio > 0
+    z_eff = effective_logits_of_merged(labels, recipe) if has_roots else None
     return PosedStudent(
         rows=rows,
         solver=solver,
@@ -173,7 +191,23 @@ def pose(
         teacher_logits=z_t,
         effective_logits=z_eff,
         initial_logits=z_0,
+        stopping_times=times,
+        labels=labels,
     )
+
+
+def _check_that_it_ends(student: Any, solver: Solver, times: list[float] | None) -> None:
+    """Raise `ValueError` where training neither converges nor stops, or cannot."""
+    if times is None and student.soft_ratio == 0:
+        raise ValueError(
+            "soft_ratio=0 leaves hard labels alone, which are learnt without end: Eq. 3 has no "
+            "finite root. Use soft_ratio > 0, or a stopping_time."
+        )
+    if times is not None and not isinstance(solver, Cholesky):
+        raise ValueError(
+            f"stopping_time={student.stopping_time!r} needs the kernel matrix in memory, which "
+            f"solver={solver.name!r} does without; use solver='auto'."
+        )
 
 
 def default_teacher(student: Any, kernel: Any) -> NTKTeacher:

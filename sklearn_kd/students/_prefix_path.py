@@ -35,6 +35,7 @@ from sklearn_kd.students._prefix_curves import (
 from sklearn_kd.students._prior import GaussianPrior
 from sklearn_kd.teachers._several import normalised_weights
 
+SOFT_RATIO = Interval(Real, 0, 1, closed="right")  # the converged student has one
 CONSTRAINTS = {
     "n_permutations": [Interval(Integral, 1, None, closed="left"), None],
     "init": [StrOptions({"student", "random"})],
@@ -304,7 +305,8 @@ def checked_sizes(sizes: Any, n_rows: int) -> list[int]:
 
 def checked_recipes(param_grid: Any, student: Any) -> list[dict[str, Any]]:
     """Return the candidates of ``param_grid``, the student's own recipe for None."""
-    default, constraints = student._recipe(), student._parameter_constraints
+    default = student._recipe()
+    constraints = student._parameter_constraints | {"soft_ratio": [SOFT_RATIO]}
     candidates = [{}] if param_grid is None else list(ParameterGrid(param_grid))
     for candidate in candidates:
         unknown = sorted(set(candidate) - set(default))

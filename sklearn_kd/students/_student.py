@@ -1,4 +1,4 @@
-"""The student: a wide network trained to convergence on soft and hard labels, in closed form.
+"""The student: a wide network trained on soft and hard labels, in closed form or up to a time.
 
 Symbols (paper -> code -> shape), with n distinct rows and K classes (no K axis for two):
 
@@ -39,6 +39,7 @@ from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.students._on_frame import StudentOnFrame
 from sklearn_kd.students._posed import PosedStudent, pose
 from sklearn_kd.students._prefix_path import prefix_path
+from sklearn_kd.students._stopped import staged_decision_function, train
 from sklearn_kd.teachers._constraint import TeacherConstraint
 from sklearn_kd.teachers._teaching import logits_on_new_rows
 
@@ -67,7 +68,8 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         Tangent kernel: `sklearn_kd.kernels.NTK`, any Gaussian-process kernel of scikit-learn, or
         a callable ``kernel(X, Y)`` that returns a positive definite (n, m) array. None: ``NTK()``.
     soft_ratio : float in (0, 1], default=0.9
-        Weight ρ of the soft labels; 1 − ρ is that of the hard labels.
+        Weight ρ of the soft labels; 1 − ρ is that of the hard labels. It may be 0 with a
+        ``stopping_time``.
     temperature : float > 0, default=2.0
         Temperature T that divides the logits in the soft term.
     temperature_scaling : {"none", "squared"}, default="none"
@@ -75,12 +77,18 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         (2015) do.
     ridge : float ≥ 0, default=0.0
         Ridge λ, as in :class:`~sklearn.kernel_ridge.KernelRidge`; 0 is the converged student. It is
-        not the weight of the soft labels: that is ``soft_ratio``.
+        not the weight of the soft labels: that is ``soft_ratio``. With a ``stopping_time`` it is
+        weight decay: see Notes.
     init : {"zero", "network"}, default="zero"
         The student's start, z₀. "zero": the mean over initialisations of an infinitely wide
         network. "network": the module of an :class:`~sklearn_kd.kernels.EmpiricalNTK`,
         with its outputs at its current weights, one per class in the order of ``classes_``; for
         two classes one, or one each.
+    stopping_time : float > 0, increasing sequence of them, or None, default=None
+        Learning rate × steps of gradient descent on the mean of Eq. 2, from z₀ on: the student that
+        stopped there. The last of a sequence is used to predict, all of them by
+        ``staged_decision_function``. None is the converged student (Eq. 4).
+        :func:`~sklearn_kd.training.stopping_time_of` gives that of a real run.
     cv : int, splitter, iterable or "prefit", default=5
         Cross-fitting of an unfitted teacher, as `sklearn.model_selection.check_cv` reads it.
         "prefit" takes ``teacher`` as already fitted. The clones are fitted side by side within
@@ -109,12 +117,15 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
     teacher_logits_ : ndarray of shape (n_samples,) or (n_samples, n_classes)
         The teacher's logits on the rows of ``X``, summing to zero over three or more classes.
         Of several teachers: those of the one that has their mean soft labels at ``temperature``.
-    effective_logits_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
-        Effective logits z_eff (Eq. 3) of the distinct training rows, in order of appearance.
+    effective_logits_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes), or None
+        Effective logits z_eff (Eq. 3) of the distinct training rows, in order of appearance; None
+        with ``soft_ratio=0``.
     initial_logits_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
         Logits before training, z₀, on the same rows.
     dual_coef_ : ndarray of shape (n_distinct,) or (n_distinct, n_classes)
         Coefficients of the kernel expansion (Eq. 4), in the order of ``X_fit_``.
+    staged_dual_coef_ : ndarray of shape (n_times, n_distinct) or (n_times, n_distinct, n_classes)
+        The same at each stopping time; None without ``stopping_time``.
     X_fit_ : ndarray of shape (n_distinct, n_features)
         The rows of the kernel expansion: the distinct training rows of positive weight, in order
         of appearance, or the (n_landmarks, n_features) landmarks of ``solver="nystrom"``.
@@ -137,7 +148,9 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         were clipped), ``cross_fitted_teacher`` (whether ``teacher`` was unfitted), ``soft_ratio``,
         ``temperature``, ``temperature_scaling``, ``init``, ``ridge``, ``noise`` (the kernel's own,
         which adds to the ridge), ``jitter``, ``rcond``, ``solver``, ``device`` and ``dtype``, and
-        what the solver adds: see the notes of each in `sklearn_kd.solvers`.
+        what the solver adds: see the notes of each in `sklearn_kd.solvers`. With
+        ``stopping_time``, a list, there are ``training_loss``, the mean of Eq. 2 at each time, with
+        cross-entropies; ``training_accuracy``, on the rows with a label; ``n_kernel_products``.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -146,7 +159,9 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
     Raises
     ------
     ValueError
-        If ``init="network"`` and ``kernel`` has no network, or one without an output per class.
+        If ``init="network"`` and ``kernel`` has no network, or one without an output per class; if
+        ``soft_ratio=0`` without a ``stopping_time``, or a ``stopping_time`` with a solver that has
+        no kernel matrix.
     MemoryBudgetError
         If the kernel matrix does not fit ``memory_limit``.
     NotPSDError
@@ -175,6 +190,11 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
     them. An unfitted teacher is fitted to the others. -1 is a class if ``y`` has two values only,
     if a fitted teacher knows it, or if ``teacher_logits`` have a column for it.
 
+    With a ``stopping_time`` the weights follow the gradient of the mean over the rows of Eq. 2
+    plus λ/(2 Σ w) ‖w − w₀‖², ridge λ and row weights w: weight decay towards the start. At late
+    times that is the minimum of Eq. 2 with this penalty. It is the student of the closed form for
+    λ = 0; for λ > 0 that one is kernel ridge regression on z_eff instead.
+
     A kernel may hold noise, ``RBF() + WhiteKernel(s)``: what it adds to the diagonal of the kernel
     matrix of the training rows, and of no other. The student is then that of ``RBF()`` with the
     ridge ``ridge + s``, in all that it reports.
@@ -201,11 +221,12 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         **TangentKernelClassifier._parameter_constraints,
         "teacher": [TeacherConstraint(), list, tuple, None],
         "teacher_weights": ["array-like", None],
-        "soft_ratio": [Interval(Real, 0, 1, closed="right")],
+        "soft_ratio": [Interval(Real, 0, 1, closed="both")],
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "temperature_scaling": [StrOptions({"none", "squared"})],
         "ridge": [Interval(Real, 0, None, closed="left")],
         "init": [StrOptions({"zero", "network"})],
+        "stopping_time": [Interval(Real, 0, None, closed="neither"), "array-like", None],
         "cv": ["cv_object", StrOptions({"prefit"})],
         "solver": CONSTRAINT,
     }
@@ -221,6 +242,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         temperature_scaling: str = "none",
         ridge: float = 0.0,
         init: str = "zero",
+        stopping_time: Any = None,
         cv: Any = 5,
         solver: str | Solver = "auto",
         device: str | torch.device = "auto",
@@ -235,6 +257,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         self.temperature_scaling = temperature_scaling
         self.ridge = ridge
         self.init = init
+        self.stopping_time = stopping_time
         self.cv = cv
         self.solver = solver
         self.device = device
@@ -279,8 +302,12 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         with fit_task(self, X, y, sample_weight) as progress:
             # The logits to reach, z_eff (Eq. 3), from the teacher's z_t and the labels.
             posed = pose(self, X, y, sample_weight, teacher_logits, teacher_trust, progress)
-            # The converged student, (Θ_n + λ W⁻¹) a = Δz with Δz = z_eff − z₀ (Eq. 4).
-            solution = posed.solver.solve(posed.system, self.memory_limit, progress)
+            if posed.stopping_times is None:
+                # The converged student, (Θ_n + λ W⁻¹) a = Δz with Δz = z_eff − z₀ (Eq. 4).
+                solution = posed.solver.solve(posed.system, self.memory_limit, progress)
+            else:
+                # The student that stops, da/dt ∝ −∂/∂f of Eq. 2 at f = z₀ + Θ_n a, from a = 0 on.
+                solution = train(posed, progress)
             self._adopt(posed, solution)
         return self
 
@@ -299,18 +326,21 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
             noise=posed.function.noise(solution.X_fit),
             jitter=solution.jitter,
             rcond=solution.rcond,
-            solver=posed.solver.name,
+            solver=posed.solver.name if solution.stages is None else "gradient flow",
+            stopping_time=posed.stopping_times,
             **solution.report,
         )
         own = functools.partial(like, reference=rows.array, copy=True)
+        z_eff, stages = posed.effective_logits, solution.stages
         self.__dict__.update(
             classes_=rows.classes,
             teacher_=posed.teacher,
             teacher_logits_=own(mixed_logits(members, posed.recipe)),
-            effective_logits_=own(posed.effective_logits),
+            effective_logits_=None if z_eff is None else own(z_eff),
             initial_logits_=own(posed.initial_logits),
             kernel_=posed.kernel,
             dual_coef_=own(solution.dual_coef),
+            staged_dual_coef_=None if stages is None else own(stages),
             X_fit_=own(solution.X_fit),
             weight_change_norm_=solution.weight_change_norm,
             jitter_=solution.jitter,
@@ -380,6 +410,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         return to_tensor(own)
 
     prefix_path = prefix_path
+    staged_decision_function = staged_decision_function
 
     def _recipe(self) -> dict[str, Any]:
         """Return what the effective logits of this fit depended on."""
@@ -396,4 +427,6 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         """Return z₀(x) + Θ(x, X_fit) a."""
         change = super()._expansion_in_memory(X, fitted, coefficients)
         z_0 = self._initial_logits(X)
-        return change if z_0 is None else z_0 + change
+        if z_0 is None:
+            return change
+        return change + (z_0[:, None] if change.ndim > z_0.ndim else z_0)  # one for all stages

@@ -23,10 +23,15 @@ from sklearn.utils import Bunch
 from torch import Tensor
 
 from sklearn_kd._array import like
-from sklearn_kd._kernel_machine import TangentKernelClassifier, kernel_to_use
+from sklearn_kd._kernel_machine import (
+    TangentKernelClassifier,
+    gram_with_noise,
+    kernel_to_use,
+    weight_change_norm,
+)
 from sklearn_kd._logits import n_logits
 from sklearn_kd._memory import MEMORY_REMEDY, require
-from sklearn_kd._progress import FitTask, fit_task
+from sklearn_kd._progress import PERCENT, FitTask, fit_task
 from sklearn_kd._sklearn import Interval, StrOptions, fit_context
 from sklearn_kd._warnings import warn
 from sklearn_kd.kernels._array_kernel import as_kernel_function
@@ -47,8 +52,7 @@ from sklearn_kd.rows._checking import check_rows
 from sklearn_kd.rows._training_rows import DistinctRows, distinct_rows, rows_report
 from sklearn_kd.training._gradient_flow import KRYLOV_COPIES, gradient_flow, squared_error_targets
 from sklearn_kd.training._ridge_minimum import ridge_minimum
-
-PERCENT = 100  # how finely the gradient flow reports its progress
+from sklearn_kd.training._stopping_time import stopping_times
 
 
 class NTKTeacher(TangentKernelClassifier):
@@ -195,9 +199,9 @@ class NTKTeacher(TangentKernelClassifier):
         self : NTKTeacher
             The fitted teacher.
         """
-        stopping_times = self._check_stopping_time()
+        times = self._check_stopping_time()
         with fit_task(self, X, y, sample_weight) as progress:
-            progress.begin(2 if stopping_times is None else 1 + PERCENT)
+            progress.begin(2 if times is None else 1 + PERCENT)
             rows = check_rows(self, X, y, sample_weight)
             distinct = distinct_rows(rows)
             self._require_memory(distinct, len(rows.classes))
@@ -205,8 +209,8 @@ class NTKTeacher(TangentKernelClassifier):
             function = as_kernel_function(kernel)
             self._warn_if_long(function, distinct, len(rows.classes))
 
-            if stopping_times is not None:
-                trained = self._train(function, distinct, stopping_times, progress)
+            if times is not None:
+                trained = self._train(function, distinct, times, progress)
             elif self.loss == "log_loss":
                 trained = self._minimize(function, distinct, progress)
             else:
@@ -225,21 +229,12 @@ class NTKTeacher(TangentKernelClassifier):
         return self
 
     def _check_stopping_time(self) -> list[float] | None:
-        if self.stopping_time is None:
-            if self.loss == "log_loss" and self.ridge == 0:
-                raise ValueError(
-                    "ridge=0 with stopping_time=None and loss='log_loss' has no finite minimum; "
-                    "use ridge > 0 or a stopping_time."
-                )
-            return None
-        times = np.atleast_1d(np.asarray(self.stopping_time, dtype=float))
-        valid = times.ndim == 1 and len(times) and np.isfinite(times).all() and times[0] > 0
-        if not valid or (np.diff(times) <= 0).any():
+        if self.stopping_time is None and self.loss == "log_loss" and self.ridge == 0:
             raise ValueError(
-                "stopping_time must be a positive finite number or an increasing sequence of "
-                f"them, got {self.stopping_time!r}."
+                "ridge=0 with stopping_time=None and loss='log_loss' has no finite minimum; "
+                "use ridge > 0 or a stopping_time."
             )
-        return times.tolist()
+        return stopping_times(self.stopping_time)
 
     def _require_memory(self, rows: DistinctRows, n_classes: int) -> None:
         """Raise `MemoryBudgetError` before anything slow or large if the fit will not fit."""
@@ -287,7 +282,7 @@ class NTKTeacher(TangentKernelClassifier):
         self,
         kernel: KernelFunction,
         rows: DistinctRows,
-        stopping_times: list[float],
+        times: list[float],
         progress: FitTask,
     ) -> Trained:
         """Gradient flow of the mean loss from f = 0, with a(t) at every stopping time."""
@@ -300,7 +295,7 @@ class NTKTeacher(TangentKernelClassifier):
                 rows.hard_labels,
                 rows.weights / rows.weights.sum(),
                 loss=self.loss,
-                stopping_times=stopping_times,
+                stopping_times=times,
                 report=on_progress,
             )
         report = {"n_kernel_products": int(info.n_products[0]), "converged": True}
@@ -369,18 +364,3 @@ class Trained(NamedTuple):
     stages: Tensor  # (S, n) or (S, n, K), the coefficients at every stopping time
     weight_change_norm: float
     report: dict[str, Any]
-
-
-def gram_with_noise(kernel: KernelFunction, X: Tensor, row_noise: Tensor) -> Tensor:
-    """Return Θ + ν W⁻¹, shape (n, n), for ν / w (n,): the w copies of a row share its noise ν."""
-    matrix = kernel.gram(X)
-    matrix.diagonal().add_(row_noise)
-    return matrix
-
-
-@full_precision()
-def weight_change_norm(kernel_matrix: Tensor, coefficients: Tensor, row_noise: Tensor) -> float:
-    """Return ‖Δ_w‖₂ = √(aᵀ Θ a) from Θ + ν W⁻¹, squares summed over the classes."""
-    squared = (coefficients * (kernel_matrix @ coefficients)).sum()
-    squared -= (row_noise @ coefficients.square()).sum()
-    return squared.clamp_min(0).sqrt().item()

@@ -1,1 +1,5 @@
-"""Training of wide networks in function space: gradient flow, and the ridge minimum."""
+"""Training in function space, and the time that it takes."""
+
+from sklearn_kd.training._stopping_time import match_stopping_time, stopping_time_of
+
+__all__ = ["match_stopping_time", "stopping_time_of"]
