@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import (
     validate_parameter_constraints,
 )
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
+from sklearn.utils.validation import _is_fitted as was_fitted
 
 __all__ = [
     "BaseScorer",
@@ -35,6 +36,7 @@ __all__ = [
     "nest_deeper",
     "safe_indexing",
     "validate_parameter_constraints",
+    "was_fitted",
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sklearn_kd._logits import require_logits
 from sklearn_kd.distillation._arguments import row_logits, row_weights
 
 
@@ -30,7 +31,8 @@ def transfer_risk(
     Raises
     ------
     ValueError
-        If the shapes differ, there are no rows, or a logit or a weight is out of its range.
+        If the shapes differ, there are no rows, a logit or a weight is out of its range, or the
+        arguments are probabilities or labels.
     TypeError
         If an argument does not hold numbers.
 
@@ -47,9 +49,38 @@ def transfer_risk(
             f"teacher_logits has shape {tuple(z_t.shape)}, but student_logits has shape "
             f"{tuple(z_s.shape)}; give the logits of the same rows and classes."
         )
+    _require_logits(z_t, z_s)
     weights = None if sample_weight is None else row_weights(sample_weight, len(z_t))
     disagree = disagreement(z_t, z_s.to(z_t.device), is_binary=z_t.ndim == 1)
     return weighted_mean(disagree.to(z_t.dtype), weights)
+
+
+def _require_logits(z_t: Tensor, z_s: Tensor) -> None:
+    """Raise where the risk would be 0 whatever the classes are.
+
+    A few binary logits may all be in [0, 1] by chance, but hardly those of teacher and student.
+
+    Raises
+    ------
+    ValueError
+        If teacher or student have probabilities or labels, and no logits.
+    """
+    for z, name in ((z_t, "teacher_logits"), (z_s, "student_logits")):
+        require_logits(z, name=name)
+        is_count = z.ndim == 1 and len(z) > 1 and bool(((z >= 0) & (z == z.round())).all())
+        if is_count and z.min() < z.max():
+            raise ValueError(
+                f"{name} holds whole numbers from {z.min():g} to {z.max():g}, as labels are. Give "
+                "decision_function(X), or np.mean(a != b) of two sets of labels a and b."
+            )
+    both = torch.stack([z_t, z_s.to(z_t)])
+    is_binary, is_varied = z_t.ndim == 1, both.min() < both.max()
+    if is_binary and len(z_t) > 1 and is_varied and both.min() >= 0 and both.max() <= 1:
+        raise ValueError(
+            "teacher_logits and student_logits are all in [0, 1], as probabilities are, where "
+            "logits never differ in sign. Give scipy.special.logit of probabilities, or "
+            "decision_function(X)."
+        )
 
 
 def disagreement(teacher_logits: Tensor, student_logits: Tensor, *, is_binary: bool) -> Tensor:

@@ -11,7 +11,7 @@ from sklearn_kd._array import to_tensor
 from sklearn_kd._sklearn import BaseScorer
 from sklearn_kd.distillation._arguments import row_weights
 from sklearn_kd.metrics._inefficiency import held_out_data_inefficiency
-from sklearn_kd.metrics._risk import transfer_risk
+from sklearn_kd.metrics._risk import disagreement, weighted_mean
 
 
 class DistillationScorer(BaseScorer):
@@ -126,12 +126,10 @@ def student_and_rows(estimator: Any, X: Any = None) -> tuple[Any, Any]:
 
 
 def _transfer_risk(student, X, y, *, teacher_logits=None, sample_weight=None, teacher_trust=None):
-    risk = transfer_risk(
-        to_tensor(student.teacher_decision_function(X, teacher_logits)),
-        to_tensor(student.decision_function(X)),
-        sample_weight,
-    )
-    return risk.item()
+    z_t = to_tensor(student.teacher_decision_function(X, teacher_logits))
+    z_s = to_tensor(student.decision_function(X))
+    weights = None if sample_weight is None else row_weights(sample_weight, len(z_t))
+    return weighted_mean(disagreement(z_t, z_s, is_binary=z_t.ndim == 1).to(z_t), weights).item()
 
 
 def _data_inefficiency(

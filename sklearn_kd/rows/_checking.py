@@ -37,7 +37,8 @@ def check_rows(
 ) -> TrainingRows:
     """Return the checked input of a fit on rows in memory.
 
-    With ``hints``, y may be missing or -1 for rows without a label.
+    With ``hints``, y may be missing or -1 for rows without a label, and lack classes that are
+    known from elsewhere.
 
     Raises
     ------
@@ -52,7 +53,7 @@ def check_rows(
         y = move_to(y, xp=np, device="cpu")
     X, y = _validated(estimator, X, y, ensure_min_samples=2)
     labelled = None if hints is None else has_label(y, missing, hints)
-    classes, labels = _check_labels(estimator, y, labelled)
+    classes, labels = _check_labels(estimator, y, labelled, hints)
     sample_weight = _check_weights(estimator, sample_weight, len(y))
     return TrainingRows(X, to_working(estimator, X), classes, labels, sample_weight)
 
@@ -76,7 +77,7 @@ def check_streamed_rows(
         raise ValueError(
             f"X has {len(stream)} rows, but y has {len(y)} labels; every row needs one, or -1."
         )
-    classes, labels = _check_labels(estimator, y, has_label(y, missing, hints))
+    classes, labels = _check_labels(estimator, y, has_label(y, missing, hints), hints)
     sample_weight = _check_weights(estimator, sample_weight, len(y))
     nothing = np.empty((0, stream.n_features))
     working = to_working(estimator, nothing)
@@ -160,7 +161,7 @@ def to_working(estimator: Any, X: Any) -> Tensor:
 
 
 def _check_labels(
-    estimator: Any, y: np.ndarray, labelled: np.ndarray | None
+    estimator: Any, y: np.ndarray, labelled: np.ndarray | None, hints: ClassHints | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes, and the index of each label among them, -1 for rows without one."""
     labelled = np.ones(len(y), dtype=bool) if labelled is None else labelled
@@ -168,6 +169,9 @@ def _check_labels(
     check_classification_targets(y[labelled])
     indices = np.full(len(y), NO_LABEL)
     classes, indices[labelled] = np.unique(y[labelled], return_inverse=True)
+    if hints is not None and hints.classes is not None:
+        indices[labelled] = _positions(classes, hints.classes)[indices[labelled]]
+        classes = hints.classes
     if len(classes) < 2:
         beside = "" if labelled.all() else f", beside {(~labelled).sum()} rows without a label"
         raise ValueError(
@@ -175,6 +179,25 @@ def _check_labels(
             "two or more."
         )
     return classes, indices
+
+
+def _positions(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the position of each label among the classes of a teacher, or those named in fit.
+
+    Raises
+    ------
+    ValueError
+        If a label is not among them.
+    """
+    position = {label: index for index, label in enumerate(classes.tolist())}
+    unknown = [label for label in labels.tolist() if label not in position]
+    if unknown:
+        raise ValueError(
+            f"y holds the class {unknown[0]!r}, which is not among those of the fitted teacher, or "
+            f"of the parameter classes: {classes.tolist()}. Fit teacher and student on the same "
+            "labels, or name all classes."
+        )
+    return np.array([position[label] for label in labels.tolist()], dtype=int)
 
 
 def _check_weights(estimator: Any, sample_weight: Any, n_rows: int) -> np.ndarray | None:

@@ -59,7 +59,7 @@ class RowLabels(NamedTuple):
 class ClassHints(NamedTuple):
     """What a teacher tells about the classes before the labels are read."""
 
-    classes: np.ndarray | None = None  # those of a fitted teacher
+    classes: np.ndarray | None = None  # those of a fitted teacher, or named in fit; sorted
     n_columns: int | None = None  # columns of given logits
 
 

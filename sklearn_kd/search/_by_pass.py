@@ -109,7 +109,7 @@ class SearchByPass(CandidateSearch):
     """
 
     def __init__(self, setting: Setting) -> None:
-        super().__init__(setting, all_splits(setting.cv, setting.rows.checked.labels))
+        super().__init__(setting, all_splits(setting.cv, setting.rows))
         self.folds = folds_of(setting, self.splits)
         assert isinstance(setting.solver, Nystrom)
         assert isinstance(setting.rows.X, RowStream)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import check_cv
+from sklearn.model_selection import PredefinedSplit, check_cv
 from torch import Tensor
 
 from sklearn_kd._array import to_tensor
@@ -21,7 +22,7 @@ from sklearn_kd.search._protocol import CandidateSearch
 from sklearn_kd.search._scores import FoldScores
 from sklearn_kd.search._validation import ValidatedProblem, validated_students
 from sklearn_kd.students._initial_network import initial_logits
-from sklearn_kd.students._posed import PosedStudent
+from sklearn_kd.students._posed import PosedStudent, Rows
 from sklearn_kd.teachers._cross_fitting import Splits
 
 
@@ -39,7 +40,7 @@ class FoldSearch(CandidateSearch):
 
     def __init__(self, setting: Setting) -> None:
         rows = setting.rows
-        super().__init__(setting, all_splits(setting.cv, rows.checked.labels))
+        super().__init__(setting, all_splits(setting.cv, rows))
         self.folds = folds_of(setting, self.splits)
         self._plan()
         grid = setting.grid
@@ -114,11 +115,20 @@ def kept_bytes(setting: Setting, folds: list[Fold]) -> int:
     return of_targets + setting.record_bytes(sum(len(fold.test) for fold in folds))
 
 
-def all_splits(cv: Any, labels: np.ndarray) -> Splits:
-    """Return the folds of ``cv`` as row numbers, none for leave-one-out; drawn once for all."""
+def all_splits(cv: Any, rows: Rows) -> Splits:
+    """Return the folds of ``cv`` as row numbers, none for leave-one-out; drawn once for all.
+
+    Rows of weight 0 are not there when they are drawn. Listed folds are of all rows.
+    """
     if cv is None:
         return []
-    return splits_of(check_cv(cv, labels, classifier=True), labels, cv=cv)
+    labels, kept = rows.checked.labels, rows.distinct.kept.cpu().numpy()
+    is_drawn = isinstance(cv, Integral) or hasattr(cv, "split")
+    if len(kept) == len(labels) or not is_drawn or isinstance(cv, PredefinedSplit):
+        return splits_of(check_cv(cv, labels, classifier=True), labels, cv=cv)
+    labels = labels[kept]
+    splits = splits_of(check_cv(cv, labels, classifier=True), labels, cv=cv)
+    return [(kept[train], kept[test]) for train, test in splits]
 
 
 def folds_of(setting: Setting, splits: Splits) -> list[Fold]:

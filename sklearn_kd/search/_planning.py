@@ -18,6 +18,7 @@ from sklearn_kd.solvers import PCG, Cholesky, Nystrom
 from sklearn_kd.solvers._system import Solver
 from sklearn_kd.students._posed import Rows, default_teacher
 from sklearn_kd.teachers._cross_fitting import INNER_FOLDS
+from sklearn_kd.teachers._logits_of import Reading
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
 from sklearn_kd.teachers._several import require_teachers
 from sklearn_kd.teachers._teaching import Taught, n_teaching_steps, teach, teach_folds
@@ -102,16 +103,10 @@ def taught_by(
         splits=splits if sees_labels else None,
     )
     progress.begin(n_teaching + students.n_steps)
+    reading = Reading(search.teacher_method, search.probability_floor)
+    common: dict[str, Any] = {"reading": reading, "default": default, "progress": progress}
     if sees_labels:
-        return teach_folds(
-            search.teacher,
-            X,
-            rows,
-            splits=splits,
-            cv=cv,
-            default=default,
-            progress=progress,
-            n_jobs=search.n_jobs,
-        )
+        n_jobs = search.n_jobs
+        return teach_folds(search.teacher, X, rows, splits=splits, cv=cv, n_jobs=n_jobs, **common)
     cv = INNER_FOLDS if cv is None else cv  # unfitted, and scored on validation rows
-    return teach(search.teacher, X, rows, teacher_logits, cv=cv, default=default, progress=progress)
+    return teach(search.teacher, X, rows, teacher_logits, cv=cv, **common)

@@ -84,10 +84,10 @@ class Problem:
         It differs where the teacher was fitted to these rows: its logits on the rows, held-out
         ones too, are then by teachers that have seen no label of the fold.
         """
-        teacher, z_t, by_fold = self.taught
-        if by_fold is None:
+        if self.taught.by_fold is None:
             return self
-        return replace(self, taught=Taught(teacher, z_t._replace(values=by_fold[index]), None))
+        z_t = self.taught.logits._replace(values=self.taught.by_fold[index])
+        return replace(self, taught=self.taught._replace(logits=z_t, by_fold=None))
 
     @property
     def has_weights(self) -> bool:
@@ -183,8 +183,7 @@ class Problem:
             init=setting.init,
             ridge=grid.ridges[candidate.ridge],
             recipe=grid.recipes[candidate.recipe],
-            teacher=self.taught.teacher,
-            teacher_logits=self.taught.logits,
+            taught=self.taught,
             effective_logits=self._targets(self.distinct, grid.recipes[candidate.recipe]),
             initial_logits=initial_logits,
         )

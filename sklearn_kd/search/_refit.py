@@ -30,6 +30,8 @@ def fit_best(
         frozen if is_list(teacher) else frozen[0],
         init=search.init,
         temperature_scaling=search.temperature_scaling,
+        teacher_method=search.teacher_method,
+        probability_floor=search.probability_floor,
         solver=clone(search.solver, safe=False),
         device=search.device,
         dtype=search.dtype,

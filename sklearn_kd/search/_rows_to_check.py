@@ -22,10 +22,13 @@ label is wrong. It is 0 where all cells agree.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.utils import check_scalar
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklearn_kd._logits import class_indices, class_probabilities
@@ -85,3 +88,59 @@ class LabelValues(NamedTuple):
             )
         order = np.argsort(-self.values, kind="stable")
         return order[self.values[order] > 0]
+
+
+def rows_to_check(search: Any, n: int) -> np.ndarray:
+    """Return the training rows whose labels are worth checking, in order of their value.
+
+    Only rows on which cells of the best set predict different classes, held out, decide between
+    these. A row is worth the expected squared change of the differences of their scores by a
+    true label, over all pairs of cells: the pairs that it separates times the probability that
+    its label is wrong, by the same held-out predictions. Correct the labels and call ``fit``
+    again.
+
+    Parameters
+    ----------
+    n : int
+        How many rows, at least one.
+
+    Returns
+    -------
+    ndarray of int of shape (n_found,)
+        Row numbers in the ``X`` of the fit, the most valuable first; n, or as many as there
+        are rows on which the cells disagree.
+
+    Raises
+    ------
+    AttributeError
+        If no score decides (several scores, and ``refit=False``), or ``X_val`` was scored.
+
+    Notes
+    -----
+    With m cells in the set, n_c of them that predict class c, p_c their mean probability of it,
+    y the label and u the weight of the row in the mean score, the value is
+    u² Σ_{c ≠ y} p_c [m (n_c + n_y) − (n_c − n_y)²], with two classes 4 u² p_c n_c n_y. Whatever
+    the score, it is their predicted classes that are compared.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_kd import LinearizedKDStudentCV
+    >>> X = np.random.default_rng(0).normal(size=(80, 2))
+    >>> y = (X[:, 0] > 0).astype(int)
+    >>> wrong = y.copy()
+    >>> wrong[::8] = 1 - wrong[::8]  # one in eight
+    >>> search = LinearizedKDStudentCV(ridges=[0.1]).fit(X, wrong, teacher_logits=X[:, 1])
+    >>> rows = search.rows_to_check(5)
+    >>> corrected = wrong.copy()
+    >>> corrected[rows] = y[rows]
+    >>> search = search.fit(X, corrected, teacher_logits=X[:, 1])
+    """
+    check_is_fitted(search)
+    check_scalar(n, "n", Integral, min_val=1)
+    if not hasattr(search, "_values_of_labels"):
+        raise AttributeError(
+            f"rows_to_check needs the best set of one score; name it by refit= one of "
+            f"{sorted(search.scorer_._scorers)} and fit again."
+        )
+    return search._values_of_labels.ranked()[:n]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
-from sklearn.utils import Tags, check_scalar
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklearn_kd._kernel_machine import KernelConstraint, TangentKernelClassifier
 from sklearn_kd._progress import fit_task
-from sklearn_kd._sklearn import CallbackSupportMixin, StrOptions, fit_context
+from sklearn_kd._sklearn import CallbackSupportMixin, Interval, StrOptions, fit_context
 from sklearn_kd.rows._checking import check_new_rows
 from sklearn_kd.search._planning import grid_of, planned_search, taught_by
 from sklearn_kd.search._refit import fit_best
+from sklearn_kd.search._rows_to_check import rows_to_check
 from sklearn_kd.search._scores import FoldScores
 from sklearn_kd.search._selection import select
 from sklearn_kd.search._validation import Given, problem_of, read_validation
@@ -27,6 +27,7 @@ from sklearn_kd.solvers._system import Solver
 from sklearn_kd.students._labelled_score import ScoresLabelledRows
 from sklearn_kd.students._posed import read_rows
 from sklearn_kd.teachers._constraint import TeacherConstraint
+from sklearn_kd.teachers._logits_of import METHODS
 from sklearn_kd.teachers._teaching import class_hints, is_fitted
 
 # What a fit without ``refit``, or without a deciding score, does not set.
@@ -89,6 +90,10 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         :class:`LinearizedKDStudent`. None: by pairs of the folds of ``cv`` or, where these are no
         partition of the rows into three or more, by five. An iterable holds folds of all rows.
         "prefit": the teacher is fitted.
+    teacher_method : {"auto", "decision_function", "predict_proba"}, default="auto"
+        As in :class:`LinearizedKDStudent`.
+    probability_floor : "auto" or float in (0, 1), default="auto"
+        As in :class:`LinearizedKDStudent`.
     solver : {"auto", "cholesky", "pcg", "nystrom"} or solver, default="auto"
         A name, or an object of `sklearn_kd.solvers` with options of its own. "auto" and "cholesky"
         factor the kernel matrix. "pcg" finds the same students by conjugate gradients, one run for
@@ -232,6 +237,8 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         "refit": ["boolean", str],
         "one_standard_error": ["boolean"],
         "teacher_cv": ["cv_object", StrOptions({"prefit"}), None],
+        "teacher_method": [StrOptions(set(METHODS))],
+        "probability_floor": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="neither")],
         "solver": [StrOptions({"auto", "cholesky", "pcg", "nystrom"}), Cholesky, PCG, Nystrom],
         "n_jobs": [Integral, None],
     }
@@ -252,6 +259,8 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         refit: bool | str = True,
         one_standard_error: bool = False,
         teacher_cv: Any = None,
+        teacher_method: str = "auto",
+        probability_floor: float | str = "auto",
         solver: str | Solver = "auto",
         device: str | torch.device = "auto",
         dtype: str = "auto",
@@ -271,6 +280,8 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         self.refit = refit
         self.one_standard_error = one_standard_error
         self.teacher_cv = teacher_cv
+        self.teacher_method = teacher_method
+        self.probability_floor = probability_floor
         self.solver = solver
         self.device = device
         self.dtype = dtype
@@ -286,6 +297,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         *,
         teacher_logits: Any = None,
         teacher_trust: Any = None,
+        classes: Any = None,
         X_val: Any = None,
         y_val: Any = None,
         sample_weight_val: Any = None,
@@ -306,6 +318,8 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
             if they do, by cross-fitting too, the scores have seen the labels.
         teacher_trust : array-like of shape (n_samples,), default=None
             Share of the soft ratio with which each row is learnt, in (0, 1]. None is 1.
+        classes : array-like of shape (n_classes,), default=None
+            As in :class:`LinearizedKDStudent`.
         X_val : array-like of shape (n_validation, n_features), default=None
             Rows to score on instead of held-out rows of ``X``, with ``cv=None``. Nothing is trained
             on them, in the last fit neither.
@@ -328,7 +342,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
             validation.require_sound(self.cv)
             is_taught = teacher_logits is not None or is_fitted(self.teacher, self.teacher_cv)
             sees_labels = X_val is None and not is_taught
-            hints = class_hints(self.teacher, self.teacher_cv, teacher_logits)
+            hints = class_hints(self.teacher, self.teacher_cv, teacher_logits, classes)
             given = read_rows(self, X, y, sample_weight, teacher_trust, solver, hints)
             scored = read_validation(self, validation, given.checked.classes)
             n_scored = 0 if scored is None else len(scored.numbers)
@@ -365,60 +379,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
             )
         return self
 
-    def rows_to_check(self, n: int) -> np.ndarray:
-        """Return the training rows whose labels are worth checking, in order of their value.
-
-        Only rows on which cells of the best set predict different classes, held out, decide between
-        these. A row is worth the expected squared change of the differences of their scores by a
-        true label, over all pairs of cells: the pairs that it separates times the probability that
-        its label is wrong, by the same held-out predictions. Correct the labels and call ``fit``
-        again.
-
-        Parameters
-        ----------
-        n : int
-            How many rows, at least one.
-
-        Returns
-        -------
-        ndarray of int of shape (n_found,)
-            Row numbers in the ``X`` of the fit, the most valuable first; n, or as many as there
-            are rows on which the cells disagree.
-
-        Raises
-        ------
-        AttributeError
-            If no score decides (several scores, and ``refit=False``), or ``X_val`` was scored.
-
-        Notes
-        -----
-        With m cells in the set, n_c of them that predict class c, p_c their mean probability of it,
-        y the label and u the weight of the row in the mean score, the value is
-        u² Σ_{c ≠ y} p_c [m (n_c + n_y) − (n_c − n_y)²], with two classes 4 u² p_c n_c n_y. Whatever
-        the score, it is their predicted classes that are compared.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from sklearn_kd import LinearizedKDStudentCV
-        >>> X = np.random.default_rng(0).normal(size=(80, 2))
-        >>> y = (X[:, 0] > 0).astype(int)
-        >>> wrong = y.copy()
-        >>> wrong[::8] = 1 - wrong[::8]  # one in eight
-        >>> search = LinearizedKDStudentCV(ridges=[0.1]).fit(X, wrong, teacher_logits=X[:, 1])
-        >>> rows = search.rows_to_check(5)
-        >>> corrected = wrong.copy()
-        >>> corrected[rows] = y[rows]
-        >>> search = search.fit(X, corrected, teacher_logits=X[:, 1])
-        """
-        check_is_fitted(self)
-        check_scalar(n, "n", Integral, min_val=1)
-        if not hasattr(self, "_values_of_labels"):
-            raise AttributeError(
-                f"rows_to_check needs the best set of one score; name it by refit= one of "
-                f"{sorted(self.scorer_._scorers)} and fit again."
-            )
-        return self._values_of_labels.ranked()[:n]
+    rows_to_check = rows_to_check
 
     def _check_new_rows(self, X: Any, method: str) -> Any:
         check_is_fitted(self)

@@ -12,7 +12,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from sklearn_kd._array import plain
-from sklearn_kd._logits import canonical_logits, n_logits
+from sklearn_kd._logits import n_logits
 from sklearn_kd._sklearn import check_sample_weight, get_namespace, move_to, safe_indexing
 from sklearn_kd.distillation._effective_logits_of_rows import (
     effective_logits_of_each,
@@ -26,6 +26,7 @@ from sklearn_kd.rows._streams import is_streamed
 from sklearn_kd.search._held_out_student import HeldOutStudent
 from sklearn_kd.search._problem import Problem, Setting
 from sklearn_kd.search._scored_rows import ScoredRows
+from sklearn_kd.teachers._given_logits import given_logits
 from sklearn_kd.teachers._logits_of import logits_of
 from sklearn_kd.teachers._several import members_of
 from sklearn_kd.teachers._teaching import Taught
@@ -133,13 +134,13 @@ class ValidatedProblem(Problem):
         if self.logits_given is not None:
             n_given = len(rows.given) if hasattr(rows.given, "__len__") else len(rows.numbers)
             name = "teacher_logits_val"
-            z_t = canonical_logits(self.logits_given, n_given, len(classes), name=name)
+            z_t = given_logits(self.logits_given, n_given, classes, name=name)
             return z_t[None, numbers]
         if self.taught.teacher is None:
             return None
-        teachers = members_of(self.taught.teacher)
-        members = [logits_of(one, rows.given, classes).values[numbers] for one in teachers]
-        return torch.stack(members)
+        teachers = zip(members_of(self.taught.teacher), self.taught.readings, strict=True)
+        members = [logits_of(one, rows.given, classes, reading) for one, reading in teachers]
+        return torch.stack([logits.values[numbers] for logits in members])
 
     @functools.cached_property
     def single_targets(self) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sklearn.utils import Bunch
 from torch import Tensor
 
 from sklearn_kd._kernel_machine import kernel_to_use
@@ -26,17 +27,18 @@ from sklearn_kd.rows._training_rows import (
     TrainingRows,
     distinct_of_stream,
     distinct_rows,
+    rows_report,
 )
 from sklearn_kd.rows._views import rows_of_student, rows_of_teacher
 from sklearn_kd.solvers._choice import choose_solver, named_solver, warn_if_long_fit
 from sklearn_kd.solvers._cholesky import Cholesky
-from sklearn_kd.solvers._system import Size, Solver, System
+from sklearn_kd.solvers._system import Size, Solution, Solver, System
 from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.students._stopped import N_STEPS, require_memory
-from sklearn_kd.teachers._logits_of import Logits
+from sklearn_kd.teachers._logits_of import Reading
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
 from sklearn_kd.teachers._several import normalised_weights, require_teachers
-from sklearn_kd.teachers._teaching import class_hints, n_teaching_steps, teach
+from sklearn_kd.teachers._teaching import Taught, class_hints, n_teaching_steps, teach
 from sklearn_kd.training._stopping_time import stopping_times
 
 
@@ -53,7 +55,7 @@ class PosedStudent:
     """What a solver and `LinearizedKDStudent._adopt` are given.
 
     Symbols (paper -> code -> shape), with n distinct rows, K classes (no K axis for two) and M
-    teachers: z_t is ``teacher_logits.values`` (M, n_samples, K), z_eff ``effective_logits`` and z₀
+    teachers: z_t is ``taught.logits.values`` (M, n_samples, K), z_eff ``effective_logits`` and z₀
     ``initial_logits``, (n,) or (n, K).
     """
 
@@ -64,8 +66,7 @@ class PosedStudent:
     init: str
     ridge: float
     recipe: dict[str, Any]  # soft_ratio, temperature, temperature_scaling, teacher_weights
-    teacher: Any
-    teacher_logits: Logits
+    taught: Taught
     effective_logits: Tensor | None  # None if there are none: hard labels alone
     initial_logits: Tensor
     stopping_times: list[float] | None = None
@@ -121,6 +122,7 @@ def pose(
     sample_weight: Any,
     teacher_logits: Any,
     teacher_trust: Any,
+    classes: Any,
     progress: FitTask,
 ) -> PosedStudent:
     """Return the problem of a `LinearizedKDStudent`, once it is known to fit the memory.
@@ -132,7 +134,7 @@ def pose(
     ValueError
         If the rows, the labels, the teacher or the initial network are not as they must be.
     """
-    hints = class_hints(student.teacher, student.cv, teacher_logits)
+    hints = class_hints(student.teacher, student.cv, teacher_logits, classes)
     require_teachers(student.teacher_weights, teacher_logits)
     solver = named_solver(student.solver)
     rows = read_rows(student, X, y, sample_weight, teacher_trust, solver, hints)
@@ -159,12 +161,13 @@ def pose(
     z_0 = initial_logits(student.init, kernel, function, rows.X, n_classes, weights)
 
     # 2. The teacher's logits z_t on the training rows.
-    teacher, z_t, _ = teach(
+    taught = teach(
         student.teacher,
         rows_of_teacher(X),
         rows.checked,
         teacher_logits,
         cv=student.cv,
+        reading=Reading(student.teacher_method, student.probability_floor),
         default=lambda: default_teacher(student, kernel),
         progress=progress,
     )
@@ -176,7 +179,7 @@ def pose(
         "temperature_scaling": student.temperature_scaling,
         "teacher_weights": teacher_weights,
     }
-    labels = merged_labels(z_t.values, rows.distinct, recipe)
+    labels = merged_labels(taught.logits.values, rows.distinct, recipe)
     has_roots = student.soft_ratio > 0
     z_eff = effective_logits_of_merged(labels, recipe) if has_roots else None
     return PosedStudent(
@@ -187,8 +190,7 @@ def pose(
         init=student.init,
         ridge=student.ridge,
         recipe=recipe,
-        teacher=teacher,
-        teacher_logits=z_t,
+        taught=taught,
         effective_logits=z_eff,
         initial_logits=z_0,
         stopping_times=times,
@@ -217,4 +219,31 @@ def default_teacher(student: Any, kernel: Any) -> NTKTeacher:
         device=student.device,
         dtype=student.dtype,
         memory_limit=student.memory_limit,
+    )
+
+
+def report_of(posed: PosedStudent, solution: Solution) -> Bunch:
+    """Return what a student says of its fit; of several teachers in lists."""
+    z_t, readings = posed.taught.logits, posed.taught.readings
+    methods = [None if z_t.method is None else reading.method for reading in readings]
+    floors = [
+        reading.floor if method == "predict_proba" else None
+        for reading, method in zip(readings, methods, strict=True)
+    ]
+    is_one = len(readings) == 1
+    return Bunch(
+        **rows_report(posed.rows.checked, posed.rows.distinct),
+        teacher_method=methods[0] if is_one else methods,
+        probability_floor=floors[0] if is_one else floors,
+        n_clipped_teacher_rows=z_t.n_clipped,
+        cross_fitted_teacher=z_t.cross_fitted,
+        **posed.recipe,
+        init=posed.init,
+        ridge=posed.ridge,
+        noise=posed.function.noise(solution.X_fit),
+        jitter=solution.jitter,
+        rcond=solution.rcond,
+        solver=posed.solver.name if solution.stages is None else "gradient flow",
+        stopping_time=posed.stopping_times,
+        **solution.report,
     )

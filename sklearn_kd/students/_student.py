@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from sklearn.base import ClassifierMixin, clone
-from sklearn.utils import Bunch
 from torch import Tensor
 
 from sklearn_kd._array import like, to_tensor
@@ -32,15 +31,15 @@ from sklearn_kd.distillation._effective_logits_of_rows import (
     mixed_logits,
 )
 from sklearn_kd.rows._checking import row_labels
-from sklearn_kd.rows._training_rows import rows_report
 from sklearn_kd.solvers._choice import CONSTRAINT, TakesSolver
 from sklearn_kd.solvers._system import Solution, Solver, require_finite
 from sklearn_kd.students._initial_network import initial_logits
 from sklearn_kd.students._on_frame import StudentOnFrame
-from sklearn_kd.students._posed import PosedStudent, pose
+from sklearn_kd.students._posed import PosedStudent, pose, report_of
 from sklearn_kd.students._prefix_path import prefix_path
 from sklearn_kd.students._stopped import staged_decision_function, train
 from sklearn_kd.teachers._constraint import TeacherConstraint
+from sklearn_kd.teachers._logits_of import METHODS
 from sklearn_kd.teachers._teaching import logits_on_new_rows
 
 
@@ -56,7 +55,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
     Parameters
     ----------
     teacher : classifier or list of them, default=None
-        Any scikit-learn classifier with ``decision_function`` or ``predict_proba``. Unfitted: a
+        Any scikit-learn classifier with ``predict_proba``, or log-odds. Unfitted: a
         clone's logits on the training rows come from cross-fitting (``cv``), so that the teacher
         does not hand its own training labels back; then ``teacher_`` is fitted on all rows. A
         ``FrozenEstimator`` or :class:`TorchTeacher` is used as it is. None means ``NTKTeacher``
@@ -93,6 +92,14 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         Cross-fitting of an unfitted teacher, as `sklearn.model_selection.check_cv` reads it.
         "prefit" takes ``teacher`` as already fitted. The clones are fitted side by side within
         ``with joblib.parallel_config(n_jobs=4)``.
+    teacher_method : {"auto", "decision_function", "predict_proba"}, default="auto"
+        Where logits come from. "auto": ``decision_function`` where its softmax is
+        ``predict_proba``, else the latter; a teacher with scores alone (SVC, RidgeClassifier) is
+        refused. "decision_function" takes scores for log-odds on your word.
+    probability_floor : "auto" or float in (0, 1), default="auto"
+        The probability that lower ones of ``predict_proba`` are lifted to. "auto": 1/n for a
+        teacher fitted on n rows here. For one that is fitted already, whose n is unknown, only
+        zeros are lifted, to 1/n of the rows at hand, or the next probability of the row if lower.
     solver : {"auto", "cholesky", "refinement", "pcg", "nystrom"} or solver, default="auto"
         How Eq. 4 is solved: a name, or an object of `sklearn_kd.solvers` with options of its own.
         :class:`~sklearn_kd.solvers.Cholesky` factors the kernel matrix of all rows.
@@ -144,8 +151,9 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         Iterations of the solver; 1 for those that do not iterate.
     fit_report_ : Bunch
         ``n_rows``, ``n_distinct_rows``, ``n_merged_rows``, ``n_zero_weight_rows``,
-        ``n_unlabelled_rows``, ``n_clipped_teacher_rows`` (rows whose teacher probabilities of 0
-        were clipped), ``cross_fitted_teacher`` (whether ``teacher`` was unfitted), ``soft_ratio``,
+        ``n_unlabelled_rows``, ``teacher_method`` (that logits came from), ``probability_floor``
+        (None for log-odds), ``n_clipped_teacher_rows`` (rows with a probability below it, which was
+        lifted), ``cross_fitted_teacher`` (whether ``teacher`` was unfitted), ``soft_ratio``,
         ``temperature``, ``temperature_scaling``, ``init``, ``ridge``, ``noise`` (the kernel's own,
         which adds to the ridge), ``jitter``, ``rcond``, ``solver``, ``device`` and ``dtype``, and
         what the solver adds: see the notes of each in `sklearn_kd.solvers`. With
@@ -176,7 +184,10 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
     LongFitWarning
         Before its work begins, if the fit will take minutes without its teacher.
     SaturatedTeacherWarning
-        If the teacher's probabilities of exactly 0 were clipped.
+        If the teacher's probabilities of 0 were lifted, or given logits are that sure.
+    UserWarning
+        If the teacher is fitted but not frozen, its ``predict`` says otherwise, ``sample_weight``
+        does not reach it, or it is certain and right on 50 rows or more: all of those at hand.
     IllConditionedWarning
         If rounding decides part of the answer.
 
@@ -228,6 +239,8 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         "init": [StrOptions({"zero", "network"})],
         "stopping_time": [Interval(Real, 0, None, closed="neither"), "array-like", None],
         "cv": ["cv_object", StrOptions({"prefit"})],
+        "teacher_method": [StrOptions(set(METHODS))],
+        "probability_floor": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="neither")],
         "solver": CONSTRAINT,
     }
 
@@ -244,6 +257,8 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         init: str = "zero",
         stopping_time: Any = None,
         cv: Any = 5,
+        teacher_method: str = "auto",
+        probability_floor: float | str = "auto",
         solver: str | Solver = "auto",
         device: str | torch.device = "auto",
         dtype: str = "auto",
@@ -259,6 +274,8 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         self.init = init
         self.stopping_time = stopping_time
         self.cv = cv
+        self.teacher_method = teacher_method
+        self.probability_floor = probability_floor
         self.solver = solver
         self.device = device
         self.dtype = dtype
@@ -273,6 +290,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         *,
         teacher_logits: Any = None,
         teacher_trust: Any = None,
+        classes: Any = None,
     ) -> Self:
         """Fit the student to the teacher and the labels.
 
@@ -286,13 +304,18 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
             Hard labels: integers or strings; -1, or a missing string, for none: see Notes.
         sample_weight : array-like of shape (n_samples,), default=None
             Row weights, as :class:`~sklearn.kernel_ridge.KernelRidge` treats them; also passed to
-            the teacher's ``fit`` where that takes them. Rows of weight 0 are left out.
+            the teacher's ``fit`` where that takes them, by metadata routing in pipelines and
+            searches. Rows of weight 0 are left out, by the teacher too.
         teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
-            The teacher's logits on ``X``, in the order of the sorted classes; for two classes one
-            log-odds per row, or one column per class. They replace the teacher.
+            The teacher's logits on ``X``, in the order of the sorted classes, or a data frame with
+            columns named after them; for two classes one log-odds per row, or one column per class.
+            They replace the teacher.
         teacher_trust : array-like of shape (n_samples,), default=None
             Share of ``soft_ratio`` with which each row is learnt, in (0, 1]. None is 1. Rows
             without a label take no notice of it.
+        classes : array-like of shape (n_classes,), default=None
+            The classes, sorted, where ``y`` may lack some that ``teacher_logits`` have. A fitted
+            teacher's are its own.
 
         Returns
         -------
@@ -301,7 +324,9 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         """
         with fit_task(self, X, y, sample_weight) as progress:
             # The logits to reach, z_eff (Eq. 3), from the teacher's z_t and the labels.
-            posed = pose(self, X, y, sample_weight, teacher_logits, teacher_trust, progress)
+            posed = pose(
+                self, X, y, sample_weight, teacher_logits, teacher_trust, classes, progress
+            )
             if posed.stopping_times is None:
                 # The converged student, (Θ_n + λ W⁻¹) a = Δz with Δz = z_eff − z₀ (Eq. 4).
                 solution = posed.solver.solve(posed.system, self.memory_limit, progress)
@@ -315,26 +340,12 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         """Become the student that was posed and solved, with all attributes at once."""
         require_finite(solution)
         rows, distinct, _ = posed.rows
-        members = posed.teacher_logits.values
-        report = Bunch(
-            **rows_report(rows, distinct),
-            n_clipped_teacher_rows=posed.teacher_logits.n_clipped,
-            cross_fitted_teacher=posed.teacher_logits.cross_fitted,
-            **posed.recipe,
-            init=posed.init,
-            ridge=posed.ridge,
-            noise=posed.function.noise(solution.X_fit),
-            jitter=solution.jitter,
-            rcond=solution.rcond,
-            solver=posed.solver.name if solution.stages is None else "gradient flow",
-            stopping_time=posed.stopping_times,
-            **solution.report,
-        )
+        members = posed.taught.logits.values
         own = functools.partial(like, reference=rows.array, copy=True)
         z_eff, stages = posed.effective_logits, solution.stages
         self.__dict__.update(
             classes_=rows.classes,
-            teacher_=posed.teacher,
+            teacher_=posed.taught.teacher,
             teacher_logits_=own(mixed_logits(members, posed.recipe)),
             effective_logits_=None if z_eff is None else own(z_eff),
             initial_logits_=own(posed.initial_logits),
@@ -347,7 +358,8 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
             rcond_=solution.rcond,
             solver_=clone(posed.solver),
             n_iter_=solution.n_iter,
-            fit_report_=report,
+            fit_report_=report_of(posed, solution),
+            _readings=posed.taught.readings,
             _distinct=distinct.to_host(),
             _frame=solution.frame,
             _prepared=(posed.kernel, posed.function),
@@ -402,7 +414,9 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
 
     def _members_on(self, X: Any, n_rows: int, teacher_logits: Any) -> Tensor:
         """Return the logits of each teacher on new rows, (M, m) or (M, m, K)."""
-        return logits_on_new_rows(self.teacher_, X, n_rows, self.classes_, teacher_logits)
+        return logits_on_new_rows(
+            self.teacher_, X, n_rows, self.classes_, teacher_logits, self._readings
+        )
 
     def _member_logits(self) -> Tensor:
         """Return the logits of each teacher on the rows of the fit, (M, n) or (M, n, K)."""

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from sklearn import get_config
 from sklearn.base import clone
 from sklearn.model_selection import check_cv
 from sklearn.utils import indexable
+from sklearn.utils.metadata_routing import MetadataRouter, get_routing_for_object
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import has_fit_parameter
 from torch import Tensor
@@ -21,7 +23,7 @@ from sklearn_kd._sklearn import safe_indexing
 from sklearn_kd.rows._labels import NO_LABEL
 from sklearn_kd.rows._splits import about_n_splits, splits_of
 from sklearn_kd.rows._training_rows import TrainingRows
-from sklearn_kd.teachers._logits_of import Logits, logits_of
+from sklearn_kd.teachers._logits_of import Logits, Reading, logits_of
 
 # The inner folds of a student in a search, as those of a student alone.
 INNER_FOLDS = 5
@@ -36,12 +38,13 @@ class LabelledRows(NamedTuple):
     labels: np.ndarray  # (n,) indices into classes, -1 for a row without a label
     classes: np.ndarray  # (K,)
     sample_weight: np.ndarray | None  # (n,)
+    reading: Reading  # how the teacher's answers become logits
 
     @classmethod
-    def of(cls, X: Any, rows: TrainingRows) -> Self:
+    def of(cls, X: Any, rows: TrainingRows, reading: Reading) -> Self:
         """Return rows as given, with the labels and weights that were checked."""
         (X,) = indexable(X)
-        return cls(X, rows.labels, rows.classes, rows.sample_weight)
+        return cls(X, rows.labels, rows.classes, rows.sample_weight, reading)
 
     def only(self, numbers: np.ndarray) -> Self:
         """Return some of the rows."""
@@ -53,6 +56,11 @@ class LabelledRows(NamedTuple):
     def unlabelled(self) -> np.ndarray:
         """Numbers of the rows without a label."""
         return np.flatnonzero(self.labels == NO_LABEL)
+
+    def logits_of(self, fitted: Any, X: Any) -> Logits:
+        """Return the logits, on other rows, of a teacher that was fitted to these."""
+        n_labelled = len(self.labels) - len(self.unlabelled)
+        return logits_of(fitted, X, self.classes, self.reading._replace(n_rows=n_labelled))
 
     def no_logits(self) -> Tensor:
         """Return NaN for the logits of every row, (n,) or (n, K)."""
@@ -84,11 +92,31 @@ def fit_teacher(teacher: Any, rows: LabelledRows, leaf: Leaf) -> Any:
     """
     if len(rows.unlabelled):
         rows = rows.only(np.flatnonzero(rows.labels != NO_LABEL))
-    takes_weights = has_fit_parameter(teacher, "sample_weight")
-    is_weighted = rows.sample_weight is not None and takes_weights
+    is_weighted = rows.sample_weight is not None and takes_weights(teacher)
     weights = {"sample_weight": rows.sample_weight} if is_weighted else {}
     with leaf.fit_of(teacher):
         return teacher.fit(rows.X, rows.classes[rows.labels], **weights)
+
+
+def takes_weights(teacher: Any) -> bool:
+    """Whether row weights reach ``teacher``: its ``fit`` names them, or metadata routing does."""
+    if get_config()["enable_metadata_routing"]:
+        routing = get_routing_for_object(teacher)
+        if routing.consumes("fit", ["sample_weight"]):
+            return True
+        if isinstance(routing, MetadataRouter):
+            return False
+    return has_fit_parameter(teacher, "sample_weight") and not declines_weights(teacher)
+
+
+def declines_weights(teacher: Any) -> bool:
+    """Whether ``teacher`` asks metadata routing to keep row weights away."""
+    if not get_config()["enable_metadata_routing"]:
+        return False
+    routing = get_routing_for_object(teacher)
+    if isinstance(routing, MetadataRouter):
+        return False
+    return routing.fit.requests.get("sample_weight") is False
 
 
 def cross_fitted_logits(
@@ -118,7 +146,7 @@ def cross_fitted_logits(
     found = _logits_of_unseen(teacher, rows, unseen, progress, remedy=remedy, n_jobs=n_jobs)
     for (_, test), logits in zip(splits, found, strict=True):
         z_t[test] = logits.values
-    return Logits(z_t, sum(logits.n_clipped for logits in found), cross_fitted=True)
+    return Logits.of_parts(z_t, found)
 
 
 def labelled_splits(rows: LabelledRows, cv: Any) -> Splits:
@@ -142,10 +170,10 @@ def with_unlabelled(z_t: Logits, fitted: Any, rows: LabelledRows) -> Logits:
     """
     if not len(rows.unlabelled):
         return z_t
-    own = logits_of(fitted, safe_indexing(rows.X, rows.unlabelled), rows.classes)
+    own = rows.logits_of(fitted, safe_indexing(rows.X, rows.unlabelled))
     values = z_t.values.clone()
     values[rows.unlabelled] = own.values
-    return z_t._replace(values=values, n_clipped=z_t.n_clipped + own.n_clipped)
+    return Logits.of_parts(values, [z_t, own])
 
 
 def nested_logits(
@@ -255,8 +283,7 @@ def _logits_by_pairs(
     for own, fold, logits in zip(by_fold, folds, by_one, strict=True):
         own[fold] = whole[fold] = logits.values[: len(fold)]
         own[rows.unlabelled] = logits.values[len(fold) :]
-    n_clipped = sum(logits.n_clipped for logits in by_one)
-    return NestedLogits(Logits(whole, n_clipped, cross_fitted=True), by_fold)
+    return NestedLogits(Logits.of_parts(whole, by_one), by_fold)
 
 
 def _logits_by_inner_folds(
@@ -283,7 +310,7 @@ def _logits_by_inner_folds(
         rest = np.union1d(np.setdiff1d(everything, train), rows.unlabelled)
         if len(rest):
             fitted = fit_teacher(clone(teacher), trained_on, progress.leaf("fit-teacher"))
-            z_t[rest] = logits_of(fitted, safe_indexing(rows.X, rest), rows.classes).values
+            z_t[rest] = trained_on.logits_of(fitted, safe_indexing(rows.X, rest)).values
         by_fold.append(z_t)
     whole = cross_fitted_logits(teacher, rows, cv=cv, progress=progress, n_jobs=n_jobs)
     return NestedLogits(whole, by_fold)
@@ -337,9 +364,10 @@ def _logits_of_unseen(
 
 def _fit_and_ask(teacher: Any, rows: LabelledRows, unseen: Unseen, leaf: Leaf) -> Logits:
     """Fit ``teacher``, and return its logits on the rows it has not seen; a worker's task."""
-    fitted = fit_teacher(teacher, rows.only(unseen.train), leaf)
-    logits = logits_of(fitted, safe_indexing(rows.X, unseen.test), rows.classes)
+    trained_on = rows.only(unseen.train)
+    fitted = fit_teacher(teacher, trained_on, leaf)
+    logits = trained_on.logits_of(fitted, safe_indexing(rows.X, unseen.test))
     if not len(unseen.others):
         return logits
-    others = logits_of(fitted, safe_indexing(rows.X, unseen.others), rows.classes)
+    others = trained_on.logits_of(fitted, safe_indexing(rows.X, unseen.others))
     return logits._replace(values=torch.cat([logits.values, others.values]))

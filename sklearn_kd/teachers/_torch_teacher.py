@@ -15,13 +15,10 @@ from torch import Tensor, nn
 
 from sklearn_kd._array import plain, resolve_device, to_tensor
 from sklearn_kd._classifier import LogitClassifier
-from sklearn_kd._logits import canonical_logits
+from sklearn_kd._logits import canonical_logits, what_else
 from sklearn_kd._modules import on_device, tensors_of
 from sklearn_kd._sklearn import Interval, get_namespace
 from sklearn_kd.rows._refusals import require_rows
-
-# Sums of float32 softmax outputs are this close to 1; those of logits are not, row after row.
-_SUM_TOLERANCE = 1e-5
 
 
 class TorchTeacher(LogitClassifier):
@@ -239,12 +236,11 @@ class TorchTeacher(LogitClassifier):
                 "are scaled as in training, by preprocess or before, and that the module's "
                 "weights are finite."
             )
-        sums = outputs.sum(dim=1)
-        # A single row of logits may sum to 1 by chance.
-        if n_rows > 1 and (outputs >= 0).all() and ((sums - 1).abs() < _SUM_TOLERANCE).all():
+        if what_else(outputs) is not None:
             raise ValueError(
-                f"module={name} returns probabilities: all outputs are at least 0 and sum to 1 in "
-                "each row. Logits are needed: leave out the last softmax, or return its logarithm."
+                f"module={name} returns probabilities: all outputs are in [0, 1]. Logits are "
+                "needed: leave out the last softmax or sigmoid, or return torch.log_softmax or "
+                "torch.logit."
             )
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -39,7 +39,7 @@ def value_by_hand(predicted, p, y, weight):
 def test_rows_in_order_of_their_value(y, is_weighted):
     z_t = Z if y.max() > 1 else Z[:, 0]
     weight = RNG.integers(0, 3, size=70).astype(float) if is_weighted else np.ones(70)
-    cv = KFold(4, shuffle=True, random_state=0)
+    cv = list(KFold(4, shuffle=True, random_state=0).split(X))
     search = LinearizedKDStudentCV(
         **GRID, ridges=[0.01, 1.0], kernel=KERNEL, cv=cv, scoring="neg_log_loss"
     ).fit(X, y, sample_weight=weight, teacher_logits=z_t)
@@ -48,7 +48,7 @@ def test_rows_in_order_of_their_value(y, is_weighted):
     ]
     assert 1 < len(cells) < 12
     values = np.zeros(70)
-    for train, test in cv.split(X):
+    for train, test in cv:
         students = [
             LinearizedKDStudent(kernel=KERNEL, **params).fit(
                 X[train], y[train], sample_weight=weight[train], teacher_logits=z_t[train]

@@ -81,10 +81,11 @@ def test_paired_errors_are_by_row(y, kind):
         scoring = {name: SCORING[name] for name in ("accuracy", "log_loss")}
     else:
         scoring = SCORING if y.max() == 1 else {k: SCORING[k] for k in SCORING if k != "brier"}
+    splits = list(cv.split(rows))
     search = LinearizedKDStudentCV(
-        **GRID, kernel=KERNEL, cv=cv, scoring=scoring, refit="log_loss"
+        **GRID, kernel=KERNEL, cv=splits, scoring=scoring, refit="log_loss"
     ).fit(rows, y, sample_weight=weight, teacher_logits=z_t)
-    results, splits = search.cv_results_, list(cv.split(rows))
+    results = search.cv_results_
     for name in scoring:
         best = results[f"mean_test_{name}"].argmax()
         cells = {
