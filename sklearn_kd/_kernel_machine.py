@@ -14,10 +14,13 @@ from torch import Tensor
 from sklearn_kd._array import DTYPES, resolve_device, to_tensor
 from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd._sklearn import CallbackSupportMixin, HasMethods, Interval, StrOptions
+from sklearn_kd._warnings import warn
+from sklearn_kd.exceptions import UnscaledFeaturesWarning
 from sklearn_kd.kernels import NTK
 from sklearn_kd.kernels._array_kernel import KERNELS_IN_WORDS, as_kernel_function, is_kernel
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.kernels._scale import SCALE_RATIO, out_of_scale, weighs_columns_by_scale
 from sklearn_kd.rows._checking import check_new_rows
 from sklearn_kd.rows._streams import RowStream
 
@@ -25,6 +28,23 @@ from sklearn_kd.rows._streams import RowStream
 def kernel_to_use(kernel: Any) -> Any:
     """Return a copy of the parameter ``kernel`` to keep; None is ``NTK()``."""
     return NTK() if kernel is None else clone(kernel, safe=False)
+
+
+def warn_if_unscaled(estimator: Any, X: Tensor) -> None:
+    """Warn with `UnscaledFeaturesWarning` if the kernel of ``estimator`` hardly sees a column."""
+    kernel = estimator.kernel
+    kernels = kernel if isinstance(kernel, (list, tuple)) else [kernel]
+    found = out_of_scale(X) if any(map(weighs_columns_by_scale, kernels)) else None
+    if found is None:
+        return
+    names = getattr(estimator, "feature_names_in_", range(X.shape[1]))
+    # The same words for every fold: a warning of the same words and line is shown once.
+    warn(
+        f"Column {names[found]!r} of X varies over {SCALE_RATIO:.0f} times as much as others, "
+        "which the kernel therefore hardly sees. Scale the columns first, such as by "
+        f"make_pipeline(StandardScaler(), {type(estimator).__name__}(...)).",
+        UnscaledFeaturesWarning,
+    )
 
 
 class KernelConstraint(HasMethods):

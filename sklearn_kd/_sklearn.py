@@ -6,6 +6,7 @@ from sklearn.base import _fit_context as fit_context
 from sklearn.callback import CallbackContext, CallbackSupportMixin
 from sklearn.metrics._scorer import _BaseScorer as BaseScorer
 from sklearn.metrics._scorer import _PassthroughScorer as PassthroughScorer
+from sklearn.model_selection._validation import _score as score_in_search
 from sklearn.utils._array_api import check_same_namespace, get_namespace, move_to
 from sklearn.utils._indexing import _safe_indexing as safe_indexing
 from sklearn.utils._missing import is_pandas_na
@@ -35,6 +36,7 @@ __all__ = [
     "move_to",
     "nest_deeper",
     "safe_indexing",
+    "score_in_search",
     "validate_parameter_constraints",
     "was_fitted",
 ]

@@ -8,8 +8,11 @@ import inspect
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import joblib
 import sklearn
@@ -21,6 +24,14 @@ _BETWEEN = (
     *(str(Path(inspect.getfile(module)).parent) for module in (sklearn, joblib, torch, futures)),
     *(inspect.getfile(module) for module in (contextlib, functools, threading)),
 )
+
+
+def is_called_by(function: Callable[..., Any]) -> bool:
+    """Whether a plain function is among the callers of the caller."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def warn(message: str, category: type[Warning]) -> None:

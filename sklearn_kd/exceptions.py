@@ -7,10 +7,12 @@ __all__ = [
     "IllConditionedWarning",
     "LongFitWarning",
     "MemoryBudgetError",
+    "NoTeacherError",
     "NotPSDError",
     "SaturatedTeacherWarning",
     "SeenLabelsWarning",
     "SinglePrecisionWarning",
+    "UnscaledFeaturesWarning",
 ]
 
 
@@ -24,6 +26,10 @@ class NotPSDError(np.linalg.LinAlgError):
 
 class MemoryBudgetError(MemoryError):
     """A computation would need more memory than its budget; nothing was allocated."""
+
+
+class NoTeacherError(ValueError):
+    """A student that was fitted on given logits has no teacher to ask about other rows."""
 
 
 class IllConditionedWarning(LinAlgWarning):
@@ -44,3 +50,7 @@ class SeenLabelsWarning(UserWarning):
 
 class SinglePrecisionWarning(UserWarning):
     """A computation in float64 was asked for, and only one in float32 fitted the memory."""
+
+
+class UnscaledFeaturesWarning(UserWarning):
+    """One column varies over 300 times as much as another one, which the kernel hardly sees."""

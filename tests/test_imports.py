@@ -48,6 +48,7 @@ SKLEARN_FACING = {
     "kernels/_empirical_ntk.py",
     "kernels/_noise.py",
     "kernels/_ntk.py",
+    "kernels/_scale.py",
     "kernels/__init__.py",
     "metrics/_scorers.py",
 }

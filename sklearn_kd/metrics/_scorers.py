@@ -8,8 +8,10 @@ from typing import Any, Self
 from sklearn.pipeline import Pipeline
 
 from sklearn_kd._array import to_tensor
-from sklearn_kd._sklearn import BaseScorer
+from sklearn_kd._sklearn import BaseScorer, score_in_search
+from sklearn_kd._warnings import is_called_by
 from sklearn_kd.distillation._arguments import row_weights
+from sklearn_kd.exceptions import NoTeacherError
 from sklearn_kd.metrics._inefficiency import held_out_data_inefficiency
 from sklearn_kd.metrics._risk import disagreement, weighted_mean
 
@@ -26,6 +28,9 @@ class DistillationScorer(BaseScorer):
 
     The data inefficiency needs a student fitted with a factor of the kernel matrix,
     ``solver="cholesky"``. For other solvers an error names the solver.
+
+    Where no fold can have a score, for want of a teacher, of such a factor or of a student, the
+    searches of scikit-learn end in an error too, whatever their ``error_score``.
 
     Examples
     --------
@@ -79,8 +84,13 @@ class DistillationScorer(BaseScorer):
         return self._score(None, estimator, X, y_true, **metadata)
 
     def _score(self, method_caller, estimator, X, y_true, **metadata):
-        student, X = student_and_rows(estimator, X)
-        return self._sign * self._score_func(student, X, y_true, **metadata)
+        try:
+            student, X = student_and_rows(estimator, X)
+            return self._sign * self._score_func(student, X, y_true, **metadata)
+        except (AttributeError, NoTeacherError, TypeError) as error:
+            if is_called_by(score_in_search):
+                return NoScore(str(error))
+            raise
 
     def __repr__(self):
         return self._name
@@ -95,6 +105,20 @@ class DistillationScorer(BaseScorer):
             these, as in scikit-learn's metadata routing, which must be enabled.
         """
         return BaseScorer.set_score_request(copy.deepcopy(self), **kwargs)
+
+
+class NoScore:
+    """What a scorer returns to a search in place of a score that no fold can have.
+
+    Searches of scikit-learn turn the errors of scorers into NaN and go on, to a "best" candidate
+    that none of them has chosen. What is no number they refuse, and the error shows this text.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"none. {self.reason}"
 
 
 def student_and_rows(estimator: Any, X: Any = None) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from sklearn_kd._kernel_machine import kernel_to_use
+from sklearn_kd._kernel_machine import kernel_to_use, warn_if_unscaled
 from sklearn_kd._logits import n_logits
 from sklearn_kd._progress import FitTask
 from sklearn_kd.distillation._effective_logits_of_rows import (
@@ -111,6 +111,7 @@ def read_rows(
         )
     checked = check_rows(estimator, X, y, sample_weight, hints)
     checked = checked._replace(trust=check_trust(teacher_trust, len(checked.labels)))
+    warn_if_unscaled(estimator, checked.X)
     distinct = distinct_rows(checked)
     return Rows(checked, distinct, distinct.X)
 

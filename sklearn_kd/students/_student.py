@@ -190,6 +190,10 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         does not reach it, or it is certain and right on 50 rows or more: all of those at hand.
     IllConditionedWarning
         If rounding decides part of the answer.
+    UnscaledFeaturesWarning
+        If standard deviation and range of a column are over 300 times those of another one. It is
+        not looked for in rows that are read block by block, nor where ``kernel`` is a callable, an
+        :class:`~sklearn_kd.kernels.EmpiricalNTK`, or has a length scale for each column.
 
     Notes
     -----

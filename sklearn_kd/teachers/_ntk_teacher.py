@@ -27,13 +27,14 @@ from sklearn_kd._kernel_machine import (
     TangentKernelClassifier,
     gram_with_noise,
     kernel_to_use,
+    warn_if_unscaled,
     weight_change_norm,
 )
 from sklearn_kd._logits import n_logits
 from sklearn_kd._memory import MEMORY_REMEDY, require
 from sklearn_kd._progress import PERCENT, FitTask, fit_task
 from sklearn_kd._sklearn import Interval, StrOptions, fit_context
-from sklearn_kd._warnings import warn
+from sklearn_kd._warnings import is_called_by, warn
 from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
@@ -50,6 +51,7 @@ from sklearn_kd.linalg._forecast import (
 from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.rows._checking import check_rows
 from sklearn_kd.rows._training_rows import DistinctRows, distinct_rows, rows_report
+from sklearn_kd.teachers._cross_fitting import fit_teacher
 from sklearn_kd.training._gradient_flow import KRYLOV_COPIES, gradient_flow, squared_error_targets
 from sklearn_kd.training._ridge_minimum import ridge_minimum
 from sklearn_kd.training._stopping_time import stopping_times
@@ -130,6 +132,8 @@ class NTKTeacher(TangentKernelClassifier):
     IllConditionedWarning
         If rounding decides part of the logits, as it does where the kernel does not tell rows
         with different labels apart and the stopping time is long.
+    UnscaledFeaturesWarning
+        If standard deviation and range of a column are over 300 times those of another one.
 
     Notes
     -----
@@ -203,6 +207,8 @@ class NTKTeacher(TangentKernelClassifier):
         with fit_task(self, X, y, sample_weight) as progress:
             progress.begin(2 if times is None else 1 + PERCENT)
             rows = check_rows(self, X, y, sample_weight)
+            if not is_called_by(fit_teacher):  # the student has these rows, too
+                warn_if_unscaled(self, rows.X)
             distinct = distinct_rows(rows)
             self._require_memory(distinct, len(rows.classes))
             kernel = kernel_to_use(self.kernel)

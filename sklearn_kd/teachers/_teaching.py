@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import safe_indexing
+from sklearn_kd.exceptions import NoTeacherError
 from sklearn_kd.rows._labels import NO_LABEL, ClassHints
 from sklearn_kd.rows._splits import about_n_splits
 from sklearn_kd.rows._training_rows import TrainingRows
@@ -346,15 +347,17 @@ def logits_on_new_rows(
 
     Raises
     ------
+    NoTeacherError
+        If there is neither a teacher nor logits.
     ValueError
-        If there is neither a teacher nor logits, or the logits do not match the rows.
+        If the logits do not match the rows.
     """
     if teacher_logits is not None:
         return given_logits(teacher_logits, n_rows, classes)[None]
     if teacher is not None:
         members, X = zip(members_of(teacher), readings, strict=True), rows_of_teacher(X)
         return torch.stack([logits_of(one, X, classes, how).values for one, how in members])
-    raise ValueError(
+    raise NoTeacherError(
         "This student was fitted on teacher_logits and has no teacher to ask about other "
         "rows. Pass teacher_logits for these rows too; in a search, enable metadata "
         "routing and use scorer.set_score_request(teacher_logits=True), or give the "
