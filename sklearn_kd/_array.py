@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from sklearn.utils import Bunch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -31,7 +32,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        hint = "; GPUs are 'cuda'" if str(device).lower().startswith("gpu") else ""
+        is_gpu = str(device).lower().startswith(("gpu", "cuda")) and "cuda" not in str(device)
+        hint = "; GPUs are 'cuda'" if is_gpu else ""
         raise ValueError(
             f"device={device!r} is not available here ({error}); use device='cpu' or 'auto'{hint}."
         ) from error
@@ -98,8 +100,20 @@ def plain(X: Any, name: str = "X") -> Any:
     return X.detach().float() if X.dtype == torch.bfloat16 else X.detach()
 
 
+def refuse_data_sets(value: Any, name: str) -> None:
+    """Raise `TypeError` for a data set or loader of torch."""
+    if isinstance(value, (Dataset, DataLoader)):
+        raise TypeError(
+            f"{name} is a {type(value).__name__} of torch; pass arrays: X of shape (n_samples, "
+            "n_features), as by numpy.stack([x.ravel() for x, label in dataset]), and y of shape "
+            "(n_samples,). Rows that do not fit into memory go into a folder of .npy files, which "
+            "solver='nystrom' reads."
+        )
+
+
 def _from_foreign(array: Any, name: str) -> Tensor:
     """Return an array that is no tensor as a tensor, in a dtype that holds its values."""
+    refuse_data_sets(array, name)
     if hasattr(array, "toarray"):
         raise ValueError(f"{name} is a sparse matrix; pass its toarray().")
     if not isinstance(array, np.ndarray) and hasattr(array, "__dlpack__"):

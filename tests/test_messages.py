@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import KFold
+from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut, StratifiedGroupKFold
 
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher, TorchTeacher
-from sklearn_kd.distillation import diagnose_teacher, effective_logits
+from sklearn_kd.distillation import DistillationLoss, diagnose_teacher, effective_logits
+from sklearn_kd.inspection import SelectionDisplay
 from sklearn_kd.kernels import NTK, EmpiricalNTK
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.metrics import hard_label_effect, transfer_risk
@@ -40,6 +41,45 @@ def test_what_a_kernel_is(kernel):
 def test_gpu_is_cuda(model):
     with pytest.raises(ValueError, match=r"device='gpu' is not available.*GPUs are 'cuda'"):
         model(device="gpu").fit(X, Y)
+
+
+@pytest.mark.parametrize("device", ["GPU:0", "CUDA", "Cuda:1"])
+def test_other_words_for_cuda(device):
+    with pytest.raises(ValueError, match="GPUs are 'cuda'"):
+        NTKTeacher(device=device).fit(X, Y)
+
+
+@pytest.mark.parametrize("model", STUDENTS)
+def test_groups_given_for_folds(model):
+    groups = np.repeat(np.arange(5), 4)
+    with pytest.raises(ValueError, match=r"\(train, test\).*GroupKFold\(\)\.split"):
+        model(LogisticRegression(), cv=groups).fit(X, Y)
+    splitters = [GroupKFold(2), LeaveOneGroupOut(), StratifiedGroupKFold(2)]
+    for splitter in splitters:
+        with pytest.raises(ValueError, match=r"needs groups.*cv=list\(splitter"):
+            model(LogisticRegression(), cv=splitter).fit(X, Y)
+    folds = list(GroupKFold(2).split(X, Y, groups))
+    assert model(cv=folds).fit(X, Y, teacher_logits=Z).score(X, Y) > 0.5
+
+
+def test_a_path_where_rows_are_needed():
+    with pytest.raises(ValueError, match=r"X='rows\.csv' is a path.*pandas\.read_csv.*nystrom"):
+        LinearizedKDStudent().fit("rows.csv", Y)
+
+
+def test_a_display_of_what_is_no_search():
+    with pytest.raises(TypeError, match=r"LogisticRegression has no cv_results_; give a fitted"):
+        SelectionDisplay.from_estimator(LogisticRegression().fit(X, Y))
+    for search in (X, LinearizedKDStudentCV):
+        with pytest.raises(TypeError, match=r"search is a (ndarray|type|ABCMeta); give a fitted"):
+            SelectionDisplay.from_estimator(search)
+
+
+def test_swapped_arguments_of_the_loss():
+    z, y = torch.from_numpy(Z), torch.from_numpy(Y)
+    for arguments, name in [((y, z, y), "student"), ((z, y, z), "teacher"), ((Z, Z, Y), "student")]:
+        with pytest.raises(TypeError, match=rf"{name}_logits must be a tensor of floats.*order is"):
+            DistillationLoss()(*arguments)
 
 
 @pytest.mark.parametrize("model", STUDENTS)

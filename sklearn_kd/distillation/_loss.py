@@ -13,6 +13,8 @@ y                   y                   (n,), or (n, K) rows of the simplex
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import (
@@ -115,6 +117,7 @@ class DistillationLoss(nn.Module):
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, y: Tensor) -> Tensor:
         """Return the loss of each row, or its mean or sum."""
+        _require_floats(student_logits=student_logits, teacher_logits=teacher_logits)
         z, z_t = _at_least_single(student_logits), _at_least_single(teacher_logits.detach())
         _require_shapes(z, z_t, y)
 
@@ -136,6 +139,16 @@ class DistillationLoss(nn.Module):
             f"temperature_scaling={self.temperature_scaling!r}, reduction={self.reduction!r}, "
             f"ignore_index={self.ignore_index}"
         )
+
+
+def _require_floats(**logits: Any) -> None:
+    for name, values in logits.items():
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(
+                f"{name} must be a tensor of floats, but is of {kind}; the order is "
+                "(student_logits, teacher_logits, y)."
+            )
 
 
 def _at_least_single(logits: Tensor) -> Tensor:

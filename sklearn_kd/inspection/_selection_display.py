@@ -190,7 +190,14 @@ class SelectionDisplay:
         (3, 7)
         """
         import_pyplot(cls)
+        if isinstance(search, type) or not hasattr(search, "fit"):
+            raise TypeError(f"search is a {type(search).__name__}; give a fitted search.")
         check_is_fitted(search)
+        if not hasattr(search, "cv_results_"):
+            raise TypeError(
+                f"{type(search).__name__} has no cv_results_; give a fitted LinearizedKDStudentCV "
+                "or a search of scikit-learn."
+            )
         results = search.cv_results_
         if score is None:
             score = "score" if "mean_test_score" in results else search.refit

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from sklearn_kd._array import require_numbers
+from sklearn_kd._array import refuse_data_sets, require_numbers
 from sklearn_kd._sklearn import move_to
 
 # Kinds of numpy's dtypes that are no numbers, in words.
@@ -27,13 +26,7 @@ def require_rows(X: Any, y: Any = None) -> None:
         If ``X`` has masked entries, no numbers or more than two axes, or is swapped with ``y``.
     """
     for name, value in (("X", X), ("y", y)):
-        if isinstance(value, (Dataset, DataLoader)):
-            raise TypeError(
-                f"{name} is a {type(value).__name__} of torch; pass arrays: X of shape (n_samples, "
-                "n_features), as by numpy.stack([x.ravel() for x, label in dataset]), and y of "
-                "shape (n_samples,). Rows that do not fit into memory go into a folder of .npy "
-                "files, which solver='nystrom' reads."
-            )
+        refuse_data_sets(value, name)
         if np.ma.is_masked(value):
             raise ValueError(f"{name} has masked entries; fill or drop them.")
     shape, y_shape = _shape(X), _shape(y)

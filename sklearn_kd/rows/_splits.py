@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from numbers import Integral
 from typing import Any
 
@@ -32,12 +33,17 @@ def splits_of(splitter: Any, labels: np.ndarray, *, cv: Any) -> list[tuple[np.nd
         raise ValueError(f"cv={splitter.__name__} is a class; pass an instance of it.")
     try:
         return list(splitter.split(np.zeros((len(labels), 1)), labels))
-    except ValueError as error:
-        if "groups" not in str(error):
+    except (TypeError, ValueError) as error:
+        if "groups" in str(error):
+            raise ValueError(
+                f"cv={cv!r} needs groups, and fit takes none. Pass the folds themselves: "
+                "cv=list(splitter.split(X, y, groups))."
+            ) from error
+        if isinstance(cv, Integral) or hasattr(cv, "split"):
             raise
         raise ValueError(
-            f"cv={cv!r} needs groups, and fit takes none. Pass the folds themselves: "
-            "cv=list(splitter.split(X, y, groups))."
+            f"cv={reprlib.repr(cv)} must hold pairs (train, test) of row numbers ({error}). For "
+            "groups, pass cv=list(GroupKFold().split(X, y, groups))."
         ) from error
 
 

@@ -106,8 +106,9 @@ def read_rows(
     if isinstance(X, str | Path):
         name = estimator.solver if isinstance(estimator.solver, str) else solver.name
         raise ValueError(
-            f"X={str(X)!r} is a folder of rows, which solver={name!r} cannot read; use "
-            "solver='nystrom', or pass the rows."
+            f"X={str(X)!r} is a path, which solver={name!r} cannot read; pass the rows, as "
+            "numpy.load or pandas.read_csv return them, or use solver='nystrom' for a folder of "
+            ".npy files."
         )
     checked = check_rows(estimator, X, y, sample_weight, hints)
     checked = checked._replace(trust=check_trust(teacher_trust, len(checked.labels)))

@@ -55,7 +55,8 @@ class Taught(NamedTuple):
 def is_fitted(teacher: Any, cv: Any) -> bool:
     """Whether all teachers are used as they are, and none is cross-fitted by ``cv``."""
     frozen = FrozenEstimator | TorchTeacher
-    return cv == "prefit" or all(isinstance(one, frozen) for one in members_of(teacher))
+    is_named = isinstance(cv, str) and cv == "prefit"  # not an array of folds
+    return is_named or all(isinstance(one, frozen) for one in members_of(teacher))
 
 
 def class_hints(teacher: Any, cv: Any, teacher_logits: Any, classes: Any) -> ClassHints:

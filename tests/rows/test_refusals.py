@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader, TensorDataset
 
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher, TorchTeacher
+from sklearn_kd.kernels import NTK, EmpiricalNTK
 from sklearn_kd.solvers import Nystrom
 
 X, Y = make_classification(n_samples=24, n_features=4, random_state=0)
@@ -177,6 +178,9 @@ def test_torch_data_sets_are_refused_by_name(data):
     ):
         with pytest.raises(TypeError, match=message):
             fitted.predict(rows)
+    for kernel in (NTK(), EmpiricalNTK(torch.nn.Linear(4, 1))):
+        with pytest.raises(TypeError, match=message):
+            kernel(rows)
     with pytest.raises(TypeError, match=rf"y is a {data.__name__} of torch"):
         LinearizedKDStudent().fit(X, rows)
 
