@@ -16,6 +16,9 @@ from sklearn_kd.kernels._empirical_ntk import EmpiricalNTK
 # are nearly always 0, such as those of rare categories.
 SCALE_RATIO = 300.0
 
+# A range below this share of a column's values is rounding: the column is constant.
+_CONSTANT = 1e-6
+
 # Entries of the rows that are looked at together.
 _ENTRIES = 2**20
 
@@ -61,11 +64,21 @@ def out_of_scale(X: Tensor) -> int | None:
     width = max(1, _ENTRIES // max(len(X), 1))
     blocks = X.split(width, dim=1)
     deviations = torch.cat([block.double().std(dim=0, correction=0) for block in blocks])
-    ranges = torch.cat([block.double().amax(dim=0) - block.amin(dim=0) for block in blocks])
-    counts = ((ranges > 0) & deviations.isfinite() & ranges.isfinite()).nonzero()[:, 0]
+    low, high = (torch.cat([end(block) for block in blocks]) for end in (_lowest, _highest))
+    ranges = high - low
+    varies = ranges > _CONSTANT * torch.maximum(low.abs(), high.abs())
+    counts = (varies & deviations.isfinite() & ranges.isfinite()).nonzero()[:, 0]
     if len(counts) < 2:
         return None
     deviations, ranges = deviations[counts], ranges[counts]
     largest = int(deviations.argmax())
     ratios = torch.minimum(deviations[largest] / deviations, ranges[largest] / ranges)
     return int(counts[largest]) if (ratios > SCALE_RATIO).any() else None
+
+
+def _lowest(block: Tensor) -> Tensor:
+    return block.amin(dim=0).double()
+
+
+def _highest(block: Tensor) -> Tensor:
+    return block.amax(dim=0).double()

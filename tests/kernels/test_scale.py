@@ -33,12 +33,23 @@ def test_the_column_that_hides_the_others(entries, monkeypatch):
         columns(1e-200, 1e-200, 1e-200, 1e-200, 1e-200),
         columns(1e200, 1e200, 1e200, 1e200, 1e200),
         torch.from_numpy(np.c_[SCALED, np.full(200, 1e6)]),
+        torch.from_numpy(np.c_[SCALED, 5 + 1e-8 * SCALED[:, 0]]),
         torch.from_numpy(np.c_[30 * SCALED, RARE]),
         torch.from_numpy(np.c_[SCALED, np.where(np.arange(200) == 7, 20.0, 0.0)]),
         columns(1, 1, 1, 1, 1)[:, :1] * 1e9,
         torch.ones(4, 3),
     ],
-    ids=["100", "tiny", "huge", "constant", "rare", "outlier", "alone", "constant alone"],
+    ids=[
+        "100",
+        "tiny",
+        "huge",
+        "constant",
+        "rounding",
+        "rare",
+        "outlier",
+        "alone",
+        "constant alone",
+    ],
 )
 def test_what_is_in_scale(X):
     assert out_of_scale(X) is None
