@@ -44,6 +44,9 @@ UNEQUAL_FOLDS = {
         NTKTeacher(stopping_time=[1.0, 10.0]),
         LinearizedKDStudent(),
         LinearizedKDStudent(LogisticRegression(max_iter=1000), soft_ratio=0.5, ridge=0.1, cv=3),
+        LinearizedKDStudent(
+            [LogisticRegression(max_iter=1000), LogisticRegression(C=0.1, max_iter=1000)], cv=3
+        ),
         LinearizedKDStudent(solver=Nystrom(n_landmarks=20, random_state=0)),
         LinearizedKDStudent(solver=PCG(tol=1e-10), ridge=0.1),
         LinearizedKDStudent(solver=Refinement(tol=1e-10), ridge=0.1),

@@ -152,10 +152,14 @@ def merged_labels(members: Tensor, distinct: DistinctRows, recipe: dict[str, Any
         z_t = merge_soft_labels(z_t, weights, merged.group, n_rows, temperature)
         return MergedLabels(z_t, distinct.hard_labels, recipe["soft_ratio"])
     weights = double(weights, weights)
-    z_t = merge_soft_labels(z_t, weights * ratios, merged.group, n_rows, temperature)
-    hard_weights = weights * (1 - ratios)
-    has_none = (merged.total(hard_weights) == 0)[merged.group]  # ρ̄ = 1, and ȳ does not count
-    hard = merged.mean(labels.hard.to(weights), torch.where(has_none, weights, hard_weights))
+
+    def counting(parts: Tensor) -> Tensor:
+        # Of copies that all have ρ = 1 the hard labels do not count, nor the soft ones at ρ = 0.
+        return torch.where((merged.total(parts) == 0)[merged.group], weights, parts)
+
+    soft_weights, hard_weights = counting(weights * ratios), counting(weights * (1 - ratios))
+    z_t = merge_soft_labels(z_t, soft_weights, merged.group, n_rows, temperature)
+    hard = merged.mean(labels.hard.to(weights), hard_weights)
     return MergedLabels(z_t, hard, merged.mean(ratios, weights))
 
 

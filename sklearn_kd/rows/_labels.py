@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -66,8 +67,8 @@ class ClassHints(NamedTuple):
 def without_missing(y: Any) -> tuple[Any, np.ndarray | None]:
     """Return labels on the host, with missing ones filled in, and which of them were missing.
 
-    None, NaN and `pandas.NA` are missing among objects; a filled-in value is the first that is not.
-    The mask is None if none is missing.
+    None, NaN and `pandas.NA` are missing among objects, NaT among times; what is filled in is the
+    first value that is not. The mask is None if none is missing.
 
     Raises
     ------
@@ -85,18 +86,20 @@ def without_missing(y: Any) -> tuple[Any, np.ndarray | None]:
             f"y holds NaN in row {int(np.argwhere(np.isnan(values))[0, 0])}; a row without a "
             "label is -1 among numbers."
         )
-    if values.dtype.kind != "O" or values.size != len(values):
+    if values.dtype.kind not in "OMm" or values.size != len(values):
         return y, None
     values = values.reshape(-1)
-    missing = np.fromiter(map(_is_missing, values), bool, len(values))
+    is_object = values.dtype.kind == "O"
+    missing = np.array([_is_missing(v) for v in values]) if is_object else np.isnat(values)
     if not missing.any():
         return y, None
     if missing.all():
         raise ValueError("y holds no label: the values of all rows are missing.")
     filled = values.copy()
     filled[missing] = values[~missing][0]
-    is_text = all(isinstance(value, str) for value in filled)
-    return filled if is_text else np.asarray(filled.tolist()), missing
+    if all(isinstance(value, (Real, np.bool_)) for value in filled):
+        filled = np.asarray(filled.tolist())
+    return filled, missing
 
 
 def _is_missing(value: Any) -> bool:

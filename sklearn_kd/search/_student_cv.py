@@ -224,7 +224,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
 
     _parameter_constraints: ClassVar[dict] = {
         **TangentKernelClassifier._parameter_constraints,
-        "teacher": [TeacherConstraint(), list, tuple, None],
+        "teacher": [TeacherConstraint(), None],
         "teacher_weights": ["array-like", None],
         "soft_ratios": ["array-like"],
         "temperatures": ["array-like"],

@@ -154,11 +154,12 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         ``n_unlabelled_rows``, ``teacher_method`` (that logits came from), ``probability_floor``
         (None for log-odds), ``n_clipped_teacher_rows`` (rows with a probability below it, which was
         lifted), ``cross_fitted_teacher`` (whether ``teacher`` was unfitted), ``soft_ratio``,
-        ``temperature``, ``temperature_scaling``, ``init``, ``ridge``, ``noise`` (the kernel's own,
-        which adds to the ridge), ``jitter``, ``rcond``, ``solver``, ``device`` and ``dtype``, and
-        what the solver adds: see the notes of each in `sklearn_kd.solvers`. With
-        ``stopping_time``, a list, there are ``training_loss``, the mean of Eq. 2 at each time, with
-        cross-entropies; ``training_accuracy``, on the rows with a label; ``n_kernel_products``.
+        ``temperature``, ``temperature_scaling``, ``teacher_weights`` (which sum to one), ``init``,
+        ``ridge``, ``noise`` (the kernel's own, which adds to the ridge), ``jitter``, ``rcond``,
+        ``solver``, ``device`` and ``dtype``, and what the solver adds: see the notes of each in
+        `sklearn_kd.solvers`. With ``stopping_time``, a list, there are ``training_loss``, the mean
+        of Eq. 2 at each time, with cross-entropies; ``training_accuracy``, on the rows with a
+        label; ``n_kernel_products``.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -201,6 +202,9 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
     converged student sees one row with the weighted mean of the copies' hard and soft labels.
     With ``ridge=0`` sample weights therefore matter only where rows repeat.
 
+    Several teachers are one: a weighted sum of cross-entropies is the cross-entropy to the weighted
+    mean of the soft labels. That mean depends on ``temperature``, and so do ``teacher_logits_``.
+
     Rows without a label are learnt from the teacher alone (ρ = 1), and ``score`` does not count
     them. An unfitted teacher is fitted to the others. -1 is a class if ``y`` has two values only,
     if a fitted teacher knows it, or if ``teacher_logits`` have a column for it.
@@ -234,7 +238,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
 
     _parameter_constraints: ClassVar[dict] = {
         **TangentKernelClassifier._parameter_constraints,
-        "teacher": [TeacherConstraint(), list, tuple, None],
+        "teacher": [TeacherConstraint(), None],
         "teacher_weights": ["array-like", None],
         "soft_ratio": [Interval(Real, 0, 1, closed="both")],
         "temperature": [Interval(Real, 0, None, closed="neither")],

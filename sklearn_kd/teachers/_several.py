@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_kd.teachers._constraint import TeacherConstraint
+from sklearn_kd._array import to_tensor
+from sklearn_kd.teachers._constraint import TAKEN, is_teacher
 
 
 def is_list(teacher: Any) -> bool:
@@ -28,13 +29,9 @@ def members_of(teacher: Any) -> list:
         return [teacher]
     if not len(teacher):
         raise ValueError("teacher=[] holds no teacher; give one, or None for NTKTeacher().")
-    constraint = TeacherConstraint()
     for index, one in enumerate(teacher):
-        if not constraint.is_satisfied_by(one):
-            raise TypeError(
-                f"teacher[{index}]={one!r} is no teacher; each of a list must be {constraint} or "
-                "FrozenEstimator(classifier) for a fitted one."
-            )
+        if not is_teacher(one):
+            raise TypeError(f"teacher[{index}]={one!r} is no teacher; each must be {TAKEN}.")
     return list(teacher)
 
 
@@ -72,7 +69,7 @@ def normalised_weights(teacher_weights: Any, teacher: Any) -> tuple[float, ...] 
     n_teachers = len(members_of(teacher))
     if teacher_weights is None:
         return (1 / n_teachers,) * n_teachers
-    weights = np.asarray(teacher_weights, dtype=float)
+    weights = to_tensor(teacher_weights, name="teacher_weights").numpy()
     valid = weights.shape == (n_teachers,) and np.isfinite(weights).all() and (weights >= 0).all()
     if not valid or not 0 < weights.sum() < np.inf:
         raise ValueError(

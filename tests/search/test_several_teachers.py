@@ -113,6 +113,25 @@ def test_pairs_of_folds_serve_every_unfitted_teacher(solver):
             np.testing.assert_allclose(found, expected, **CLOSE)
 
 
+@pytest.mark.parametrize("solver", ["auto", ITERATION], ids=["factor", "iteration"])
+def test_rows_without_labels_and_trust_within_the_folds(solver):
+    teachers = [LinearDiscriminantAnalysis(), frozen(3)[0]]
+    y, trust = LABELS[3].copy(), np.random.default_rng(2).uniform(0.1, 1, N)
+    y[1::3] = -1
+    search = LinearizedKDStudentCV(
+        teachers, **GRID, teacher_weights=WEIGHTS, cv=3, teacher_cv=3, scoring="neg_log_loss",
+        solver=solver,
+    ).fit(X, y, teacher_trust=trust)  # fmt: skip
+    for index, params in enumerate(search.cv_results_["params"]):
+        student = LinearizedKDStudent(teachers, cv=3, **params)
+        for k, (train, test) in enumerate(StratifiedKFold(3).split(X, y)):
+            student.fit(X[train], y[train], teacher_trust=trust[train])
+            scored = test[y[test] != -1]
+            p = student.predict_proba(X[scored])[np.arange(len(scored)), y[scored]]
+            found = search.cv_results_[f"split{k}_test_score"][index]
+            np.testing.assert_allclose(found, np.log(p).mean(), **CLOSE)
+
+
 @pytest.mark.filterwarnings("ignore::sklearn_kd.exceptions.SaturatedTeacherWarning")
 @pytest.mark.parametrize("solver", ["auto", ITERATION], ids=["factor", "iteration"])
 def test_random_labels_cannot_be_learnt_through_a_list(solver):

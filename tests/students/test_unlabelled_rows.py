@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, softmax
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -14,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.inspection import EffectiveLogitsDisplay, HardLabelEffectDisplay
+from sklearn_kd.kernels import NTK
 from sklearn_kd.solvers import PCG, Nystrom
 
 N, N_DISTINCT = 36, 24
@@ -82,6 +84,23 @@ def test_effective_logits_minimise_the_sum_of_the_copies_losses(n_classes, trust
     assert report.n_distinct_rows == N_DISTINCT
 
 
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+def test_a_student_that_stops_descends_on_the_same_losses(rho):
+    X, y, z_t, trust, weights = problem(2)
+    T, time, K = 1.7, 5.0, NTK()(X)
+    student = LinearizedKDStudent(soft_ratio=rho, temperature=T, stopping_time=time)
+    student.fit(X, y, weights, teacher_logits=z_t, teacher_trust=trust)
+    ratios, hard = np.where(y < 0, 1.0, rho * trust), np.maximum(y, 0)
+
+    def descent(_, a):
+        f = K @ a
+        soft = ratios / T * (expit(f / T) - expit(z_t / T))
+        return -weights / weights.sum() * (soft + (1 - ratios) * (expit(f) - hard))
+
+    a = solve_ivp(descent, (0, time), np.zeros(N), method="LSODA", rtol=1e-9, atol=1e-12).y[:, -1]
+    np.testing.assert_allclose(student.decision_function(X), K @ a, atol=1e-5)
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_only_the_teacher_speaks_for_rows_without_a_label(n_classes):
     X, y, z_t, *_ = problem(n_classes)
@@ -133,6 +152,7 @@ HALF = [0, 1] * 4
         (["a", "b", np.nan, "a", "b", "a", "b", None], ["a", "b"], 2),
         (["-1", "b", "c", "b", "b", "c", "c", "-1"], ["-1", "b", "c"], 0),
         (np.array([0, 1, None, 0, 1, 0, 1, pd.NA], dtype=object), [0, 1], 2),
+        ([True, False, None, True, True, False, True, None], [False, True], 2),
         (pd.Series(["a", "b", pd.NA, "a", "b", "a", "b", "b"], dtype="string"), ["a", "b"], 1),
         (pd.Series([0, 1, None, 0, 1, 0, 1, 1], dtype="Int64"), [0, 1], 1),
         (pd.Series([0, 1, None, 0, 1, 0, -1, 1], dtype="Int64"), [0, 1], 2),
@@ -247,6 +267,10 @@ BAD = {
     "one class": (
         {"y": np.array(["a", None] * (N // 2), dtype=object)},
         r"only one class, \['a'\], beside 18 rows without a label",
+    ),
+    "numbers and strings": (
+        {"y": np.array([None, 1, "a"] * (N // 3), dtype=object)},
+        "convert them to one type|Unknown label type",
     ),
     "trust of 0": (
         {"teacher_trust": np.where(np.arange(N) == 5, 0.0, 1.0)},
