@@ -23,7 +23,7 @@ def run(name, n_rows, *limit):
 
 @pytest.mark.parametrize("name", [name for name in memory_of_work.WORK if "pcg" not in name])
 def test_takes_no_more_than_it_names(name):
-    bytes_ = run(name, 4000)
+    bytes_ = run(name, 3000)
     assert bytes_["named"] > 3e7
     assert bytes_["taken"] <= 1.05 * bytes_["named"] + BESIDE
 
