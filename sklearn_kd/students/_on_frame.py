@@ -9,15 +9,14 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklearn_kd._array import to_tensor
-from sklearn_kd._kernel_machine import TangentKernelClassifier
 from sklearn_kd.kernels._tiles import product
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.solvers._cholesky import Cholesky
 from sklearn_kd.solvers._frame_cache import frames
-from sklearn_kd.students._labelled_score import ScoresLabelledRows
+from sklearn_kd.students._of_teachers import StudentOfTeachers
 
 
-class StudentOnFrame(ScoresLabelledRows, TangentKernelClassifier):
+class StudentOnFrame(StudentOfTeachers):
     """A student with a tangent frame, which it keeps once it is built."""
 
     _frame: TangentFrame | None = None  # the n² factor, where there is one

@@ -155,6 +155,11 @@ def labelled_splits(rows: LabelledRows, cv: Any) -> Splits:
     A number of folds is one of the rows with a label; a splitter and an iterable split all rows.
     """
     labels, labelled = rows.labels, np.flatnonzero(rows.labels != NO_LABEL)
+    if not len(labelled):
+        raise ValueError(
+            "The teacher is unfitted, and no row of positive weight has a label to fit it to; "
+            "label some, pass FrozenEstimator(teacher) for one that is fitted, or teacher_logits."
+        )
     if cv is None or isinstance(cv, Integral):
         splits = splits_of(check_cv(cv, labels[labelled], classifier=True), labels[labelled], cv=cv)
         return [(labelled[train], labelled[test]) for train, test in splits]

@@ -215,6 +215,15 @@ def test_folds_that_are_given_are_of_all_rows_and_need_cover_labelled_ones_only(
         LinearizedKDStudent(LogisticRegression(), cv=folds[1:]).fit(X, y)
 
 
+def test_an_unfitted_teacher_needs_labels_of_positive_weight():
+    X, y, z_t, *_ = problem(2)
+    unlabelled = (y < 0).astype(float)
+    with pytest.raises(ValueError, match="no row of positive weight has a label to fit it to"):
+        LinearizedKDStudent(LogisticRegression()).fit(X, y, unlabelled)
+    student = LinearizedKDStudent().fit(X, y, unlabelled, teacher_logits=z_t)
+    assert student.fit_report_.n_distinct_rows == len(np.unique(X[y < 0], axis=0))
+
+
 def test_scores_count_labelled_rows_only():
     X, y, z_t, _, weights = problem(2)
     student = LinearizedKDStudent(soft_ratio=0.2).fit(X, y, teacher_logits=z_t)
