@@ -33,7 +33,7 @@ SEARCH = {"soft_ratios": [0.5, 1.0], "temperatures": [1.0]}
     ids=["cholesky", "refinement", "nystrom", "leave-one-out", "folds", "teacher"],
 )
 @pytest.mark.parametrize("is_fitted", [False, True])
-def test_ctrl_c_during_a_factorization(monkeypatch, estimator, n_blocks, is_fitted):
+def test_ctrl_c_during_a_factorization(ctrl_c, monkeypatch, estimator, n_blocks, is_fitted):
     fitted = {} if isinstance(estimator, NTKTeacher) else FITTED
     if is_fitted:
         estimator.fit(X[:8], Y[:8], **{name: z[:8] for name, z in fitted.items()})
@@ -59,10 +59,13 @@ def test_ctrl_c_during_a_factorization(monkeypatch, estimator, n_blocks, is_fitt
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_from_a_terminal():
     code = """
+    import signal
+
     import numpy as np
     from sklearn_kd import LinearizedKDStudent
     from sklearn_kd.linalg import _cholesky
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     blocks, panels = [], _cholesky._panels
 
     def counted(start, *args):

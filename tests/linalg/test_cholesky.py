@@ -96,7 +96,7 @@ def test_blocks_name_the_minor_that_is_not_definite(small_blocks, pivot, bad):
     assert torch.linalg.cholesky_ex(matrix).info == pivot + 1
 
 
-def test_ctrl_c_is_answered_before_the_next_block(small_blocks, monkeypatch):
+def test_ctrl_c_is_answered_before_the_next_block(small_blocks, ctrl_c, monkeypatch):
     blocks, cholesky_ex = [], torch.linalg.cholesky_ex
 
     def interrupted(block):

@@ -38,7 +38,7 @@ def test_product_and_solve_do_not_depend_on_the_parts(monkeypatch, operations_pe
     torch.testing.assert_close(T.T @ solve_triangular(lower.T, B, upper=True), B)
 
 
-def test_ctrl_c_is_answered_after_the_call_in_progress(monkeypatch):
+def test_ctrl_c_is_answered_after_the_call_in_progress(ctrl_c, monkeypatch):
     calls, solve = [], torch.linalg.solve_triangular
 
     def interrupted(*args, **options):
