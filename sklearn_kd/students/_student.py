@@ -174,10 +174,8 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
 
     Warns
     -----
-    ConvergenceWarning
-        If "pcg" or "refinement" did not reach ``tol``.
-    SinglePrecisionWarning
-        If ``solver="auto"`` chose "refinement".
+    ConvergenceWarning, SinglePrecisionWarning
+        If an iteration did not reach ``tol``; if ``solver="auto"`` chose "refinement".
     LongFitWarning
         Before its work begins, if the fit will take minutes without its teacher.
     SaturatedTeacherWarning
@@ -188,9 +186,8 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
     IllConditionedWarning
         If rounding decides part of the answer.
     UnscaledFeaturesWarning
-        If standard deviation and range of a column are over 300 times those of another one. It is
-        not looked for in rows that are read block by block, nor where ``kernel`` is a callable, an
-        :class:`~sklearn_kd.kernels.EmpiricalNTK`, or has a length scale for each column.
+        If a column's standard deviation and range are over 300 times another one's. Not looked for
+        in rows that are streamed, nor with a callable, an `EmpiricalNTK` or a scale by column.
 
     Notes
     -----
@@ -216,8 +213,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
 
     References
     ----------
-    G. Ji and Z. Zhu, "Knowledge Distillation in Wide Neural Networks: Risk Bound, Data Efficiency
-    and Imperfect Teacher", NeurIPS 2020.
+    G. Ji and Z. Zhu, "Knowledge Distillation in Wide Neural Networks", NeurIPS 2020.
 
     Examples
     --------
