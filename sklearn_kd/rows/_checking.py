@@ -22,10 +22,10 @@ from sklearn_kd.rows._labels import (
     without_missing,
 )
 from sklearn_kd.rows._refusals import (
+    naming_columns,
     numeric_weights,
     require_labels,
     require_rows,
-    why_not_numbers,
 )
 from sklearn_kd.rows._streams import RowStream, as_row_stream, is_streamed
 from sklearn_kd.rows._training_rows import TrainingRows
@@ -106,16 +106,11 @@ def check_new_rows(estimator: Any, X: Any, method: str) -> Any:
 def _validated(estimator: Any, X: Any, *y: Any, **options: Any) -> Any:
     """Return what `validate_data` does, in floating point; its errors name columns of a frame."""
     xp, _ = get_namespace(X)
-    try:
+    remedy = "encode or impute them first, in a pipeline"
+    if hasattr(estimator, "teacher"):
+        remedy += ", or in StudentPipeline(transformer, student) if the teacher reads them"
+    with naming_columns(X, remedy):
         return validate_data(estimator, X, *y, dtype=[xp.float64, xp.float32], **options)
-    except (TypeError, ValueError) as error:
-        reason = why_not_numbers(X)
-        if reason is None:
-            raise
-        remedy = "encode or impute them first, in a pipeline"
-        if hasattr(estimator, "teacher"):
-            remedy += ", or in StudentPipeline(transformer, student) if the teacher reads them"
-        raise ValueError(f"{reason}; {remedy}.") from error
 
 
 def class_indices_of(y: Any, classes: np.ndarray) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from numbers import Real
 from typing import Any
 
@@ -84,6 +86,18 @@ def why_not_numbers(X: Any) -> str | None:
     reasons = [f"no numbers in {_in_words(text)}"] if text else []
     reasons += [f"missing values in {_in_words(missing)}"] if missing else []
     return f"X holds {' and '.join(reasons)}" if reasons else None
+
+
+@contextlib.contextmanager
+def naming_columns(X: Any, remedy: str) -> Iterator[None]:
+    """Let an error of the block name the columns of a data frame that are the reason, if any."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        reason = why_not_numbers(X)
+        if reason is None:
+            raise
+        raise ValueError(f"{reason}; {remedy}.") from error
 
 
 def _is_no_number(column: Any) -> bool:

@@ -46,7 +46,7 @@ def given_logits(
     values = to_tensor(teacher_logits if named is None else named, name=name)
     z_t = canonical_logits(values, n_rows, len(classes), name=name)
     require_logits(values, name=name)
-    labels = torch.as_tensor(classes).to(z_t) if classes.dtype.kind in "if" else z_t.new_empty(0)
+    labels = to_tensor(classes if classes.dtype.kind in "iuf" else []).to(z_t)
     if z_t.ndim == 1 and len(z_t) > 1 and torch.equal(z_t.unique(), labels):
         raise ValueError(
             f"{name} holds the labels {classes.tolist()} and nothing else. Logits are needed: "

@@ -18,7 +18,7 @@ from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd._logits import canonical_logits, what_else
 from sklearn_kd._modules import on_device, tensors_of
 from sklearn_kd._sklearn import Interval, get_namespace
-from sklearn_kd.rows._refusals import require_rows
+from sklearn_kd.rows._refusals import naming_columns, require_rows
 
 
 class TorchTeacher(LogitClassifier):
@@ -148,7 +148,8 @@ class TorchTeacher(LogitClassifier):
         require_rows(X)
         X = plain(X)
         xp, _ = get_namespace(X)
-        X = check_array(X, dtype=[xp.float64, xp.float32], input_name="X")
+        with naming_columns(X, "encode or impute them first, in a pipeline"):
+            X = check_array(X, dtype=[xp.float64, xp.float32], input_name="X")
         if self.input_shape is not None and X.shape[1] != math.prod(self.input_shape):
             raise ValueError(
                 f"X has {X.shape[1]} features, but input_shape={tuple(self.input_shape)} needs "

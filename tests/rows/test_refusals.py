@@ -14,7 +14,7 @@ from sklearn_kd.solvers import Nystrom
 
 X, Y = make_classification(n_samples=24, n_features=4, random_state=0)
 X = np.round(8 * X)  # exact in float16
-Z, WEIGHTS = np.round(4 * X[:, 0]), 1.0 + np.arange(24) % 3
+Z, WEIGHTS = np.round(X[:, 0] / 4), 1.0 + np.arange(24) % 3
 FRAME = pd.DataFrame(X, columns=list("abcd"))
 NUMBERS = [">i4", "<i2", "float16", ">f2", ">f4", ">f8", "longdouble", "uint64", "O"]
 MODELS = {
@@ -46,7 +46,7 @@ def read_only(array):
 @pytest.mark.parametrize("model", MODELS)
 def test_numbers_of_any_dtype(model, dtype):
     expected = logits_of(model=model)
-    for name, values in {"rows": X + 40, "weights": WEIGHTS, "z": Z + 99}.items():
+    for name, values in {"rows": X + 40, "weights": WEIGHTS, "z": Z + 9}.items():
         given = logits_of(model=model, **{name: values.astype(dtype)})
         plain = expected if name == "weights" else logits_of(model=model, **{name: values})
         np.testing.assert_allclose(given, plain, rtol=1e-12, atol=1e-12, err_msg=name)
@@ -109,8 +109,9 @@ def test_what_rows_cannot_be_in_fit_and_predict_alike(model, kind):
         estimator.fit(rows, Y, **metadata)
     assert not hasattr(estimator, "classes_")
     fitted = MODELS[model]().fit(FRAME if hasattr(rows, "columns") else X, Y, **metadata)
-    with pytest.raises(ValueError, match=message):
-        fitted.predict(rows)
+    for predictor in (fitted, TorchTeacher(torch.nn.Linear(4, 1), [0, 1])):
+        with pytest.raises(ValueError, match=message):
+            predictor.predict(rows)
 
 
 @pytest.mark.parametrize(
