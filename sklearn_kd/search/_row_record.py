@@ -143,7 +143,6 @@ class RowRecord:
             of_split = np.concatenate([cell[k] for cell in self._logits[:-1]], axis=1)
             values[rows.numbers] += values_of_labels(
                 [torch.from_numpy(of_split[:, cell]) for cell in cells],
-                torch.from_numpy(rows.labels),
                 torch.from_numpy(rows.shares / len(self._splits)),
             ).numpy()
         return values

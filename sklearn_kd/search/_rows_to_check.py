@@ -1,22 +1,25 @@
 """Which labels to check: the rows that decide between the cells of the best set.
 
-Symbols, with m cells in the set, K classes and a row x_i of label y_i:
+Symbols, with m cells in the set, K classes and a row x_i:
 
 =======  =======================================================================================
 n_ic     cells whose student, which has not seen the row, predicts class c there
 p_ic     probability of class c by these students, their mean
 u_i      weight of the row in the mean score
-v_i      value of a true label: expected squared change of the differences, over all pairs of cells
+v_i      value of a true label: the variance that it settles, of all differences of two cells
 =======  =======================================================================================
 
-If the true label is c instead of y, cell a gains g_a = 1(a predicts c) − 1(a predicts y) on the
-row, and the difference of two cells changes by u (g_a − g_b). Over all pairs, Σ (g_a − g_b)² =
-m Σ g_a² − (Σ g_a)², hence
+On a row where cell a predicts c and cell b predicts d, the difference of their scores is u if the
+true class is c, −u if it is d, and 0 otherwise. Its variance is u² [p_c + p_d − (p_c − p_d)²]. Over
+all pairs of cells,
 
-    v = u² Σ_{c ≠ y} p_c [ m (n_c + n_y) − (n_c − n_y)² ],
+    v = u² Σ_{c < d} n_c n_d [ p_c + p_d − (p_c − p_d)² ],
 
-with two classes 4 u² p_c n_c n_y: the pairs that the row separates, times the probability that the
-label is wrong. It is 0 where all cells agree.
+with two classes 4 u² n_0 n_1 p_0 p_1. It is 0 where all cells agree.
+
+The label at hand does not enter. A rule that looks for labels that the students hold to be wrong
+would find the errors of one direction only, those against the majority of the cells, and so favour
+this majority.
 """
 
 from __future__ import annotations
@@ -34,38 +37,38 @@ from torch import Tensor
 from sklearn_kd._logits import class_indices, class_probabilities
 
 
-def values_of_labels(logits: Sequence[Tensor], labels: Tensor, weights: Tensor) -> Tensor:
+def values_of_labels(logits: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Return the value v of a true label for each row, shape (n,).
 
     Parameters
     ----------
     logits : sequence of Tensor of shape (n,) or (n, K)
         The held-out logits by each cell of the set.
-    labels : Tensor of int of shape (n,)
-        The labels at hand, as class indices.
     weights : Tensor of shape (n,)
         The weights u of the rows in the mean score.
 
     Examples
     --------
-    Two cells disagree on the last two rows, and hold the label of the last one to be wrong:
+    Two cells disagree on the last two rows, and are surer of the last one:
 
     >>> import torch
     >>> from sklearn_kd.search._rows_to_check import values_of_labels
     >>> first, second = torch.tensor([2.0, 0.5, 3.0]), torch.tensor([1.0, -0.5, -0.1])
-    >>> values_of_labels([first, second], torch.tensor([0, 1, 0]), torch.ones(3))
-    tensor([0.0000, 2.0000, 2.8552])
+    >>> values_of_labels([first, second], torch.ones(3))
+    tensor([0.0000, 1.0000, 0.8172])
     """
-    n_cells = len(logits)
     p = torch.stack([class_probabilities(z) for z in logits]).mean(dim=0)
     n = torch.zeros_like(p)
     rows = torch.arange(len(p), device=p.device)
     for z in logits:
         n[rows, class_indices(z)] += 1
-    n_y = n[rows, labels][:, None]
-    changes = n_cells * (n + n_y) - (n - n_y).square()
-    changes[rows, labels] = 0
-    return weights.square() * (p * changes).sum(dim=1)
+    # Σ_{c<d} n_c n_d [p_c + p_d − (p_c − p_d)²]: half the sum over all c and d of
+    # n_c n_d [p_c (1 − p_c) + p_d (1 − p_d) + 2 p_c p_d], less that over c = d.
+    spread = p * (1 - p)
+    every = 2 * n.sum(dim=1) * (n * spread).sum(dim=1) + 2 * (n * p).sum(dim=1).square()
+    same = (2 * n.square() * p).sum(dim=1)
+    agrees = (n > 0).sum(dim=1) == 1
+    return weights.square() * torch.where(agrees, 0, (every - same) / 2)
 
 
 class LabelValues(NamedTuple):
@@ -94,10 +97,10 @@ def rows_to_check(search: Any, n: int) -> np.ndarray:
     """Return the training rows whose labels are worth checking, in order of their value.
 
     Only rows on which cells of the best set predict different classes, held out, decide between
-    these. A row is worth the expected squared change of the differences of their scores by a
-    true label, over all pairs of cells: the pairs that it separates times the probability that
-    its label is wrong, by the same held-out predictions. Correct the labels and call ``fit``
-    again.
+    these. A row is worth the variance that a true label settles, of all differences of two of
+    their scores: the pairs of cells that it separates, the more the less sure the students are of
+    its class. The label at hand does not enter, so that what is checked favours no cell. Correct
+    the labels and call ``fit`` again.
 
     Parameters
     ----------
@@ -117,10 +120,10 @@ def rows_to_check(search: Any, n: int) -> np.ndarray:
 
     Notes
     -----
-    With m cells in the set, n_c of them that predict class c, p_c their mean probability of it,
-    y the label and u the weight of the row in the mean score, the value is
-    u² Σ_{c ≠ y} p_c [m (n_c + n_y) − (n_c − n_y)²], with two classes 4 u² p_c n_c n_y. Whatever
-    the score, it is their predicted classes that are compared.
+    With n_c cells of the set that predict class c, p_c the mean probability of it by all of them,
+    and u the weight of the row in the mean score, the value is
+    u² Σ_{c < d} n_c n_d [p_c + p_d − (p_c − p_d)²], with two classes 4 u² n_0 n_1 p_0 p_1.
+    Whatever the score, it is the predicted classes that are compared.
 
     Examples
     --------
