@@ -145,6 +145,14 @@ def test_teacher(slow_machine, monkeypatch, teacher):
     assert "half of the rows" in message
 
 
+@pytest.mark.parametrize("times", [1e3, [1.0, 1e3]])
+def test_student_that_stops(slow_machine, monkeypatch, times):
+    student = LinearizedKDStudent(soft_ratio=0.0, stopping_time=times)
+    message = warning_before_any_work(monkeypatch, student, teacher_logits=Z)
+    assert "to stopping_time=1000" in message
+    assert "half of the rows" in message
+
+
 def test_the_fit_is_the_same(slow_machine):
     teacher = FrozenEstimator(LogisticRegression().fit(X, Y))
     with pytest.warns(LongFitWarning):

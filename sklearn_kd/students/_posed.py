@@ -34,7 +34,7 @@ from sklearn_kd.solvers._choice import choose_solver, named_solver, warn_if_long
 from sklearn_kd.solvers._cholesky import Cholesky
 from sklearn_kd.solvers._system import Size, Solution, Solver, System
 from sklearn_kd.students._initial_network import initial_logits
-from sklearn_kd.students._stopped import N_STEPS, require_memory
+from sklearn_kd.students._stopped import N_STEPS, require_memory, warn_if_long_flow
 from sklearn_kd.teachers._logits_of import Reading
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
 from sklearn_kd.teachers._several import normalised_weights, require_teachers
@@ -156,7 +156,9 @@ def pose(
     # 1. The logits z₀ of the network before training.
     kernel = kernel_to_use(student.kernel)
     function = as_kernel_function(kernel)
-    if times is None:
+    if times is not None:
+        warn_if_long_flow(size, times, function, rows.distinct.X, what=what)
+    else:
         warn_if_long_fit(solver, size, student.memory_limit, function, rows.X, what=what)
     n_teaching = n_teaching_steps(student.teacher, teacher_logits, cv=student.cv, n_rows=n_rows)
     progress.begin(n_teaching + (solver.n_steps if times is None else N_STEPS))

@@ -26,11 +26,13 @@ from sklearn_kd._memory import MEMORY_REMEDY, require
 from sklearn_kd._progress import PERCENT, FitTask
 from sklearn_kd.distillation._effective_logits_of_rows import MergedLabels
 from sklearn_kd.kernels._precision import full_precision
+from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.linalg._forecast import HALF, Speed, Work, n_sampled, product_work, warn_if_long
 from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.rows._training_rows import DistinctRows
 from sklearn_kd.solvers._system import Size, Solution
 from sklearn_kd.training._function_space import CrossEntropy, Term
-from sklearn_kd.training._gradient_flow import KRYLOV_COPIES, gradient_flows
+from sklearn_kd.training._gradient_flow import KRYLOV_COPIES, gradient_flows, usual_products
 
 N_STEPS = 1 + PERCENT  # of progress: the kernel matrix, and the flow
 
@@ -51,6 +53,24 @@ def require_memory(size: Size, memory_limit: float | str) -> None:
         size.device,
         what=f"LinearizedKDStudent.fit on n={size.n_rows} distinct rows with a stopping_time",
         remedy=MEMORY_REMEDY,
+    )
+
+
+def warn_if_long_flow(
+    size: Size, times: list[float], kernel: KernelFunction, X: Tensor, *, what: str
+) -> None:
+    """Warn with `LongFitWarning` if the flow up to the last time will take minutes."""
+    n = size.n_rows
+
+    def work(n_rows: int) -> list[Work]:
+        products = usual_products(times[-1]) * product_work(n_rows, size.n_targets)
+        return [Work(size.dtype, n_rows**2 / 2, products)]
+
+    warn_if_long(
+        f"{what} to stopping_time={times[-1]:g}",
+        work(n),
+        lambda: {HALF: work(n // 2)},
+        lambda: Speed([kernel], X[: n_sampled(n)]),
     )
 
 

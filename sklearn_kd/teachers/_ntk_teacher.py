@@ -52,7 +52,12 @@ from sklearn_kd.linalg._frame import frame_bytes
 from sklearn_kd.rows._checking import check_rows
 from sklearn_kd.rows._training_rows import DistinctRows, distinct_rows, rows_report
 from sklearn_kd.teachers._cross_fitting import fit_teacher
-from sklearn_kd.training._gradient_flow import KRYLOV_COPIES, gradient_flow, squared_error_targets
+from sklearn_kd.training._gradient_flow import (
+    KRYLOV_COPIES,
+    gradient_flow,
+    squared_error_targets,
+    usual_products,
+)
 from sklearn_kd.training._ridge_minimum import ridge_minimum
 from sklearn_kd.training._stopping_time import stopping_times
 
@@ -281,8 +286,7 @@ class NTKTeacher(TangentKernelClassifier):
         """
         if self.stopping_time is None:
             return 80 * self.ridge**-0.35
-        longest = float(np.max(self.stopping_time))
-        return 15 * longest**0.37 if self.loss == "log_loss" else 17 * longest**0.21
+        return usual_products(float(np.max(self.stopping_time)), self.loss)
 
     def _train(
         self,

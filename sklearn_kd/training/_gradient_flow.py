@@ -43,10 +43,20 @@ __all__ = [
     "gradient_flow",
     "gradient_flows",
     "squared_error_targets",
+    "usual_products",
 ]
 
 # Three Krylov spaces at a time, each with a basis and its images under K, in copies of the labels.
 KRYLOV_COPIES = 6 * MAX_KRYLOV_DIMENSION
+
+
+def usual_products(longest: float, loss: str = "log_loss") -> float:
+    """Return the products with Θ of a flow up to a time, as fitted to problems of all kinds.
+
+    For ten classes these were within a factor of two of the truth, for two up to three times it;
+    students of soft labels alone, which converge, take fewer.
+    """
+    return 15 * longest**0.37 if loss == "log_loss" else 17 * longest**0.21
 
 
 class FlowInfo(NamedTuple):
