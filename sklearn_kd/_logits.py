@@ -17,6 +17,10 @@ from sklearn_kd._array import to_tensor
 
 # Sums of float32 probabilities are this close to 1; those of logits are not, row after row.
 _SUM_TOLERANCE = 1e-5
+# Log-odds from here on stand for a probability below the resolution of float64, log 2e-16.
+SATURATED = 36.0
+# Share of rows that are far from all others, where logits of any size are a model's own.
+_OUTLIERS = 0.01
 # The logits of fewer rows may all lie in [0, 1] by chance.
 _ROWS_TO_TELL = 10
 
@@ -136,6 +140,17 @@ def require_logits(values: Tensor, *, name: str) -> None:
         f"{remedy}, with the number n of rows that the teacher was fitted on. If these are "
         "log-odds z of two classes, pass both columns, np.column_stack([-z / 2, z / 2])."
     )
+
+
+def saturated_rows(logits: Tensor) -> Tensor:
+    """Return which rows give some class a probability that rounds to 0, (n,)."""
+    columns = torch.stack([torch.zeros_like(logits), logits], dim=1) if logits.ndim == 1 else logits
+    return columns.amax(dim=1) - columns.amin(dim=1) >= SATURATED
+
+
+def are_saturated(logits: Tensor) -> bool:
+    """Whether more rows are saturated than outliers would be."""
+    return int(saturated_rows(logits).sum()) > _OUTLIERS * len(logits)
 
 
 def class_probabilities(logits: Tensor) -> Tensor:

@@ -202,7 +202,8 @@ def check_quotients(teacher_logits: Tensor, temperature: Tensor) -> None:
         "teacher_logits",
         teacher_logits,
         f"must be at most {LARGEST_LOGIT:g} in size, and {LARGEST_QUOTIENT:g} over temperature",
-        "raise temperature, or clip the logits: beyond ±700 no probability changes.",
+        "raise temperature, or give probabilities p a floor, np.log(np.maximum(p, 1 / n)), before "
+        "they become logits; n is the number of rows that the teacher was fitted on.",
     )
 
 

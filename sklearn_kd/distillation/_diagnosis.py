@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_kd._logits import logits
+from sklearn_kd._logits import logits, require_logits
 from sklearn_kd.distillation._arguments import numbers, require_each, row_logits, scalar
 from sklearn_kd.distillation._effective_logits import effective_logits
 from sklearn_kd.distillation._recipes import correction_margin
@@ -87,6 +87,7 @@ def diagnose_teacher(
     1         1.0                   0                     2
     """
     z_t = row_logits(teacher_logits, "teacher_logits")
+    require_logits(z_t, name="teacher_logits")
     z_t = z_t if z_t.ndim == 1 else logits(z_t)
     labels = numbers(y, "y", z_t.device)
     _check_hard_labels(labels, z_t)

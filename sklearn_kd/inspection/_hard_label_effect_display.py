@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_kd._array import to_numpy, to_tensor
-from sklearn_kd._logits import canonical_logits
+from sklearn_kd._logits import canonical_logits, require_logits
 from sklearn_kd.inspection._plotting import COLOURS, import_pyplot
 from sklearn_kd.inspection._training_rows import merged_training_labels
 from sklearn_kd.metrics import hard_label_effect
@@ -344,5 +344,6 @@ def _of_distinct_rows(student: Any, ground_truth_logits: Any) -> Any:
         len(student.classes_),
         name="ground_truth_logits",
     )
+    require_logits(logits, name="ground_truth_logits")
     distinct = student._distinct
     return student._to_working(logits[distinct.kept][distinct.merged.first])

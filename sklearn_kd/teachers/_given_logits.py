@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from sklearn_kd._array import to_tensor
-from sklearn_kd._logits import by_class_name, canonical_logits, require_logits
+from sklearn_kd._logits import (
+    SATURATED,
+    are_saturated,
+    by_class_name,
+    canonical_logits,
+    require_logits,
+    saturated_rows,
+)
 from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import SaturatedTeacherWarning
-
-# Log-odds from here on stand for a probability below the resolution of float64, log 2e-16.
-_SATURATED = 36.0
-# Share of rows that are far from all others, where logits of any size are a model's own.
-_OUTLIERS = 0.01
 
 
 def given_logits(
@@ -57,14 +59,12 @@ def given_logits(
 
 def warn_if_large(z_t: Tensor) -> None:
     """Warn of given logits that claim a probability below the resolution of float64."""
-    columns = torch.stack([torch.zeros_like(z_t), z_t], dim=1) if z_t.ndim == 1 else z_t
-    spread = columns.amax(dim=1) - columns.amin(dim=1)
-    n_large = int((spread >= _SATURATED).sum())
-    if n_large > _OUTLIERS * len(z_t):
+    if are_saturated(z_t):
+        n_large = int(saturated_rows(z_t).sum())
         warn(
-            f"teacher_logits differ by up to {spread.max():.3g} between the classes of a row, and "
-            f"by {_SATURATED:g} or more in {n_large} of {len(z_t)} rows: probabilities below "
-            "2e-16, which say more than a teacher knows. If they come from probabilities p, pass "
-            "np.log(np.maximum(p, 1 / n)) with the number n of rows that it was fitted on.",
+            f"teacher_logits differ by {SATURATED:g} or more between the classes of a row in "
+            f"{n_large} of {len(z_t)} rows: probabilities below 2e-16, which say more than a "
+            "teacher knows. If they come from probabilities p, pass np.log(np.maximum(p, 1 / n)) "
+            "with the number n of rows that it was fitted on.",
             SaturatedTeacherWarning,
         )

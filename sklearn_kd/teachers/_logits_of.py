@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sklearn_kd._array import to_numpy, to_tensor
 from sklearn_kd._classifier import LogitClassifier
-from sklearn_kd._logits import by_class_name, canonical_logits, class_probabilities
+from sklearn_kd._logits import are_saturated, by_class_name, canonical_logits, class_probabilities
 from sklearn_kd._sklearn import move_to
 from sklearn_kd.rows._streams import as_row_stream, is_streamed
 
@@ -89,7 +89,8 @@ def logits_of(teacher: Any, X: Any, classes: np.ndarray, reading: Reading) -> Lo
     """Return the logits of a fitted ``teacher`` on the rows ``X``.
 
     They are the scores of ``decision_function`` where these are log-odds, log p up to a constant
-    of each row otherwise. "auto" takes scores for log-odds if their softmax is ``predict_proba``.
+    of each row otherwise. "auto" takes scores for log-odds if their softmax is ``predict_proba``,
+    and is not saturated.
     Rows that need not be in memory are read block by block.
 
     Raises
@@ -111,7 +112,8 @@ def logits_of(teacher: Any, X: Any, classes: np.ndarray, reading: Reading) -> Lo
         p = _checked_probabilities(answers.probabilities, n_rows, classes, name)
     if answers.scores is not None and (p is None or _fits(answers.scores, p)):
         z = _scores_as_logits(answers.scores, n_rows, classes, name)
-    if z is not None and (p is None or _is_log_odds(z, p, answers.scores.dtype)):
+    is_taken = p is None or (z is not None and _is_log_odds(z, p, answers.scores.dtype))
+    if z is not None and is_taken:
         found = Logits(z, "decision_function")
     else:
         assert p is not None
@@ -267,9 +269,12 @@ def _fits(scores: np.ndarray, p: Tensor) -> bool:
 def _is_log_odds(z: Tensor, p: Tensor, dtype: np.dtype) -> bool:
     """Whether softmax(z) is p, up to rounding; ``dtype`` is the precision in which z was given.
 
-    Low probabilities are compared by their digits: those that are differences from 1 have none
-    below the resolution.
+    Not of saturated scores, which claim more than any teacher knows: p has a floor. Low
+    probabilities are compared by their digits; those that are differences from 1 have none below
+    the resolution.
     """
+    if are_saturated(z):
+        return False
     eps = max(torch.finfo(p.dtype).eps, float(np.finfo(dtype).eps))
     softmax, p = class_probabilities(z), p.double()
     return bool(((softmax - p).abs() <= eps**0.5 * p + 8 * eps).all())

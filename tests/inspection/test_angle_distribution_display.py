@@ -79,7 +79,9 @@ def test_a_ridge_lengthens_the_features_too(cancer):
 
 def test_what_is_refused():
     X, y = load_iris(return_X_y=True)
-    student = LinearizedKDStudent(LinearDiscriminantAnalysis()).fit(X, y)
+    student = LinearizedKDStudent(
+        LinearDiscriminantAnalysis(), teacher_method="decision_function"
+    ).fit(X, y)
     with pytest.raises(ValueError, match="two classes, but this one has 3"):
         AngleDistributionDisplay.from_estimator(student)
     draw = AngleDistributionDisplay.from_predictions

@@ -134,7 +134,9 @@ def test_from_estimator_shows_the_rows_the_student_was_fitted_to(n_classes):
     X, y = load_iris(return_X_y=True)
     X, y = X[y < n_classes], np.array(["oak", "ash", "elm"])[y[y < n_classes]]
     X, y = np.concatenate([X, X[:3]]), np.concatenate([y, y[-3:]])  # copies with other labels
-    student = LinearizedKDStudent(LinearDiscriminantAnalysis(), soft_ratio=0.6).fit(X, y)
+    student = LinearizedKDStudent(
+        LinearDiscriminantAnalysis(), teacher_method="decision_function", soft_ratio=0.6
+    ).fit(X, y)
     display = EffectiveLogitsDisplay.from_estimator(student)
     assert len(display.row_teacher_logits) == len(student.X_fit_)
     if n_classes == 2:

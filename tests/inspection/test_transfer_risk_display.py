@@ -156,7 +156,9 @@ def test_certificates_hold_and_match_refits(soft_student, cancer):
 
 def test_three_classes_have_a_power_function_bound_only():
     X, y = load_iris(return_X_y=True)
-    student = LinearizedKDStudent(LinearDiscriminantAnalysis(), soft_ratio=1.0).fit(X[::2], y[::2])
+    student = LinearizedKDStudent(
+        LinearDiscriminantAnalysis(), teacher_method="decision_function", soft_ratio=1.0
+    ).fit(X[::2], y[::2])
     display = TransferRiskDisplay.from_estimator(
         student, X[1::2], oracle_norm=10 * student.weight_change_norm_
     )

@@ -9,6 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV
+from sklearn_kd.distillation import diagnose_teacher
 from sklearn_kd.exceptions import SaturatedTeacherWarning
 
 RNG = np.random.default_rng(0)
@@ -95,6 +96,12 @@ def test_ordinary_logits_are_not():
         LinearizedKDStudent().fit(X, Y2, teacher_logits=np.r_[35.0, Z2[1:]])
         many, y = RNG.normal(size=(150, 3)), np.arange(150) % 2
         LinearizedKDStudent().fit(many, y, teacher_logits=np.r_[50.0, many[1:, 0]])  # an outlier
+
+
+def test_a_diagnosis_needs_logits_too():
+    for given in (TEACHER3.predict_proba(X), TEACHER2.predict_proba(X)[:, 1], Y2.astype(float)):
+        with pytest.raises(ValueError, match=r"teacher_logits holds (probabilities|labels)"):
+            diagnose_teacher(given, Y2, soft_ratios=0.5, temperatures=1.0)
 
 
 # Classes

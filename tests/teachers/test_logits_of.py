@@ -57,7 +57,6 @@ def read(teacher, X, **reading):
     "teacher",
     [
         LogisticRegression(),
-        LinearDiscriminantAnalysis(),
         GradientBoostingClassifier(n_estimators=5, random_state=0),
         make_pipeline(StandardScaler(), LogisticRegression()),
         GridSearchCV(LogisticRegression(), {"C": [1.0, 10.0]}),
@@ -74,13 +73,28 @@ def test_scores_that_are_log_odds_are_the_logits(teacher, y):
     np.testing.assert_allclose(found.values, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_log_odds_keep_the_digits_that_probabilities_have_lost():
-    teacher = LogisticRegression(C=1e6, max_iter=1000).fit(1000 * X[HALF], Y3[HALF])
-    far = 1000 * X[REST]
-    assert (teacher.predict_proba(far) == 0).any()
-    found = read(teacher, far)
+def test_log_odds_keep_the_digits_that_a_far_row_s_probabilities_have_lost():
+    teacher = LogisticRegression().fit(X[HALF], Y3[HALF])
+    rows = np.tile(X, (2, 1))
+    rows[7] *= 1000
+    assert teacher.predict_proba(rows).min() == 0
+    found = read(teacher, rows)
     assert found.method == "decision_function"
     assert found.n_clipped == 0
+
+
+@pytest.mark.parametrize("y", [Y2, Y3], ids=["two", "three"])
+def test_log_odds_that_are_saturated_have_a_floor(y):
+    teacher = LinearDiscriminantAnalysis()
+    rows = np.tile(X, (1, 2)) + 0.01 * np.random.default_rng(0).normal(size=(150, 8))
+    rows[:, 0] = 40 * y + rows[:, 0]
+    with pytest.warns(SaturatedTeacherWarning, match=r"than 0\.0067 were lifted"):
+        student = LinearizedKDStudent(teacher, cv=3).fit(rows, y)
+    assert student.fit_report_.teacher_method == "predict_proba"
+    z = student.teacher_logits_
+    assert np.abs(z if z.ndim == 1 else np.ptp(z, axis=1)).max() <= np.log(100) + 1e-9
+    student.set_params(teacher_method="decision_function").fit(rows, y)
+    assert np.abs(student.teacher_logits_).max() > 100
 
 
 OTHER_SCORES = {
