@@ -9,7 +9,10 @@ deviations), so that no method can do well on them; there the folds are used. Me
 * NTKTeacher: the tangent kernel machine trained on hard labels; loss, depth and ridge searched.
 * student: LinearizedKDStudent of the forest below; ρ, T, depth and ridge by LinearizedKDStudentCV.
   The forest's logits on its training rows are out-of-bag, so that it does not hand their labels
-  back, and smoothed by one vote for each class, so that they are finite.
+  back, and smoothed by one vote for each class, so that they are finite. The trees have seen the
+  other training rows, and no row that the student is scored on: each score has one split, and the
+  forest is grown on its training rows alone (``--check``). With several folds such votes would be
+  wrong: those of a training row have seen the labels of the fold.
 * forest: scikit-learn's RandomForestClassifier, 500 trees, otherwise its defaults; no search.
 * SVM: scikit-learn's SVC with the Gaussian kernel, C and gamma searched.
 * published: the columns of ntk_reference.csv where that file is in the folder and has the set: the
@@ -144,17 +147,21 @@ def smoothed_logits(probabilities):
     return np.log((N_TREES * probabilities + 1) / (N_TREES + probabilities.shape[1]))
 
 
-def run_student(problem):
-    X, y, train, validation = problem.X, problem.y, problem.train, problem.validation
+def forest_logits(problem, y):
+    """Return logits of all rows by a forest of the tuning split's training rows."""
+    X, train, validation = problem.X, problem.train, problem.validation
     forest = grow(X[train], y[train])
     probabilities = np.empty((len(X), len(forest.classes_)))
     probabilities[train] = forest.oob_decision_function_
     probabilities[validation] = forest.predict_proba(X[validation])
+    return smoothed_logits(probabilities)
+
+
+def run_student(problem):
     kernels = [NTK(depth=depth) for depth in DEPTHS]
-    search = LinearizedKDStudentCV(
-        kernel=kernels, ridges=STUDENT_RIDGES, cv=[(train, validation)], refit=False
-    )
-    search.fit(X, y, teacher_logits=smoothed_logits(probabilities))
+    split = problem.train, problem.validation
+    search = LinearizedKDStudentCV(kernel=kernels, ridges=STUDENT_RIDGES, cv=[split], refit=False)
+    search.fit(problem.X, problem.y, teacher_logits=forest_logits(problem, problem.y))
     students = []
     for (X, y, _, _), forest in zip(problem.folds, problem.forests, strict=True):
         logits = smoothed_logits(forest.oob_decision_function_)
@@ -163,6 +170,43 @@ def run_student(problem):
     chosen = dict(search.best_params_)
     chosen["depth"] = chosen.pop("kernel").depth
     return problem.accuracy(students), chosen
+
+
+def validation_predictions(problem, y):
+    """Return what students of every (ρ, T) predict on the validation rows, (candidates, rows)."""
+    predictions = []
+
+    def record(student, X, y):
+        predictions.append(student.predict(X))
+        return 0.0
+
+    search = LinearizedKDStudentCV(
+        kernel=NTK(depth=2),
+        ridges=[0.1],
+        cv=[(problem.train, problem.validation)],
+        scoring=record,
+        refit=False,
+    )
+    search.fit(problem.X, y, teacher_logits=forest_logits(problem, y))
+    return np.array(predictions)
+
+
+def check(problems):
+    """Print whether validation labels reach the students that are scored on them."""
+    n_same, excess = 0, []
+    for problem in problems:
+        rng, y, rows = np.random.default_rng(0), problem.y.copy(), problem.validation
+        before = validation_predictions(problem, y)
+        y[rows] = rng.permutation(y[rows])
+        n_same += np.array_equal(before, validation_predictions(problem, y))
+        y = rng.permutation(problem.y)
+        if len(np.unique(y[problem.train])) == len(np.unique(y)):
+            predicted = validation_predictions(problem, y)
+            chance = [np.mean(predicted == rng.permutation(y[rows])) for _ in range(100)]
+            excess.append(100 * (np.mean(predicted == y[rows]) - np.mean(chance)))
+    error = np.std(excess, ddof=1) / np.sqrt(len(excess))
+    print(f"{n_same} of {len(problems)} sets: same predictions with other validation labels")
+    print(f"all labels shuffled, {len(excess)} sets: {np.mean(excess):+.2f} ± {error:.2f} points")
 
 
 def run_svm(problem):
@@ -281,6 +325,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with the sets")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--check", action="store_true", help="whether labels reach their scores")
     parser.add_argument("--quick", action="store_true", help="only six small sets")
     parser.add_argument("--max-rows", type=int, default=5_000, help="leave out larger sets")
     parser.add_argument("--seconds", type=float, default=np.inf, help="begin nothing after this")
@@ -296,6 +341,10 @@ def main():
     rows = {name: int(index[name]["n"]) for name in wanted}
     too_large = [name for name in wanted if rows[name] > arguments.max_rows]
     wanted = sorted(set(wanted) - set(too_large), key=rows.get)
+
+    if arguments.check:
+        check([Problem(arguments.data / f"{name}.npz") for name in wanted])
+        return
 
     state = {"protocol": PROTOCOL, "sets": {}}
     if arguments.json.exists():

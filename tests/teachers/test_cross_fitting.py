@@ -69,20 +69,20 @@ def test_every_fit_of_a_worker_reaches_the_callbacks(n_jobs):
     with joblib.parallel_config("threading", n_jobs=n_jobs):
         LinearizedKDStudent(TEACHER, cv=4).set_callbacks(recorder).fit(X, Y["three"])
     tasks = [task for event, _, task in recorder.events if event == "end"]
-    assert sorted(tasks[:6]) == ["cross-fit-teacher", "fit-teacher", *["fold"] * 4]
-    assert tasks.index("cross-fit-teacher") == 4
+    assert tasks[:5] == ["fit-teacher"] * 5
+    assert tasks.count("fit-teacher") == 5
+    n_begun = sum(event == "begin" for event, *_ in recorder.events)
+    assert n_begun == len(tasks)
 
 
-def test_bars_of_fits_in_other_processes(capsys):
+def test_fits_in_other_processes_move_the_bar(capsys):
     pytest.importorskip("rich")
     from sklearn.callback import ProgressBar
 
-    student = LinearizedKDStudent(NTKTeacher(), cv=2).set_callbacks(ProgressBar())
+    student = LinearizedKDStudent(TEACHER, cv=2).set_callbacks(ProgressBar())
     with joblib.parallel_config(n_jobs=2):
         student.fit(X, Y["two"])
-    shown = [line.split("━")[0].rstrip() for line in capsys.readouterr().out.splitlines()]
-    for fold in range(2):
-        assert f"    LinearizedKDStudent - fold | NTKTeacher - fit #{fold}" in shown
+    assert "100%" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("callbacks", [[], [Recorder(max_propagation_depth=0)]])
