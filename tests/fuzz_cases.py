@@ -19,12 +19,20 @@ from sklearn_kd.exceptions import (
     MemoryBudgetError,
     NotPSDError,
     SaturatedTeacherWarning,
+    SeenLabelsWarning,
+    UnscaledFeaturesWarning,
 )
 from sklearn_kd.kernels import NTK
 
 # What the docstrings name. Exact types: an OverflowError is no documented ArithmeticError.
 ERRORS = (ValueError, NotPSDError, MemoryBudgetError, FloatingPointError, ArithmeticError)
-WARNINGS = (IllConditionedWarning, SaturatedTeacherWarning, ConvergenceWarning)
+WARNINGS = (
+    ConvergenceWarning,
+    IllConditionedWarning,
+    SaturatedTeacherWarning,
+    SeenLabelsWarning,
+    UnscaledFeaturesWarning,
+)
 
 SECONDS_PER_CASE = 20
 

@@ -51,6 +51,7 @@ ARRAYS = {
         "temperatures": [1.0, 2.0],
         "mean": [[0.8, 0.7], [0.9, 0.7]],
         "standard_error": [[0.1, 0.1], [0.1, 0.1]],
+        "in_best_set": [[False, False], [True, False]],
         "best": (1, 0),
     },
     "TransferRiskDisplay": {"sizes": [10, 20], "transfer_risk": [[0.2, 0.1]], "n_rows": 50},
@@ -173,7 +174,8 @@ def searches():
 )
 def test_displays_find_the_student_in_searches_and_pipelines(display):
     X, y, estimators = searches()
-    arguments = {TransferRiskDisplay: (X,), HardLabelEffectDisplay: (X, y)}.get(display, ())
+    X_new = X + 0.1  # the students have seen the labels of X
+    arguments = {TransferRiskDisplay: (X,), HardLabelEffectDisplay: (X_new, y)}.get(display, ())
     for estimator in estimators.values():
         drawn = display.from_estimator(estimator, *arguments)
         assert isinstance(drawn, display)
