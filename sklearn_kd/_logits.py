@@ -95,7 +95,8 @@ def what_else(values: Tensor) -> str | None:
     """Return "labels" or "probabilities" where values (n,) or (n, K) are these and no logits.
 
     Rows of numbers in [0, 1] that sum to 1 are probabilities, and so are ten rows or more of
-    numbers in [0, 1] that are not all equal. A vector of zeros and ones holds labels.
+    numbers in [0, 1] on both sides of 1/2: as log-odds they would give every row the same class. A
+    vector of zeros and ones holds labels.
 
     Examples
     --------
@@ -115,8 +116,8 @@ def what_else(values: Tensor) -> str | None:
             return "probabilities"
     elif ((values == 0) | (values == 1)).all() and values.min() < values.max():
         return "labels"
-    is_constant = bool(values.min() == values.max())
-    return None if is_constant or len(values) < _ROWS_TO_TELL else "probabilities"
+    tells_classes = bool(values.min() < 0.5 < values.max())
+    return "probabilities" if tells_classes and len(values) >= _ROWS_TO_TELL else None
 
 
 def require_logits(values: Tensor, *, name: str) -> None:

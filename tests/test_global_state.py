@@ -46,6 +46,12 @@ def path():
 WORK = {
     "teacher": lambda: predictions(NTKTeacher()),
     "flow": lambda: predictions(NTKTeacher(stopping_time=10.0)),
+    "stopped": lambda: predictions(LinearizedKDStudent(FROZEN, stopping_time=10.0)),
+    "stopped, three classes": lambda: (
+        LinearizedKDStudent(stopping_time=[1.0, 10.0])
+        .fit(X, np.arange(70) % 3, teacher_logits=X[:, :3])
+        .predict_proba(X_NEW)
+    ),
     "torch teacher": lambda: TorchTeacher(NET, [0, 1]).predict_proba(X_NEW),
     "cholesky": lambda: predictions(LinearizedKDStudent(solver=Cholesky())),
     "refinement": lambda: predictions(LinearizedKDStudent(solver=Refinement())),
@@ -61,6 +67,14 @@ WORK = {
         )
     ),
     "search": lambda: predictions(LinearizedKDStudentCV()),
+    "validation": lambda: (
+        LinearizedKDStudentCV(LogisticRegression())
+        .fit(X[:50], Y[:50], X_val=X[50:], y_val=Y[50:])
+        .predict_proba(X_NEW)
+    ),
+    "several teachers": lambda: predictions(
+        LinearizedKDStudentCV([FROZEN, LogisticRegression(C=0.1)], cv=3)
+    ),
     "search by pass": lambda: predictions(
         LinearizedKDStudentCV(FROZEN, solver=Nystrom(20, random_state=0))
     ),

@@ -12,7 +12,7 @@ from sklearn.model_selection import KFold
 from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher
 from sklearn_kd.exceptions import LongFitWarning
 from sklearn_kd.linalg import _forecast
-from sklearn_kd.solvers import PCG, Nystrom
+from sklearn_kd.solvers import PCG, Cholesky, Nystrom
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 3))
@@ -85,7 +85,7 @@ def test_student(slow_machine, monkeypatch, solver, others):
 def test_student_by_a_factor_counts_entries_and_the_factor(slow_machine, monkeypatch):
     monkeypatch.setattr(_forecast, "CONDITION", 0)
     message = warning_before_any_work(
-        monkeypatch, LinearizedKDStudent(solver="cholesky"), teacher_logits=Z
+        monkeypatch, LinearizedKDStudent(solver=Cholesky(cache_size=0)), teacher_logits=Z
     )
     expected = 60**2 / 2 + 1e-3 * (60**3 / 6 + 60**2 * (1 + _forecast.READING))
     assert minutes(message)[0] == pytest.approx(expected / 60, abs=0.5)

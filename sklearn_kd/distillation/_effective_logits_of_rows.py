@@ -98,7 +98,7 @@ def effective_logits_of_each(members: Tensor, labels: RowLabels, recipe: dict[st
     ValueError
         If the soft ratio is 0, as that of a student that stops may be.
     """
-    check_soft_ratio(torch.as_tensor(recipe["soft_ratio"]))
+    check_soft_ratio(torch.as_tensor(recipe["soft_ratio"], device="cpu"))
     z_t = mixed_logits(members, recipe)
     hard, soft_ratio = labels.hard.to(z_t), labels.soft_ratios(recipe["soft_ratio"])
     soft_ratio = recipe["soft_ratio"] if soft_ratio is None else soft_ratio

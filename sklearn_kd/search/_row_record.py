@@ -31,7 +31,8 @@ def _is_wrong(student: HeldOutStudent, labels: Tensor) -> Tensor:
 
 
 def _log_loss(student: HeldOutStudent, labels: Tensor) -> Tensor:
-    chosen = class_probabilities(student.logits)[torch.arange(len(labels)), labels]
+    p = class_probabilities(student.logits)
+    chosen = p[torch.arange(len(labels), device=p.device), labels]
     epsilon = torch.finfo(chosen.dtype).eps
     return -chosen.clamp(epsilon, 1 - epsilon).log()
 

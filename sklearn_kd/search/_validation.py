@@ -155,7 +155,7 @@ class ValidatedProblem(Problem):
 
     def is_labelled(self, positions: Tensor) -> Tensor:
         """Return that every row has a label."""
-        return torch.ones(len(positions), dtype=torch.bool)
+        return torch.ones(len(positions), dtype=torch.bool, device=positions.device)
 
     def rows_of(self, positions: Tensor) -> Any:
         """Return validation rows by position, as scorers are given them."""

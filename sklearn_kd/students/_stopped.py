@@ -117,7 +117,8 @@ def _soft_labels(z: Tensor) -> tuple[Tensor, Tensor]:
     if z.ndim == 1:
         return z.sigmoid()[None], (-z).sigmoid()[None]
     p = z.softmax(dim=1)
-    return p.mT, (p @ (1 - torch.eye(p.shape[1]).to(p))).mT
+    rest = 1 - torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
+    return p.mT, (p @ rest).mT
 
 
 def train(posed: Any, progress: FitTask) -> Solution:

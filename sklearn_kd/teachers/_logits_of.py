@@ -313,7 +313,8 @@ def _n_disagreeing(z: Tensor, labels: np.ndarray, classes: np.ndarray) -> int:
     """Return on how many rows the largest logit, but for ties, is not that of the label."""
     columns = torch.stack([torch.zeros_like(z), z], dim=1) if z.ndim == 1 else z
     index = {label: position for position, label in enumerate(classes.tolist())}
-    chosen = torch.tensor([index.get(label, -1) for label in labels.tolist()])
+    positions = [index.get(label, -1) for label in labels.tolist()]
+    chosen = torch.tensor(positions, device="cpu")
     top = columns.max(dim=1).values
     own = columns.gather(1, chosen.clamp_min(0)[:, None])[:, 0]
     margin = _TIE * (1 + columns.abs().max(dim=1).values)

@@ -60,6 +60,12 @@ class Problem:
         return self.kernel.block(X, centres) @ a
 
 
+def measured_risk(z_eff, student):
+    """The transfer risk by both columns: weak logits may all be in [0, 1], as probabilities are."""
+    pair = [z if z.ndim == 2 else torch.stack([-z / 2, z / 2], dim=1) for z in (z_eff, student)]
+    return transfer_risk(*pair)
+
+
 def certificate(problem, machine, initial=None):
     """Return measured risk, power-function bound and norms; ``initial`` is a machine too."""
     frame = TangentFrame(problem.kernel, problem.train)
@@ -70,7 +76,7 @@ def certificate(problem, machine, initial=None):
     student = z_0 + u @ frame.coordinates(change)
     student_norm = frame.prefix_norms(change)[-1]
     bound = power_function_bound(z_eff, v, machine[2], student_norm)
-    return transfer_risk(z_eff, student), bound, z_eff, student_norm
+    return measured_risk(z_eff, student), bound, z_eff, student_norm
 
 
 def test_risk_is_below_certificate_is_below_theorem_1():
@@ -126,7 +132,7 @@ def test_theorem_1_holds_with_initial_logits_and_needs_the_sign_of_the_cosine():
         test_0 = problem.logits(problem.test, initial)
         test_eff = test_0 + problem.logits(problem.test, machine)
         u, _ = student.features(problem.test)
-        risk = transfer_risk(test_eff, test_0 + u @ student.coordinates((z_eff - z_0)[:n_rows]))
+        risk = measured_risk(test_eff, test_0 + u @ student.coordinates((z_eff - z_0)[:n_rows]))
         rows = feature_angles(
             test_eff, problem.kernel.diag(problem.test), angles.centred_oracle_norm
         )
@@ -238,7 +244,7 @@ def test_phuong_lampert_holds_on_average():
         for _ in range(200):
             train = torch.as_tensor(rng.normal(size=(n_rows, 3)))
             student = torch.linalg.lstsq(train, (train @ weights)[:, None], driver="gelsd").solution
-            risks.append(transfer_risk(test @ weights, (test @ student)[:, 0]))
+            risks.append(measured_risk(test @ weights, (test @ student)[:, 0]))
         assert np.mean(risks) <= phuong_lampert_bound(angles, n_rows)
     assert accumulative_angle_distribution(angles, right_angle) == 0
 
