@@ -167,9 +167,7 @@ def test_rows_that_are_not_finite_are_named(source):
 
 def test_a_folder_needs_a_solver_that_reads_it(tmp_path):
     folder(tmp_path, X)
-    with pytest.raises(
-        ValueError, match=r"is a path.*'auto' cannot read.*solver='nystrom' for"
-    ):
+    with pytest.raises(ValueError, match=r"is a path.*'auto' cannot read.*solver='nystrom' for"):
         LinearizedKDStudent().fit(tmp_path, Y, teacher_logits=Z_T)
 
 
