@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from sklearn.base import clone
 from sklearn.utils import Tags
 from torch import Tensor
 
-from sklearn_kd._array import DTYPES, resolve_device, to_tensor
+from sklearn_kd._array import DTYPES, like, resolve_device, to_tensor
 from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd._sklearn import CallbackSupportMixin, HasMethods, Interval, StrOptions
 from sklearn_kd._warnings import warn
@@ -99,6 +100,14 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
 
     def _logits(self, X: Any) -> Tensor:
         return self._expansion(X, self.dual_coef_)
+
+    def _staged_logits(self, X: Any) -> Iterator[Any]:
+        """Yield the logits of checked rows at every stopping time, like them."""
+        stages = self._to_working(self.staged_dual_coef_)
+        # All stages in one pass over the kernel: stage and class become columns.
+        logits = self._expansion(X, stages.movedim(0, 1))
+        for stage in range(len(stages)):
+            yield like(logits[:, stage], X)
 
     def _expansion(self, X: Any, coefficients: Any) -> Tensor:
         """Return the logits of rows for given coefficients, in blocks of bounded memory."""

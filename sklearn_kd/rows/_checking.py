@@ -51,10 +51,10 @@ def check_rows(
         y, missing = without_missing(y)
     elif y is not None:
         y = move_to(y, xp=np, device="cpu")
-    X, y = _validated(estimator, X, y, ensure_min_samples=2)
+    X, y = validated(estimator, X, y, ensure_min_samples=2)
     labelled = None if hints is None else has_label(y, missing, hints)
     classes, labels = _check_labels(estimator, y, labelled, hints)
-    sample_weight = _check_weights(estimator, sample_weight, len(y))
+    sample_weight = _check_fit_weights(estimator, sample_weight, len(y))
     return TrainingRows(X, to_working(estimator, X), classes, labels, sample_weight)
 
 
@@ -78,7 +78,7 @@ def check_streamed_rows(
             f"X has {len(stream)} rows, but y has {len(y)} labels; every row needs one, or -1."
         )
     classes, labels = _check_labels(estimator, y, has_label(y, missing, hints), hints)
-    sample_weight = _check_weights(estimator, sample_weight, len(y))
+    sample_weight = _check_fit_weights(estimator, sample_weight, len(y))
     nothing = np.empty((0, stream.n_features))
     working = to_working(estimator, nothing)
     return TrainingRows(nothing, working, classes, labels, sample_weight, stream)
@@ -100,10 +100,10 @@ def check_new_rows(estimator: Any, X: Any, method: str) -> Any:
     require_rows(X)
     X = plain(X)
     check_same_namespace(X, estimator, attribute="X_fit_", method=method)
-    return _validated(estimator, X, reset=False)
+    return validated(estimator, X, reset=False)
 
 
-def _validated(estimator: Any, X: Any, *y: Any, **options: Any) -> Any:
+def validated(estimator: Any, X: Any, *y: Any, **options: Any) -> Any:
     """Return what `validate_data` does, in floating point; its errors name columns of a frame."""
     xp, _ = get_namespace(X)
     remedy = "encode or impute them first, in a pipeline"
@@ -195,19 +195,30 @@ def _positions(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.array([position[label] for label in labels.tolist()], dtype=int)
 
 
-def _check_weights(estimator: Any, sample_weight: Any, n_rows: int) -> np.ndarray | None:
+def _check_fit_weights(estimator: Any, sample_weight: Any, n_rows: int) -> np.ndarray | None:
     """Return checked row weights."""
     if sample_weight is None:
         return None
-    sample_weight = check_sample_weight(
+    sample_weight = check_weights(sample_weight, n_rows)
+    _require_representable(sample_weight, resolve_dtype(estimator.dtype))
+    return sample_weight
+
+
+def check_weights(sample_weight: Any, n_rows: int) -> np.ndarray:
+    """Return row weights as finite numbers of 0 or more, in double precision.
+
+    Raises
+    ------
+    ValueError
+        If they are not, or their number is not that of the rows.
+    """
+    return check_sample_weight(
         numeric_weights(sample_weight, n_rows),
         np.empty((n_rows, 0)),
         dtype=np.float64,
         copy=True,  # teachers may pass it to torch, which warns of arrays that are not writable
         ensure_non_negative=True,
     )
-    _require_representable(sample_weight, resolve_dtype(estimator.dtype))
-    return sample_weight
 
 
 def check_trust(teacher_trust: Any, n_rows: int) -> np.ndarray | None:

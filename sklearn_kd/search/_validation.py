@@ -8,18 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from sklearn_kd._array import plain
 from sklearn_kd._logits import n_logits
-from sklearn_kd._sklearn import check_sample_weight, get_namespace, move_to, safe_indexing
+from sklearn_kd._sklearn import safe_indexing
 from sklearn_kd.distillation._effective_logits_of_rows import (
     effective_logits_of_each,
     mixed_logits,
 )
 from sklearn_kd.linalg._held_out import HeldOut
-from sklearn_kd.rows._checking import check_stream, to_working
+from sklearn_kd.rows._checking import check_stream, check_weights, to_working, validated
 from sklearn_kd.rows._copies import merge_rows
 from sklearn_kd.rows._labels import RowLabels, labelled_among
 from sklearn_kd.rows._streams import is_streamed
@@ -79,9 +78,7 @@ def read_validation(search: Any, given: Given, classes: np.ndarray) -> Validatio
         stream = check_stream(search, given.X, reset=False)
         array = stream.take(np.arange(len(stream)))
     else:
-        rows = plain(given.X, "X_val")
-        xp, _ = get_namespace(rows)
-        array = validate_data(search, rows, dtype=[xp.float64, xp.float32], reset=False)
+        array = validated(search, plain(given.X, "X_val"), reset=False)
     y, labelled = labelled_among(given.y, classes)
     if len(y) != len(array):
         raise ValueError(f"X_val has {len(array)} rows, but y_val has {len(y)} labels.")
@@ -93,12 +90,7 @@ def read_validation(search: Any, given: Given, classes: np.ndarray) -> Validatio
         )
     weights = None
     if given.sample_weight is not None:
-        weights = check_sample_weight(
-            move_to(given.sample_weight, xp=np, device="cpu"),
-            np.empty((len(y), 0)),
-            dtype=np.float64,
-            ensure_non_negative=True,
-        )
+        weights = check_weights(given.sample_weight, len(y))
         labelled = labelled & (weights > 0)
     numbers = np.flatnonzero(labelled)
     if not len(numbers):

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_kd._array import like
 from sklearn_kd._kernel_machine import gram_with_noise, weight_change_norm
 from sklearn_kd._logits import class_indices
 from sklearn_kd._memory import MEMORY_REMEDY, require
@@ -180,11 +179,7 @@ def staged_decision_function(self: Any, X: Any) -> Iterator[Any]:
     if self.staged_dual_coef_ is None:
         yield self.decision_function(X)
         return
-    stages = self._to_working(self.staged_dual_coef_)
-    # All stages in one pass over the kernel: stage and class become columns.
-    logits = self._expansion(X, stages.movedim(0, 1))
-    for stage in range(len(stages)):
-        yield like(logits[:, stage], X)
+    yield from self._staged_logits(X)
 
 
 def training_accuracy(logits: Tensor, distinct: DistinctRows) -> float:

@@ -361,11 +361,7 @@ class NTKTeacher(TangentKernelClassifier):
             What ``decision_function`` would return at that stopping time.
         """
         X = self._check_new_rows(X, "staged_decision_function")
-        stages = self._to_working(self.staged_dual_coef_)
-        # All stages in one pass over the kernel: stage and class become columns.
-        logits = self._expansion(X, stages.movedim(0, 1))
-        for stage in range(len(stages)):
-            yield like(logits[:, stage], X)
+        yield from self._staged_logits(X)
 
 
 class Trained(NamedTuple):
