@@ -73,7 +73,7 @@ def main():
         K, hard, z_t = problem(arguments.data, n_rows, arguments.classes)
         everything = slice(None)
         infos = []
-        together = clock(
+        together = clock(  # called at once, within the iteration that binds its names
             lambda: infos.append(integrate(K, hard, z_t, runs, everything)[1])  # noqa: B023
         )
         some = runs[:: len(runs) // arguments.alone]
