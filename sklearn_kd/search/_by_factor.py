@@ -215,14 +215,14 @@ def serves_all_folds(
     ridge that differs by row would be another one for a row that is new.
     """
     n = len(distinct.kept)
-    if distinct.merged.n_merged:
+    if distinct.merged.n_merged or any(train is None for train, _ in folds):
         return False
     if any(ridges) and not (distinct.weights == 1).all():
         return False
     for train, test in folds:
         is_left = torch.ones(n, dtype=torch.bool, device=test.device)
         is_left[test] = False
-        if train is None or not torch.equal(is_left.nonzero()[:, 0], train.sort().values):
+        if not torch.equal(is_left.nonzero()[:, 0], train.sort().values):
             return False
     # Of all ridges one is fitted to all rows anyway.
     n_held_out = [len(fold.test) for fold in folds]

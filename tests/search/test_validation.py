@@ -204,9 +204,10 @@ def test_corrected_labels_are_those_of_x():
     assert len(search.fit(X, Y[2]).rows_to_check(3)) > 0
 
 
-def test_more_validation_rows_than_rows():
+@pytest.mark.parametrize("solver", ["cholesky", PCG(tol=1e-12, random_state=0)])
+def test_more_validation_rows_than_rows(solver):
     few = slice(0, 20)
-    search = LinearizedKDStudentCV(TEACHERS[2], **GRID, solver=PCG(tol=1e-12, random_state=0))
+    search = LinearizedKDStudentCV(TEACHERS[2], **GRID, solver=solver)
     found = search.fit(X[few], Y[2][few], X_val=X_VAL, y_val=Y_VAL[2])
     for index, params in enumerate(found.cv_results_["params"]):
         student = LinearizedKDStudent(TEACHERS[2], **params).fit(X[few], Y[2][few])
