@@ -229,6 +229,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         "soft_ratios": ["array-like"],
         "temperatures": ["array-like"],
         "ridges": ["array-like"],
+        "stopping_times": ["array-like", None],
         "kernel": [KernelConstraint(), list, tuple, None],
         "temperature_scaling": [StrOptions({"none", "squared"})],
         "init": [StrOptions({"zero", "network"})],
@@ -251,6 +252,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         soft_ratios: Any = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0),
         temperatures: Any = (1.0, 2.0, 5.0),
         ridges: Any = (0.0,),
+        stopping_times: Any = None,
         kernel: Any = None,
         temperature_scaling: str = "none",
         init: str = "zero",
@@ -272,6 +274,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         self.soft_ratios = soft_ratios
         self.temperatures = temperatures
         self.ridges = ridges
+        self.stopping_times = stopping_times
         self.kernel = kernel
         self.temperature_scaling = temperature_scaling
         self.init = init
@@ -359,7 +362,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
             students.score(problem, scores, progress)
 
             # 4. The best candidate, fitted on all rows.
-            results = scores.cv_results(grid)
+            results = scores.cv_results(grid) | students.training
             best = select(self, grid, scores, results)
             if self.refit:
                 best |= fit_best(self, students, problem, best["best_index_"], progress)
