@@ -143,9 +143,9 @@ class Grid:
         return len(self.recipes) * n_logits(n_classes)
 
     def preference(self) -> list[tuple]:
-        """Return what decides ties: the larger ρ, the smaller T, the larger ridge, the earlier time.
+        """Return what decides ties: the larger ρ, smaller T, larger ridge, earlier time, the first.
 
-        Then the first. The converged student is the latest.
+        The converged student is the latest.
         """
         ends = [math.inf if time is None else time for time in self.times]
         return [

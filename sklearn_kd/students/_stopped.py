@@ -147,7 +147,8 @@ def train(posed: Any, progress: FitTask, kernel_matrix: Tensor | None = None) ->
             decay=np.array([posed.ridge / total.item()]),
             report=on_progress,
         )
-        logits = columns_of(z_0) + (stages[:, 0].flatten(0, 1) @ kernel_matrix).view_as(stages[:, 0])
+        change = stages[:, 0].flatten(0, 1) @ kernel_matrix
+        logits = columns_of(z_0) + change.view_as(stages[:, 0])
     losses = [(loss.value(f[None])[0] @ weights / total).item() for f in logits]
     stages = stages[:, 0, 0] if len(stages[0, 0]) == 1 else stages[:, 0].mT.contiguous()
     return Solution(
