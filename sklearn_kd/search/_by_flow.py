@@ -27,7 +27,7 @@ from sklearn_kd.search._flows import (
 from sklearn_kd.search._grid import Candidate, Cell
 from sklearn_kd.search._held_out_student import HeldOutStudent, no_directions, students_of
 from sklearn_kd.search._problem import Fold, Problem, Setting
-from sklearn_kd.search._protocol import TRAINING
+from sklearn_kd.search._protocol import TRAINING, CandidateSearch
 from sklearn_kd.search._validation import ValidatedProblem
 from sklearn_kd.solvers._system import Solution
 from sklearn_kd.students._posed import PosedStudent
@@ -67,6 +67,10 @@ class SearchByFlow(SearchByFactor):
         """Number of steps: those of the flows too, and of the last fit where it is sure to stop."""
         n_last = N_STEPS if self.setting.refit and not self._converges else 0
         return super().n_steps + len(self.setting.grid.kernels) * N_STEPS + n_last
+
+    def warn_if_long(self) -> None:
+        """Warn if the search will take minutes; a kernel matrix that is left saves none of them."""
+        CandidateSearch.warn_if_long(self)
 
     def work_of(self, share: float) -> list[Work]:
         """Return what a search over a share of the rows consists of."""
@@ -125,6 +129,7 @@ class SearchByFlow(SearchByFactor):
         """Return f − z₀ on the rows of a fold by the students of every recipe that have stopped."""
         setting, grid = self.setting, self.setting.grid
         number = next(k for k, other in enumerate(self.folds) if other is fold)
+        assert cell.time is not None, "else the student has converged"
         at = grid.ridges.index(cell.ridge), grid.stopped_at.index(cell.time)
         logits = self._trained[cell.kernel].changes[number][at]
         distinct = setting.rows.distinct

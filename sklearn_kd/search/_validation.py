@@ -184,14 +184,14 @@ def validated_students(
     logits = (held_out.logits + initial_logits[:, None]).cpu().double()
     members, norms = problem.validation_members, held_out.squared_norms.cpu().double()
     z_eff = None if members is None else problem.single_targets
-    has_target = [z_eff is not None and recipe["soft_ratio"] > 0 for recipe in problem.recipes]
+    has_root = [recipe["soft_ratio"] > 0 for recipe in problem.recipes]
     return [
         HeldOutStudent(
             problem.validation.array,
             problem.setting.rows.checked.classes,
             logits=logits[:, index],
             teacher_logits=None if members is None else mixed_logits(members, recipe),
-            effective_logits=z_eff[:, index] if has_target[index] else None,
+            effective_logits=None if z_eff is None or not has_root[index] else z_eff[:, index],
             new_directions=lambda: held_out.new_directions().cpu().double(),
             squared_norm=norms[0, index],
             n_rows=held_out.n_rows,

@@ -463,6 +463,17 @@ def test_a_second_fit_takes_over_the_kernel_matrix(monkeypatch):
     np.testing.assert_array_equal(search.cv_results_["mean_train_loss"], first)
 
 
+def test_single_precision():
+    search = LinearizedKDStudentCV(
+        stopping_times=[5.0, 50.0], soft_ratios=[0.5], ridges=[0.1], scoring="neg_log_loss"
+    )
+    double = search.fit(X, Y[3], teacher_logits=Z[3]).cv_results_
+    single = clone(search).set_params(dtype="float32").fit(X, Y[3], teacher_logits=Z[3])
+    for name in ("mean_test_score", "mean_train_loss"):
+        np.testing.assert_allclose(single.cv_results_[name], double[name], atol=1e-3)
+    assert single.best_estimator_.fit_report_.dtype == "float32"
+
+
 def test_the_diagonal_comes_back_bit_for_bit():
     matrix = torch.rand(5, 5)
     before = matrix.clone()
