@@ -52,6 +52,7 @@ WORK = {
     "nystrom": fit(solver=Nystrom(n_landmarks=800)),
     "leave-one-out": search(),
     "five folds": search(cv=KFold(5)),
+    "stopping times": search(cv=KFold(5), soft_ratios=[0.5], stopping_times=[3.0, 30.0, None]),
     "five folds, pcg": search(cv=KFold(5), solver=PCG(tol=0.1)),
     "leave-one-out, nystrom": search(solver=Nystrom(n_landmarks=800)),
     "prefix_path": prefix_path,

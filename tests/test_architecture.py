@@ -17,7 +17,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MOST_LINES_OF_A_FILE = 450
 MOST_LINES_OF_A_FUNCTION = 60  # of code: docstrings, comments and blank lines do not count
 MOST_PARAMETERS = 16
-MOST_PARAMETERS_OF_A_SEARCH = 20  # those of its students, and its own
+MOST_PARAMETERS_OF_A_SEARCH = 21  # those of its students, and its own
 
 # Optional or heavy: imported where they are used, and nowhere else.
 IMPORTED_INSIDE = {"matplotlib", "dask"}

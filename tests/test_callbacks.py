@@ -160,6 +160,7 @@ FITS = [
     (LinearizedKDStudent(solver=NYSTROM), LOGITS),
     (LinearizedKDStudentCV(**GRID), LOGITS),
     (LinearizedKDStudentCV(**GRID, refit=False), LOGITS),
+    (LinearizedKDStudentCV(**GRID, stopping_times=[1.0, 10.0]), LOGITS),
     (LinearizedKDStudentCV(LogisticRegression(), **GRID), {}),
     (LinearizedKDStudentCV(LogisticRegression(), **GRID, cv=ShuffleSplit(2)), {}),
     (LinearizedKDStudentCV([LogisticRegression(), NTKTeacher()], **GRID, cv=3), {}),

@@ -56,6 +56,7 @@ UNEQUAL_FOLDS = {
         LinearizedKDStudentCV(),
         LinearizedKDStudentCV(LogisticRegression(max_iter=1000), ridges=[0.0, 0.1], cv=3),
         LinearizedKDStudentCV(solver=PCG(tol=1e-10), ridges=[0.1], cv=3),
+        LinearizedKDStudentCV(soft_ratios=[0.5, 1.0], stopping_times=[1.0, None], cv=3),
     ],
     expected_failed_checks=lambda estimator: (
         UNEQUAL_FOLDS if isinstance(estimator, StudentPipeline) else {}

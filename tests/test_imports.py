@@ -37,7 +37,7 @@ ALLOWED = {
     "teachers": MACHINE | {"distillation", "training"},
     "solvers": LINALG | {"_sklearn", "_progress"},
     "students": MACHINE | {"distillation", "metrics", "solvers", "teachers", "training"},
-    "search": MACHINE | {"distillation", "metrics", "solvers", "teachers", "students"},
+    "search": MACHINE | {"distillation", "metrics", "solvers", "teachers", "students", "training"},
     "inspection": LINALG | {"distillation", "metrics", "search"},
     "__init__": {"teachers", "students", "search"},
 }

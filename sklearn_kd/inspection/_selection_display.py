@@ -18,7 +18,7 @@ class SelectionDisplay:
     The best cell has a star. The scored rows cannot tell framed cells from it, at 90 % and
     simultaneously for all cells: the set ``in_best_set`` of :class:`LinearizedKDStudentCV`. Left of
     the dashed line, at ρ ≤ T/(1 + T), hard labels overrule every error of the teacher. This is
-    exact for two classes and a guide for more.
+    exact for two classes and a guide for more; students that stop may not get that far.
 
     Use `from_estimator`.
 
@@ -40,6 +40,8 @@ class SelectionDisplay:
         Name of the score.
     temperature_scaling : {"none", "squared"}, default="none"
         With "squared" the line is at ρ = 1/(1 + T).
+    stopping_time : float, default=None
+        That of the students, for the title; None: they are converged.
 
     Attributes
     ----------
@@ -80,6 +82,7 @@ class SelectionDisplay:
         best: tuple[int, int],
         score_name: str = "score",
         temperature_scaling: str = "none",
+        stopping_time: float | None = None,
     ) -> None:
         self.soft_ratios = soft_ratios
         self.temperatures = temperatures
@@ -89,6 +92,7 @@ class SelectionDisplay:
         self.best = best
         self.score_name = score_name
         self.temperature_scaling = temperature_scaling
+        self.stopping_time = stopping_time
 
     def plot(self, ax: Any = None) -> Self:
         """Draw the surface.
@@ -134,8 +138,10 @@ class SelectionDisplay:
         ax.set_xticks(range(n_columns), [f"{ratio:g}" for ratio in self.soft_ratios])
         ax.set_yticks(range(n_rows), [f"{temperature:g}" for temperature in self.temperatures])
         ax.set(xlabel="soft ratio ρ", ylabel="temperature T")
+        stops = "" if self.stopping_time is None else f"; stopped at t = {self.stopping_time:g}"
         ax.set_title(
-            "★ best; framed: not told from it at 90 %\nleft of the dashes every error is overruled",
+            f"★ best{stops}; framed: not told from it at 90 %\n"
+            "left of the dashes every error is overruled",
             fontsize="medium",
         )
         return self
@@ -231,6 +237,7 @@ class SelectionDisplay:
             best=(temperatures.index(best[axes[1]]), soft_ratios.index(best[axes[0]])),
             score_name=score,
             temperature_scaling=_scaling(search, best),
+            stopping_time=_stopping_time(best),
         ).plot(ax)
 
 
@@ -280,3 +287,9 @@ def _scaling(search: Any, best: dict[str, Any]) -> str:
     while isinstance(student, Pipeline):
         student = student.steps[-1][1]
     return student._recipe()["temperature_scaling"]
+
+
+def _stopping_time(best: dict[str, Any]) -> float | None:
+    """Return the stopping time of the best candidate, if that was searched: the last of several."""
+    found = [value for name, value in best.items() if name.rsplit("__", 1)[-1] == "stopping_time"]
+    return float(np.max(found[0])) if found and found[0] is not None else None

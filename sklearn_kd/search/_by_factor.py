@@ -30,10 +30,10 @@ from sklearn_kd.rows._training_rows import DistinctRows
 from sklearn_kd.search._by_iteration import iteration_work
 from sklearn_kd.search._by_pass import pass_work
 from sklearn_kd.search._fold_search import FoldSearch, kept_bytes
-from sklearn_kd.search._grid import Candidate
+from sklearn_kd.search._grid import Candidate, Cell
 from sklearn_kd.search._held_out_student import HeldOutStudent, students_of
 from sklearn_kd.search._kept_factors import KeptFactors, limit_of
-from sklearn_kd.search._problem import Fold, Problem
+from sklearn_kd.search._problem import Fold, Problem, Setting
 from sklearn_kd.search._validation import ValidatedProblem
 from sklearn_kd.solvers._choice import in_words
 from sklearn_kd.solvers._cholesky import Cholesky, solution_of
@@ -47,7 +47,13 @@ _INVERSE = 1.35
 
 
 class SearchByFactor(FoldSearch):
-    """Every candidate and fold from a few factors."""
+    """Every candidate and fold from a few factors.
+
+    Attributes
+    ----------
+    whole : WholeKernel
+        Θ of all rows, and its factor.
+    """
 
     def _plan(self) -> None:
         setting, ridges = self.setting, self.setting.grid.ridges
@@ -55,19 +61,13 @@ class SearchByFactor(FoldSearch):
         noise = max(function.noise(distinct.X) for function in setting.grid.functions)
         with_noise = [ridge + noise for ridge in ridges]
         serves_folds = serves_all_folds(self.folds, distinct, with_noise, refit=refit)
-        # Ridges, and folds with factors of their own, share the kernel matrix beside these.
+        # Ridges, and folds with factors of their own, share the kernel matrix beside these; so do
+        # students that stop.
         has_factors = setting.cv is not None and not serves_folds
-        shares_matrix = has_factors or len(ridges) > 1
+        shares_matrix = has_factors or len(ridges) > 1 or bool(setting.grid.stopped_at)
         size = setting.size
-        planned = search_bytes(
-            *size,
-            folds=[] if setting.cv is None else [len(fold.test) for fold in self.folds],
-            by_factors=has_factors,
-            keeps_matrix=shares_matrix,
-            refit=refit,
-        )
-        planned += kept_bytes(setting, self.folds)
-        self.kept = self._kept_factors(planned)
+        planned = self._planned_bytes(by_factors=has_factors, keeps_matrix=shares_matrix)
+        self.kept = factors_to_keep(setting, planned)
         require(
             planned,
             setting.memory_limit,
@@ -75,7 +75,7 @@ class SearchByFactor(FoldSearch):
             what=f"LinearizedKDStudentCV.fit on n={size.n_rows} distinct rows",
             remedy=MEMORY_REMEDY,
         )
-        self._whole = WholeKernel(
+        self.whole = WholeKernel(
             distinct,
             setting.memory_limit,
             self.kept,
@@ -83,25 +83,17 @@ class SearchByFactor(FoldSearch):
             serves_folds=serves_folds,
         )
 
-    def _kept_factors(self, planned: int) -> KeptFactors:
-        """Return what this fit keeps for the next one, in what ``planned`` bytes leave.
-
-        What the fit before has kept is dropped where it is of no use, or leaves too little room.
-        """
-        setting, last = self.setting, self.setting.kept
-        distinct, device = setting.rows.distinct, setting.size.device
-        if last is not None and not last.serve(distinct):
-            last.clear()
-        held = 0 if last is None else last.n_bytes
-        budget = budget_bytes(setting.memory_limit, device)
-        if setting.memory_limit != "auto":  # else what is held is not free
-            budget -= held
-        if planned > budget and last is not None:
-            last.clear()
-            held, budget = 0, budget_bytes(setting.memory_limit, device)
-        assert isinstance(setting.solver, Cholesky)
-        share = limit_of(setting.solver.cache_size, device, held)
-        return KeptFactors(distinct, min(share, max(0, budget - planned) + held), last)
+    def _planned_bytes(self, *, by_factors: bool, keeps_matrix: bool) -> int:
+        """Return the peak bytes of the search; see `search_bytes`."""
+        setting = self.setting
+        planned = search_bytes(
+            *setting.size,
+            folds=[] if setting.cv is None else [len(fold.test) for fold in self.folds],
+            by_factors=by_factors,
+            keeps_matrix=keeps_matrix,
+            refit=setting.refit,
+        )
+        return planned + kept_bytes(setting, self.folds)
 
     def warn_if_long(self) -> None:
         """Warn if the search will take minutes; not where factors are left of the fit before."""
@@ -110,11 +102,11 @@ class SearchByFactor(FoldSearch):
 
     def work(self) -> list[Work]:
         """Return the factors of all rows and of folds, and what leaves folds out of the former."""
-        return self._work(1.0)
+        return self.work_of(1.0)
 
-    def _work(self, share: float) -> list[Work]:
+    def work_of(self, share: float) -> list[Work]:
         """Return what a search over a share of the rows consists of."""
-        setting, whole = self.setting, self._whole
+        setting, whole = self.setting, self.whole
         size, grid = setting.size, setting.grid
         n, C = share * size.n_rows, size.n_targets
         n_kernels, n_cells = len(grid.kernels), len(grid.kernels) * len(grid.ridges)
@@ -141,32 +133,52 @@ class SearchByFactor(FoldSearch):
         setting, pcg, nystrom = self.setting, PCG(), Nystrom()
         options = {
             in_words(nystrom): pass_work(nystrom, setting, self.folds),
-            HALF: self._work(0.5),
+            HALF: self.work_of(0.5),
         }
         if setting.cv is None:
             return options
         return {in_words(pcg): iteration_work(pcg, setting, self.folds)} | options
 
     def _held_out_students(
-        self, problem: Problem, kernel: int, initial_logits: Tensor, fold: Fold, ridge: float
+        self, problem: Problem, cell: Cell, initial_logits: Tensor, fold: Fold
     ) -> list[HeldOutStudent]:
-        self._whole.use(self.setting.grid.functions[kernel])
-        return held_out_students(problem, self._whole, initial_logits, fold, ridge)
+        self.whole.use(self.setting.grid.functions[cell.kernel])
+        return held_out_students(problem, self.whole, initial_logits, fold, cell.ridge)
 
     def _on_validation_rows(
-        self, problem: ValidatedProblem, kernel: int, initial_logits: Tensor, ridge: float
+        self, problem: ValidatedProblem, cell: Cell, initial_logits: Tensor
     ) -> HeldOut:
-        self._whole.use(self.setting.grid.functions[kernel])
+        self.whole.use(self.setting.grid.functions[cell.kernel])
         targets = problem.targets - initial_logits[:, None]
-        student = StudentInFrame.of(self._whole.frame(ridge), targets)
+        student = StudentInFrame.of(self.whole.frame(cell.ridge), targets)
         return new_rows_held_out(student, problem.validation.X)
 
     def solve(
         self, problem: Problem, posed: PosedStudent, candidate: Candidate, progress: FitTask
     ) -> Solution:
         """Return the student of one candidate from the factor of all rows."""
-        self._whole.use(posed.function)
-        return solution_of(self._whole.frame(posed.ridge), posed.system.targets)
+        self.whole.use(posed.function)
+        return solution_of(self.whole.frame(posed.ridge), posed.system.targets)
+
+
+def factors_to_keep(setting: Setting, planned: int) -> KeptFactors:
+    """Return what this fit keeps for the next one, in what ``planned`` bytes leave.
+
+    What the fit before has kept is dropped where it is of no use, or leaves too little room.
+    """
+    last, distinct, device = setting.kept, setting.rows.distinct, setting.size.device
+    if last is not None and not last.serve(distinct):
+        last.clear()
+    held = 0 if last is None else last.n_bytes
+    budget = budget_bytes(setting.memory_limit, device)
+    if setting.memory_limit != "auto":  # else what is held is not free
+        budget -= held
+    if planned > budget and last is not None:
+        last.clear()
+        held, budget = 0, budget_bytes(setting.memory_limit, device)
+    assert isinstance(setting.solver, Cholesky)
+    share = limit_of(setting.solver.cache_size, device, held)
+    return KeptFactors(distinct, min(share, max(0, budget - planned) + held), last)
 
 
 def search_bytes(
@@ -314,6 +326,14 @@ class WholeKernel:
             memory_limit=self.memory_limit,
         )
 
+    def free_factor(self) -> None:
+        """Free the factor, beside which what follows may not fit."""
+        self._frame = self._solved = None
+
+    def keep(self) -> None:
+        """Keep the matrix for a next fit, where there is room."""
+        self._kept.keep_matrix(self.function, self.matrix)
+
     def fold_frame(self, train: Tensor, weights: Tensor, ridge: float) -> TangentFrame:
         """Return the frame of the rows of a fold, whose weights are ``weights``."""
 
@@ -326,8 +346,7 @@ class WholeKernel:
                 memory_limit=self.memory_limit,
             )
 
-        # Before the frames of folds, which hold it.
-        self._kept.keep_matrix(self.function, self.matrix)
+        self.keep()  # before the frames of folds, which hold it
         return self._kept.fold_frame(self.function, ridge + self.noise, train, weights, build)
 
     def solved(self, ridge: float, problem: Problem, z_0: Tensor) -> StudentInFrame | None:

@@ -14,7 +14,7 @@ from sklearn_kd.linalg._forecast import HALF, Work
 from sklearn_kd.linalg._held_out import HeldOut
 from sklearn_kd.search._by_pass import pass_work
 from sklearn_kd.search._fold_search import FoldSearch, kept_bytes
-from sklearn_kd.search._grid import Candidate
+from sklearn_kd.search._grid import Candidate, Cell
 from sklearn_kd.search._held_out_student import (
     HeldOutStudent,
     no_directions,
@@ -93,23 +93,23 @@ class SearchByIteration(FoldSearch):
         }
 
     def _held_out_students(
-        self, problem: Problem, kernel: int, initial_logits: Tensor, fold: Fold, ridge: float
+        self, problem: Problem, cell: Cell, initial_logits: Tensor, fold: Fold
     ) -> list[HeldOutStudent]:
         assert fold.train is not None
-        function = self.setting.grid.functions[kernel]
+        function = self.setting.grid.functions[cell.kernel]
         numbers, train, z_eff = problem.trained_on(fold.train)
         targets = z_eff - initial_logits[numbers, None]
-        system = System(function, train.X, train.weights, targets, ridge)
+        system = System(function, train.X, train.weights, targets, cell.ridge)
         rows = problem.distinct.X[problem.distinct.merged.group[fold.test]]
         held_out = self._predicted(system, rows, len(problem.recipes))
         return students_of(problem, held_out, initial_logits, fold.test)
 
     def _on_validation_rows(
-        self, problem: ValidatedProblem, kernel: int, initial_logits: Tensor, ridge: float
+        self, problem: ValidatedProblem, cell: Cell, initial_logits: Tensor
     ) -> HeldOut:
-        function, distinct = self.setting.grid.functions[kernel], problem.distinct
+        function, distinct = self.setting.grid.functions[cell.kernel], problem.distinct
         targets = problem.targets - initial_logits[:, None]
-        system = System(function, distinct.X, distinct.weights, targets, ridge)
+        system = System(function, distinct.X, distinct.weights, targets, cell.ridge)
         return self._predicted(system, problem.validation.X, len(problem.recipes))
 
     def _predicted(self, system: System, rows: Tensor, n_recipes: int) -> HeldOut:
@@ -121,7 +121,7 @@ class SearchByIteration(FoldSearch):
         logits = system.kernel.matmat(rows, system.X, columns)
         return HeldOut(
             logits.reshape(-1, *coefficients.shape[1:]),
-            no_directions("pcg"),
+            no_directions("fitted with solver='pcg'"),
             logits.new_full((1, n_recipes), float("nan")),
             len(system.X),
         )

@@ -324,7 +324,7 @@ class SearchByPass(CandidateSearch):
     def _held_out(self, logits: Tensor, n_rows: int) -> HeldOut:
         """Return logits (m, C) or (m, C, K) as those of students without a tangent frame."""
         unknown = logits.new_full((1, logits.shape[1]), torch.nan)
-        return HeldOut(logits, no_directions("nystrom"), unknown, n_rows)
+        return HeldOut(logits, no_directions("fitted with solver='nystrom'"), unknown, n_rows)
 
     def _beside_bytes(self) -> int:
         """Return the bytes that the search takes beside a pass, whose sums it keeps.

@@ -15,7 +15,7 @@ from sklearn_kd._array import to_tensor
 from sklearn_kd._progress import FitTask
 from sklearn_kd.linalg._held_out import HeldOut
 from sklearn_kd.rows._splits import splits_of
-from sklearn_kd.search._grid import Candidate
+from sklearn_kd.search._grid import Candidate, Cell
 from sklearn_kd.search._held_out_student import HeldOutStudent
 from sklearn_kd.search._problem import Fold, Problem, Setting
 from sklearn_kd.search._protocol import CandidateSearch
@@ -53,21 +53,25 @@ class FoldSearch(CandidateSearch):
         """Add the scores of every candidate, by the students that have not seen a fold."""
         problems = [problem.of_fold(index) for index in range(len(self.folds))]
         for kernel, z_0 in enumerate(self._initial_logits):
-            for ridge in self.setting.grid.ridges:
+            self._begin(kernel, problems, progress)
+            for cell in self.setting.grid.cells_of(kernel):
                 for own, fold in zip(problems, self.folds, strict=True):
                     with progress.step("score-fold"):
                         # No name for the students: they hold a factor until scored.
-                        scores.add(self._students(own, kernel, z_0, fold, ridge), fold)
+                        scores.add(self._students(own, cell, z_0, fold), fold)
                 scores.close_cell()
 
+    def _begin(self, kernel: int, problems: list[Problem], progress: FitTask) -> None:
+        """Do what serves all cells of a kernel at once; ``problems`` are those of the folds."""
+
     def _students(
-        self, problem: Problem, kernel: int, initial_logits: Tensor, fold: Fold, ridge: float
+        self, problem: Problem, cell: Cell, initial_logits: Tensor, fold: Fold
     ) -> list[HeldOutStudent]:
         """Return the students of every recipe, with predictions of rows they have not seen."""
         if not isinstance(problem, ValidatedProblem):
-            return self._held_out_students(problem, kernel, initial_logits, fold, ridge)
-        held_out = self._on_validation_rows(problem, kernel, initial_logits, ridge)
-        z_0 = initial_logits_of_validation(problem, kernel)
+            return self._held_out_students(problem, cell, initial_logits, fold)
+        held_out = self._on_validation_rows(problem, cell, initial_logits)
+        z_0 = initial_logits_of_validation(problem, cell.kernel)
         return validated_students(problem, held_out, z_0)
 
     def posed(self, problem: Problem, candidate: Candidate) -> PosedStudent:
@@ -80,13 +84,13 @@ class FoldSearch(CandidateSearch):
 
     @abstractmethod
     def _held_out_students(
-        self, problem: Problem, kernel: int, initial_logits: Tensor, fold: Fold, ridge: float
+        self, problem: Problem, cell: Cell, initial_logits: Tensor, fold: Fold
     ) -> list[HeldOutStudent]:
         """Return the students of every recipe that have not seen the rows of the fold."""
 
     @abstractmethod
     def _on_validation_rows(
-        self, problem: ValidatedProblem, kernel: int, initial_logits: Tensor, ridge: float
+        self, problem: ValidatedProblem, cell: Cell, initial_logits: Tensor
     ) -> HeldOut:
         """Return f − z₀ on the validation rows, of the students of every recipe on all rows."""
 
@@ -107,12 +111,15 @@ def kept_bytes(setting: Setting, folds: list[Fold]) -> int:
     """Return the bytes that all cells keep of the rows: logits and scores, and z_eff by fold.
 
     The last where each fold has its own, in the working precision and in double precision on the
-    CPU.
+    CPU. Students that stop are trained before the first of them is scored.
     """
-    size = setting.size
+    size, grid = setting.size, setting.grid
+    n_scored = sum(len(fold.test) for fold in folds)
+    n_stopped = len(grid.ridges) * len(grid.stopped_at)
+    of_stopped = n_scored * n_stopped * size.n_targets * size.dtype.itemsize
     n_own = len(folds) if setting.sees_labels else 0
     of_targets = n_own * size.n_rows * size.n_targets * (size.dtype.itemsize + 8)
-    return of_targets + setting.record_bytes(sum(len(fold.test) for fold in folds))
+    return of_targets + of_stopped + setting.record_bytes(n_scored)
 
 
 def all_splits(cv: Any, rows: Rows) -> Splits:

@@ -32,7 +32,7 @@ class HeldOutStudent(LogitClassifier):
         The student's logits on the held-out rows.
     teacher_logits, effective_logits : Tensor of shape (m,) or (m, K), or None
         The teacher's, and those that the student would be trained towards; None if no teacher is
-        known on validation rows.
+        known on validation rows, the latter also with a soft ratio of 0.
     new_directions : callable
         Returns v(x) of each row, with its ridge, of shape (m,).
     squared_norm : Tensor, scalar or of shape (m,)
@@ -86,18 +86,33 @@ class HeldOutStudent(LogitClassifier):
 
     def teacher_decision_function(self, X: Any, teacher_logits: Any = None) -> np.ndarray:
         """Return the teacher's logits on the held-out rows."""
-        return to_numpy(_known(self.teacher_logits))
+        return to_numpy(self._known(self.teacher_logits))
 
     def effective_decision_function(self, X: Any, y: Any, teacher_logits: Any = None) -> np.ndarray:
         """Return the effective logits of the held-out rows."""
-        return to_numpy(_known(self.effective_logits))
+        return to_numpy(self._known(self.effective_logits))
 
     def _next_row_terms(
         self, X: Any, y: Any, teacher_logits: Any = None, teacher_trust: Any = None
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Return ‖Δ‖², the errors r, v and n that the data inefficiency is made of (Eq. 10)."""
-        errors = _known(self.effective_logits) - self.logits
-        return self.squared_norm, errors, self.new_directions(), self.n_rows
+        directions = self.new_directions()
+        errors = self._known(self.effective_logits) - self.logits
+        return self.squared_norm, errors, directions, self.n_rows
+
+    def _known(self, logits: Tensor | None) -> Tensor:
+        if logits is not None:
+            return logits
+        if self.teacher_logits is not None:
+            raise AttributeError(
+                "A score asks for the effective logits of a student with soft_ratio=0, of hard "
+                "labels alone, for which Eq. 3 has no finite root; leave 0 out of soft_ratios, or "
+                "use another score."
+            )
+        raise AttributeError(
+            "A score asks for the teacher on X_val, but teacher_logits stood in for the teacher; "
+            "pass teacher_logits_val to fit too, or use a score that needs no teacher."
+        )
 
     def take(self, positions: Tensor, rows: Any) -> Self:
         """Return the student restricted to some held-out rows, whose features are ``rows``."""
@@ -114,27 +129,18 @@ class HeldOutStudent(LogitClassifier):
         )
 
 
-def _known(logits: Tensor | None) -> Tensor:
-    if logits is None:
-        raise AttributeError(
-            "A score asks for the teacher on X_val, but teacher_logits stood in for the teacher; "
-            "pass teacher_logits_val to fit too, or use a score that needs no teacher."
-        )
-    return logits
-
-
 def to_numpy_rows(X: Any) -> np.ndarray:
     """Return rows as numpy, to be compared."""
     return to_numpy(X) if isinstance(X, Tensor) else np.asarray(X)
 
 
-def no_directions(solver: str) -> Callable[[], Tensor]:
-    """Return a function that raises: these students have no tangent frame, and no v(x)."""
+def no_directions(which: str, instead: str = "solver='auto'") -> Callable[[], Tensor]:
+    """Return a function that raises: such students have no tangent frame, and no v(x)."""
 
     def new_directions() -> Tensor:
         raise AttributeError(
             "The data inefficiency needs the tangent frame of all training rows, which students "
-            f"fitted with solver={solver!r} do not have; use another score or solver='auto'."
+            f"{which} do not have; use another score or {instead}."
         )
 
     return new_directions
@@ -157,7 +163,7 @@ def students_of(
             problem.setting.rows.checked.classes,
             logits=logits[:, index],
             teacher_logits=mixed_logits(members, recipe),
-            effective_logits=z_eff[:, index],
+            effective_logits=z_eff[:, index] if recipe["soft_ratio"] > 0 else None,
             new_directions=lambda: held_out.new_directions().cpu().double(),
             squared_norm=norms[:, index] if len(norms) > 1 else norms[0, index],
             n_rows=held_out.n_rows,

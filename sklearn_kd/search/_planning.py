@@ -9,6 +9,7 @@ from torch import Tensor
 from sklearn_kd._progress import FitTask
 from sklearn_kd.rows._views import rows_of_teacher
 from sklearn_kd.search._by_factor import SearchByFactor
+from sklearn_kd.search._by_flow import SearchByFlow
 from sklearn_kd.search._by_iteration import SearchByIteration
 from sklearn_kd.search._by_pass import SearchByPass, rows_of_landmarks
 from sklearn_kd.search._grid import Grid
@@ -23,8 +24,8 @@ from sklearn_kd.teachers._ntk_teacher import NTKTeacher
 from sklearn_kd.teachers._several import require_teachers
 from sklearn_kd.teachers._teaching import Taught, n_teaching_steps, teach, teach_folds
 
-# Leave-one-out in closed form is for logits that do not depend on the labels.
-_FOLDS_OF_UNFITTED = 5
+# Leave-one-out in closed form is for converged students, and logits that do not depend on labels.
+_FOLDS_WITHOUT_CLOSED_FORM = 5
 
 
 def grid_of(search: Any, teacher_logits: Any) -> Grid:
@@ -36,6 +37,7 @@ def grid_of(search: Any, teacher_logits: Any) -> Grid:
         ridges=search.ridges,
         kernel=search.kernel,
         temperature_scaling=search.temperature_scaling,
+        stopping_times=search.stopping_times,
         teacher_weights=search.teacher_weights,
         teacher=search.teacher if teacher_logits is None else None,
     )
@@ -47,12 +49,27 @@ def planned_search(
     """Return the students of all candidates, once they are known to fit the memory.
 
     Warns with `LongFitWarning` if their scores will take minutes.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If they do not fit.
+    ValueError
+        If students are to stop, and the solver has no kernel matrix.
     """
+    stops = bool(grid.stopped_at)
+    if stops and not isinstance(solver, Cholesky):
+        raise ValueError(
+            f"stopping_times={search.stopping_times!r} need the kernel matrix in memory, which "
+            f"solver={solver.name!r} does without; use solver='auto'."
+        )
     if isinstance(solver, Nystrom):
         rows = rows_of_landmarks(search, rows, solver)
         if isinstance(rows.X, Tensor):
             solver = Cholesky()  # every row is a landmark: the exact students
-    cv = _FOLDS_OF_UNFITTED if sees_labels and search.cv is None else search.cv
+    cv = search.cv
+    if cv is None and not n_validation and (sees_labels or stops):
+        cv = _FOLDS_WITHOUT_CLOSED_FORM
     setting = Setting(
         grid,
         rows,
@@ -71,6 +88,8 @@ def planned_search(
         students = SearchByIteration(setting)
     elif isinstance(solver, Nystrom):
         students = SearchByPass(setting)
+    elif stops:
+        students = SearchByFlow(setting)
     else:
         students = SearchByFactor(setting)
     students.warn_if_long()

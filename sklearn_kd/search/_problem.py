@@ -14,9 +14,11 @@ from sklearn_kd._logits import n_logits
 from sklearn_kd._sklearn import safe_indexing
 from sklearn_kd.distillation._effective_logits_of_rows import (
     effective_logits_of_each,
-    merged_effective_logits,
+    effective_logits_of_merged,
     merged_effective_logits_of_grid,
+    merged_labels,
 )
+from sklearn_kd.rows._labels import RowLabels
 from sklearn_kd.rows._training_rows import DistinctRows
 from sklearn_kd.search._grid import Candidate, Grid
 from sklearn_kd.search._kept_factors import KeptFactors
@@ -115,17 +117,25 @@ class Problem:
 
     @functools.cached_property
     def targets(self) -> Tensor:
-        """z_eff of the distinct rows for every recipe, (n, C) or (n, C, K) (Eq. 3)."""
+        """z_eff of the distinct rows for every recipe, (n, C) or (n, C, K) (Eq. 3).
+
+        NaN with a soft ratio of 0, whose hard labels alone have none.
+        """
         return self.targets_of(self.distinct)
 
     def targets_of(self, distinct: DistinctRows) -> Tensor:
         """Return z_eff of some distinct rows for every recipe, (n, C) or (n, C, K) (Eq. 3)."""
-        z_eff = merged_effective_logits_of_grid(self.members, distinct, self.recipes)
-        return z_eff.to(distinct.X)
-
-    def _targets(self, distinct: DistinctRows, recipe: dict[str, Any]) -> Tensor:
-        """Return z_eff of some distinct rows for a recipe, (n,) or (n, K) (Eq. 3)."""
-        return merged_effective_logits(self.members, distinct, recipe).to(distinct.X)
+        rooted = [recipe for recipe in self.recipes if recipe["soft_ratio"] > 0]
+        if not rooted:
+            shape = len(distinct.weights), len(self.recipes), *self.members.shape[2:]
+            return distinct.X.new_full(shape, torch.nan)
+        z_eff = merged_effective_logits_of_grid(self.members, distinct, rooted).to(distinct.X)
+        if len(rooted) == len(self.recipes):
+            return z_eff
+        has_root = torch.tensor([recipe["soft_ratio"] > 0 for recipe in self.recipes])
+        every = z_eff.new_full((len(z_eff), len(has_root), *z_eff.shape[2:]), torch.nan)
+        every[:, has_root] = z_eff
+        return every
 
     @functools.cached_property
     def single_targets(self) -> Tensor:
@@ -134,9 +144,7 @@ class Problem:
             return self.targets.cpu().double()
         members = self.members[:, self.distinct.kept.cpu()]
         labels = self.distinct.labels.cpu()
-        return torch.stack(
-            [effective_logits_of_each(members, labels, recipe) for recipe in self.recipes], dim=1
-        )
+        return single_effective_logits(members, labels, self.recipes)
 
     def trained_on(self, train: Tensor) -> tuple[Tensor, DistinctRows, Tensor]:
         """Return the numbers of the distinct rows among ``train``, these rows, and their z_eff."""
@@ -175,6 +183,10 @@ class Problem:
     def posed(self, candidate: Candidate, initial_logits: Tensor) -> PosedStudent:
         """Return the problem of one candidate on all rows."""
         setting, grid = self.setting, self.setting.grid
+        recipe, time = grid.recipes[candidate.recipe], grid.times[candidate.time]
+        labels = merged_labels(self.members, self.distinct, recipe)
+        has_roots = recipe["soft_ratio"] > 0
+        z_eff = effective_logits_of_merged(labels, recipe) if has_roots else None
         return PosedStudent(
             rows=setting.rows,
             solver=setting.solver,
@@ -182,8 +194,25 @@ class Problem:
             function=grid.functions[candidate.kernel],
             init=setting.init,
             ridge=grid.ridges[candidate.ridge],
-            recipe=grid.recipes[candidate.recipe],
+            recipe=recipe,
             taught=self.taught,
-            effective_logits=self._targets(self.distinct, grid.recipes[candidate.recipe]),
+            effective_logits=None if z_eff is None else z_eff.to(self.distinct.X),
             initial_logits=initial_logits,
+            stopping_times=None if time is None else [time],
+            labels=labels,
         )
+
+
+def single_effective_logits(
+    members: Tensor, labels: RowLabels, recipes: list[dict[str, Any]]
+) -> Tensor:
+    """Return z_eff of each row by itself for every recipe, (n, C) or (n, C, K) (Eq. 3).
+
+    NaN with a soft ratio of 0, whose hard labels alone have none.
+    """
+    nothing = torch.full_like(members[0], torch.nan)
+    columns = [
+        effective_logits_of_each(members, labels, recipe) if recipe["soft_ratio"] > 0 else nothing
+        for recipe in recipes
+    ]
+    return torch.stack(columns, dim=1)

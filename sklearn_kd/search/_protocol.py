@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import numpy as np
+
 from sklearn_kd._progress import FitTask
 from sklearn_kd.linalg._forecast import Work, warn_if_long
 from sklearn_kd.search._grid import Candidate
@@ -14,6 +16,9 @@ from sklearn_kd.solvers._choice import speed_of
 from sklearn_kd.solvers._system import Solution
 from sklearn_kd.students._posed import PosedStudent
 from sklearn_kd.teachers._cross_fitting import Splits
+
+# Of students that stop, means over the folds: Eq. 2, and the share of labels that are learnt.
+TRAINING = ("mean_train_loss", "mean_train_accuracy")
 
 
 class CandidateSearch(ABC):
@@ -39,10 +44,11 @@ class CandidateSearch(ABC):
     def warn_if_long(self) -> None:
         """Warn with `LongFitWarning` if the search will take minutes, without its teachers."""
         size, grid = self.setting.size, self.setting.grid
-        n_ridges, n_kernels = len(grid.ridges), len(grid.kernels)
+        n_ridges, n_kernels, n_times = len(grid.ridges), len(grid.kernels), len(grid.stopped_at)
         warn_if_long(
             f"LinearizedKDStudentCV.fit on n={size.n_rows} distinct rows with "
             f"solver={self.setting.solver.name!r} (ridges: {n_ridges}, kernels: {n_kernels}, "
+            f"{f'stopping times: {n_times}, ' if n_times else ''}"
             f"folds: {len(self.splits) or 'each row'})",
             self.work(),
             self.faster,
@@ -58,10 +64,22 @@ class CandidateSearch(ABC):
         """Return what would do instead, in words, and what that consists of."""
 
     @property
+    def training(self) -> dict[str, np.ndarray]:
+        """Columns of ``cv_results_`` about the rows trained on; none without ``stopping_times``.
+
+        NaN for converged students.
+        """
+        grid = self.setting.grid
+        if not grid.names_time:
+            return {}
+        n_candidates = len(grid.candidates)
+        return {name: np.full(n_candidates, np.nan) for name in TRAINING}
+
+    @property
     def n_steps(self) -> int:
         """Number of steps that scores and the last fit announce."""
         grid, n_folds = self.setting.grid, max(1, len(self.splits))
-        n_scores = len(grid.kernels) * len(grid.ridges) * n_folds
+        n_scores = len(grid.kernels) * len(grid.ridges) * len(grid.times) * n_folds
         return n_scores + self.setting.refit
 
     @abstractmethod

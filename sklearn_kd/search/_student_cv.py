@@ -1,4 +1,4 @@
-"""The student with its soft ratio, temperature, ridge and kernel chosen by cross-validation."""
+"""The student with soft ratio, temperature, ridge, time and kernel chosen by cross-validation."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ _OF_THE_BEST = (
 
 
 class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRows):
-    r"""The linearized student with ρ, T, ridge and kernel chosen by cross-validation.
+    r"""The linearized student with ρ, T, ridge, time and kernel chosen by cross-validation.
 
     ρ and T change only the right-hand side of Θ a = z_eff, so the whole grid costs one factor per
     fold, ridge and kernel, or, where that takes fewer operations (leave-one-out, five folds or
-    more), one of all rows that folds are left out of. The scores are those of explicit refits.
+    more), one of all rows that folds are left out of. Students that stop are trained side by side,
+    as columns of the same products with Θ. The scores are those of explicit refits.
 
     Parameters
     ----------
@@ -60,11 +61,18 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
     teacher_weights : list of array-like of shape (n_teachers,), default=None
         Candidates for the weights of a list of teachers. None: equal weights.
     soft_ratios : sequence of float in (0, 1], default=(0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
-        Candidates for the weight ρ of the soft labels.
+        Candidates for the weight ρ of the soft labels. 0 may be among them where
+        ``stopping_times`` are given, without None.
     temperatures : sequence of float > 0, default=(1.0, 2.0, 5.0)
         Candidates for the temperature T.
     ridges : sequence of float ≥ 0, default=(0.0,)
-        Candidates for the ridge; each needs a factor per fold.
+        Candidates for the ridge; each needs a factor per fold. To students that stop it is weight
+        decay, as in :class:`LinearizedKDStudent`.
+    stopping_times : sequence of float > 0 or None, default=None
+        Candidates for the stopping time, learning rate × steps on the mean of Eq. 2, as in
+        :class:`LinearizedKDStudent`; None among them is the converged student, as in
+        ``[10, 100, 1000, None]``. By default all students converge. They are trained up to all
+        times at once.
     kernel : callable, or list of them, default=None
         Tangent kernel, as in :class:`LinearizedKDStudent`. A list is searched too.
     temperature_scaling : {"none", "squared"}, default="none"
@@ -74,7 +82,8 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
     cv : int, splitter, iterable or None, default=None
         Folds, as `sklearn.model_selection.check_cv` reads them. None: leave-one-out in closed
         form, by distinct rows: exact copies of a row are left out together. With an unfitted
-        teacher, which would be fitted once for each pair of rows, None is five stratified folds.
+        teacher, which would be fitted once for each pair of rows, and for students that stop, which
+        have no closed form, None is five stratified folds.
         Where validation rows are passed to ``fit`` they are scored, and ``cv`` must be None.
     scoring : str, callable, list, tuple or dict, default=None
         Score, or several, as in :class:`~sklearn.model_selection.GridSearchCV`. None: accuracy. A
@@ -102,7 +111,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         each kernel, and one for each ridge; folds take one for each fold and kernel, with landmarks
         among the rows it is trained on, and one for each ridge. The rows need not be in memory, but
         effective logits and predictions of all rows and candidates are. With all rows as landmarks
-        it is the exact search.
+        it is the exact search. Students that stop need the kernel matrix: "auto" or "cholesky".
     device : str or torch.device, default="auto"
         Where to compute. "auto" is CUDA where available, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -120,7 +129,8 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
     best_estimator_ : LinearizedKDStudent
         The chosen student, fitted on all rows; only with ``refit``.
     best_params_ : dict
-        Its ``soft_ratio``, ``temperature``, ``ridge`` and, from a list, ``kernel``.
+        Its ``soft_ratio``, ``temperature``, ``ridge`` and, where these are searched, ``kernel``,
+        ``teacher_weights`` and ``stopping_time``.
     best_index_ : int
         Its position in ``cv_results_``.
     best_score_ : float
@@ -137,7 +147,11 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         from the best one at 90 %: see Notes. ``in_best_set`` is that of the score that decides.
         With ``cv=None`` the mean is the score of all leave-one-out predictions together, and the
         "splits" are ten groups of them, or as many as the rarest class has rows if these are fewer
-        than ten, but more than one. An unfitted teacher makes it five folds.
+        than ten, but more than one. An unfitted teacher makes it five folds. With
+        ``stopping_times`` there are ``mean_train_loss``, the mean of Eq. 2 over the rows that a
+        student is trained on, with cross-entropies, and ``mean_train_accuracy``, on those with a
+        label, both means over the folds; NaN for converged students. A real run that has reached
+        the same loss is at that time.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
     teacher_ : classifier, list of them, or None
@@ -156,7 +170,10 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
     Raises
     ------
     MemoryBudgetError
-        If the kernel matrix and the factor of a fold do not fit ``memory_limit``.
+        If the kernel matrix and the factor of a fold, or a single student that stops, do not fit
+        ``memory_limit``.
+    ValueError
+        If ``stopping_times`` meet a solver without a kernel matrix.
     NotPSDError
         If a kernel matrix is not positive definite, beyond rounding.
 
@@ -166,7 +183,9 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
 
     Notes
     -----
-    Ties go to the larger ρ, then to the smaller T, the larger ridge and the earlier kernel.
+    Ties go to the larger ρ, then to the smaller T, the larger ridge, the earlier time and the
+    earlier kernel. Of equals the student that has moved least from its start is the more cautious
+    one, whether a ridge held it back or it stopped, and an earlier end spares training.
 
     No label reaches its own score by way of an unfitted teacher. The student that is scored on fold
     k learns the rows of fold j from a clone that has seen neither j nor k. The clones without one
@@ -186,9 +205,10 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
     kernels and ridges, as with corrected labels, takes over the factors of the first. Beside that
     of the best student, which holds it, they take up to ``cache_size`` bytes of
     :class:`~sklearn_kd.solvers.Cholesky` (by default a fifth of the free memory), and no more than
-    ``memory_limit`` leaves. They go with the search and are not pickled; ``cache_size=0`` keeps
-    none. Where folds have factors of their own (fewer than five folds, copies of rows) these serve
-    the same folds only, and stratified folds follow the labels.
+    ``memory_limit`` leaves. Students that stop take over the kernel matrix, and train anew. What is
+    kept goes with the search and is not pickled; ``cache_size=0`` keeps nothing. Where folds have
+    factors of their own (fewer than five folds, copies of rows) these serve the same folds only,
+    and stratified folds follow the labels.
 
     All cells are scored on the same rows, so their differences are paired: row by row where a score
     is a mean over rows (accuracy, log loss, Brier score, transfer risk), copies of a row being one
@@ -229,6 +249,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         "soft_ratios": ["array-like"],
         "temperatures": ["array-like"],
         "ridges": ["array-like"],
+        "stopping_times": ["array-like", None],
         "kernel": [KernelConstraint(), list, tuple, None],
         "temperature_scaling": [StrOptions({"none", "squared"})],
         "init": [StrOptions({"zero", "network"})],
@@ -251,6 +272,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         soft_ratios: Any = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0),
         temperatures: Any = (1.0, 2.0, 5.0),
         ridges: Any = (0.0,),
+        stopping_times: Any = None,
         kernel: Any = None,
         temperature_scaling: str = "none",
         init: str = "zero",
@@ -272,6 +294,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         self.soft_ratios = soft_ratios
         self.temperatures = temperatures
         self.ridges = ridges
+        self.stopping_times = stopping_times
         self.kernel = kernel
         self.temperature_scaling = temperature_scaling
         self.init = init
@@ -359,7 +382,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
             students.score(problem, scores, progress)
 
             # 4. The best candidate, fitted on all rows.
-            results = scores.cv_results(grid)
+            results = scores.cv_results(grid) | students.training
             best = select(self, grid, scores, results)
             if self.refit:
                 best |= fit_best(self, students, problem, best["best_index_"], progress)

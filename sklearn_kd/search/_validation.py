@@ -13,17 +13,14 @@ from torch import Tensor
 from sklearn_kd._array import plain
 from sklearn_kd._logits import n_logits
 from sklearn_kd._sklearn import safe_indexing
-from sklearn_kd.distillation._effective_logits_of_rows import (
-    effective_logits_of_each,
-    mixed_logits,
-)
+from sklearn_kd.distillation._effective_logits_of_rows import mixed_logits
 from sklearn_kd.linalg._held_out import HeldOut
 from sklearn_kd.rows._checking import check_stream, check_weights, to_working, validated
 from sklearn_kd.rows._copies import merge_rows
 from sklearn_kd.rows._labels import RowLabels, labelled_among
 from sklearn_kd.rows._streams import is_streamed
 from sklearn_kd.search._held_out_student import HeldOutStudent
-from sklearn_kd.search._problem import Problem, Setting
+from sklearn_kd.search._problem import Problem, Setting, single_effective_logits
 from sklearn_kd.search._scored_rows import ScoredRows
 from sklearn_kd.teachers._given_logits import given_logits
 from sklearn_kd.teachers._logits_of import logits_of
@@ -141,9 +138,7 @@ class ValidatedProblem(Problem):
         labels = RowLabels(self.validation.labels, columns, None)
         members = self.validation_members
         assert members is not None
-        return torch.stack(
-            [effective_logits_of_each(members, labels, recipe) for recipe in self.recipes], dim=1
-        )
+        return single_effective_logits(members, labels, self.recipes)
 
     def is_labelled(self, positions: Tensor) -> Tensor:
         """Return that every row has a label."""
@@ -189,13 +184,14 @@ def validated_students(
     logits = (held_out.logits + initial_logits[:, None]).cpu().double()
     members, norms = problem.validation_members, held_out.squared_norms.cpu().double()
     z_eff = None if members is None else problem.single_targets
+    has_root = [recipe["soft_ratio"] > 0 for recipe in problem.recipes]
     return [
         HeldOutStudent(
             problem.validation.array,
             problem.setting.rows.checked.classes,
             logits=logits[:, index],
             teacher_logits=None if members is None else mixed_logits(members, recipe),
-            effective_logits=None if z_eff is None else z_eff[:, index],
+            effective_logits=None if z_eff is None or not has_root[index] else z_eff[:, index],
             new_directions=lambda: held_out.new_directions().cpu().double(),
             squared_norm=norms[0, index],
             n_rows=held_out.n_rows,

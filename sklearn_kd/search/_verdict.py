@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from sklearn_kd.search._grid import Grid
+
+_SYMBOLS = {"soft_ratios": "ρ", "temperatures": "T", "ridges": "ridge", "stopping_times": "t"}
+
+# From a value on an edge to one beyond, as a factor.
+_STEPS = {"ridges": 10, "stopping_times": 10}
 
 
 def verdict(
@@ -53,7 +59,7 @@ def verdict(
 
 
 def _named(grid: Grid, cell: int) -> str:
-    """Return what tells a cell from the others: ρ and T, and ridge and kernel if searched."""
+    """Return what tells a cell from the others: ρ and T, and what else is searched."""
     candidate, params = grid.candidates[cell], grid.params[cell]
     named = [f"ρ = {params['soft_ratio']:g}"]
     if _temperature_matters(grid, cell):
@@ -62,15 +68,24 @@ def _named(grid: Grid, cell: int) -> str:
         named.append("weights = " + ":".join(f"{v:.2g}" for v in params["teacher_weights"]))
     if len(grid.ridges) > 1:
         named.append(f"ridge = {params['ridge']:g}")
+    if len(grid.times) > 1:
+        time = params["stopping_time"]
+        named.append("converged" if time is None else f"t = {time:g}")
     if len(grid.kernels) > 1:
         named.append(f"kernel = {grid.kernels[candidate.kernel]}")
     return ", ".join(named)
 
 
 def _temperature_matters(grid: Grid, cell: int) -> bool:
-    """Whether T does: at ρ = 1 the student reaches the logits of a single teacher at any T."""
-    recipe = grid.recipes[grid.candidates[cell].recipe]
-    return recipe["soft_ratio"] < 1 or recipe["teacher_weights"] is not None
+    """Whether T does: at ρ = 1 the student reaches the logits of a single teacher at any T.
+
+    On the way there T sets the pace. At ρ = 0 there are no soft labels.
+    """
+    candidate = grid.candidates[cell]
+    recipe, stops = grid.recipes[candidate.recipe], grid.times[candidate.time] is not None
+    if stops or recipe["teacher_weights"] is not None:
+        return recipe["soft_ratio"] > 0
+    return recipe["soft_ratio"] < 1
 
 
 def _contrast(grid: Grid, mean: np.ndarray, best: int) -> tuple[int, str] | None:
@@ -93,19 +108,24 @@ def _amount(difference: float, error: float, is_accuracy: bool) -> str:
 def _edges(grid: Grid, cell: int) -> list[str]:
     """Return, for each searched axis on whose edge a cell lies, what to add.
 
-    ρ = 1 and ridge = 0 are the ends of what there is, and at ρ = 1 T does not matter.
+    ρ = 0, ρ = 1, ridge = 0 and the converged student are the ends of what there is, and T does not
+    matter at ρ = 1.
     """
     params = grid.params[cell]
     axes = {"soft_ratios": [recipe["soft_ratio"] for recipe in grid.recipes]}
     if _temperature_matters(grid, cell):
         axes["temperatures"] = [recipe["temperature"] for recipe in grid.recipes]
     axes["ridges"] = grid.ridges
+    if len(grid.times) > 1:
+        axes["stopping_times"] = [math.inf if time is None else time for time in grid.times]
     found = []
     for name, values in axes.items():
-        value, least, largest = params[name.removesuffix("s")], min(values), max(values)
-        if least == largest:
+        given = params[name.removesuffix("s")]
+        value = math.inf if given is None else given
+        least, largest = min(values), max(values)
+        if least == largest or value == math.inf:
             continue
-        symbol = {"soft_ratios": "ρ", "temperatures": "T", "ridges": "ridge"}[name]
+        symbol = _SYMBOLS[name]
         place = f"on the edge of the grid: {symbol} = {value:g} is the"
         if value == least > 0:
             found.append(f"{place} smallest, add smaller {name} such as {_smaller(name, value):g}")
@@ -115,10 +135,10 @@ def _edges(grid: Grid, cell: int) -> list[str]:
 
 
 def _smaller(name: str, value: float) -> float:
-    return value / (10 if name == "ridges" else 2)
+    return value / _STEPS.get(name, 2)
 
 
 def _larger(name: str, value: float) -> float:
     if name == "soft_ratios":
         return (1 + value) / 2
-    return value * (10 if name == "ridges" else 2)
+    return value * _STEPS.get(name, 2)

@@ -90,7 +90,7 @@ def losses_of_eq_2(problems: Sequence[Stopped], beside: Tensor) -> CrossEntropy:
         ratios = ratios.expand(1, p.shape[1])
         soft.append(p)
         rest.append(others)
-        hard.append(_columns(labels.hard_labels.double()))
+        hard.append(columns_of(labels.hard_labels.double()))
         soft_weights.append(scale * ratios)
         hard_weights.append(1 - ratios)
         temperatures.append(torch.full((1, 1), temperature, dtype=torch.float64, device=p.device))
@@ -107,7 +107,8 @@ def losses_of_eq_2(problems: Sequence[Stopped], beside: Tensor) -> CrossEntropy:
     return CrossEntropy([term for term in terms if term.weight.any()])
 
 
-def _columns(values: Tensor) -> Tensor:
+def columns_of(values: Tensor) -> Tensor:
+    """Return logits or labels (n,) or (n, K), a row for each column, (1, n) or (K, n)."""
     return values[None] if values.ndim == 1 else values.mT
 
 
@@ -120,8 +121,10 @@ def _soft_labels(z: Tensor) -> tuple[Tensor, Tensor]:
     return p.mT, (p @ rest).mT
 
 
-def train(posed: Any, progress: FitTask) -> Solution:
+def train(posed: Any, progress: FitTask, kernel_matrix: Tensor | None = None) -> Solution:
     """Return the student of a `PosedStudent` at its stopping times, trained from z₀.
+
+    ``kernel_matrix`` is Θ + ν W⁻¹, where it is at hand.
 
     Training descends on the mean over the rows of Eq. 2, plus λ/(2 Σ w) ‖Δ_w‖²: the ridge is weight
     decay towards the initial weights.
@@ -131,7 +134,8 @@ def train(posed: Any, progress: FitTask) -> Solution:
     total = weights.sum()
     with progress.step("kernel"):
         row_noise = posed.function.noise(distinct.X) / weights
-        kernel_matrix = gram_with_noise(posed.function, distinct.X, row_noise)
+        if kernel_matrix is None:
+            kernel_matrix = gram_with_noise(posed.function, distinct.X, row_noise)
     loss = losses_of_eq_2([Stopped(posed.labels, posed.recipe)], beside=weights)
     with progress.parts("gradient-flow", PERCENT) as on_progress, full_precision():
         stages, info = gradient_flows(
@@ -139,11 +143,12 @@ def train(posed: Any, progress: FitTask) -> Solution:
             loss,
             (weights / total)[None],
             stopping_times=times,
-            initial_logits=_columns(z_0) if z_0.any() else None,
+            initial_logits=columns_of(z_0) if z_0.any() else None,
             decay=np.array([posed.ridge / total.item()]),
             report=on_progress,
         )
-        logits = _columns(z_0) + (stages[:, 0].flatten(0, 1) @ kernel_matrix).view_as(stages[:, 0])
+        change = stages[:, 0].flatten(0, 1) @ kernel_matrix
+        logits = columns_of(z_0) + change.view_as(stages[:, 0])
     losses = [(loss.value(f[None])[0] @ weights / total).item() for f in logits]
     stages = stages[:, 0, 0] if len(stages[0, 0]) == 1 else stages[:, 0].mT.contiguous()
     return Solution(

@@ -330,3 +330,22 @@ def test_edges_of_the_grid():
     assert "ridges" not in told(inner, np.eye(6)[0], np.eye(6)[0])
     only = {"soft_ratios": [0.3], "temperatures": [2.0], "ridges": [0.1]}
     assert told(only, [0.9], [1]) == "ρ = 0.3, T = 2; the only cell"
+
+
+def test_the_stopping_time_in_the_sentence():
+    grid = {"soft_ratios": [0.0, 1.0], "temperatures": [1.0, 2.0], "ridges": [0.0]}
+    ten = grid | {"stopping_times": [10.0, 100.0]}
+    # A row of cells for each time: ρ = 0 at either T, then ρ = 1.
+    first, last = (np.eye(8)[cell] for cell in (0, 7))
+    assert told(ten, first, first).startswith("ρ = 0, t = 10; the best of 8 cells")  # no T
+    assert "t = 10 is the smallest, add smaller stopping_times such as 1" in told(ten, first, first)
+    # On the way to the teacher's logits T sets the pace.
+    assert told(ten, last, last).startswith("ρ = 1, T = 2, t = 100;")
+    assert "t = 100 is the largest, add larger stopping_times such as 1000" in told(ten, last, last)
+    # Beyond all times there is the converged student, and nothing beyond that.
+    ends = grid | {"soft_ratios": [0.5, 1.0], "stopping_times": [100.0, None, 10.0]}
+    for cell, name in ((2, "ρ = 1, T = 1, t = 100;"), (6, "ρ = 1, converged;")):
+        mean = np.eye(12)[cell]
+        sentence = told(ends, mean, mean)
+        assert sentence.startswith(name)
+        assert "stopping_times" not in sentence
