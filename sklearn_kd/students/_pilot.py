@@ -214,7 +214,8 @@ def pilot_kernel(
     z_t, n_classes = teacher_logits_on(self, X, n_rows, teacher_logits)
     loss = BatchLoss(n_classes, {**self._given_recipe(None), "soft_ratio": 1.0})
     rows = to_tensor(array, dtype=precision_of(array), device=resolve_device(self.device))
-    labels, weights = torch.full((n_rows,), NO_LABEL), torch.ones(n_rows)
+    labels = torch.full((n_rows,), NO_LABEL, device="cpu")
+    weights = torch.ones(n_rows, device="cpu")
     networks = []
     # The first pilot starts as the fit of the same random_state does.
     for seed in seeds_of(self.random_state, n_pilots):

@@ -243,5 +243,6 @@ def logits_of_network(
         # A copy, made outside of inference mode: an ordinary tensor.
         blocks.append(as_logits(outputs, n_classes).to("cpu", torch.float64, copy=True))
     if not blocks:
-        return torch.empty((0, n_classes) if n_logits(n_classes) > 1 else (0,)).double()
+        shape = (0, n_classes) if n_logits(n_classes) > 1 else (0,)
+        return torch.empty(shape, dtype=torch.float64, device="cpu")
     return centred(torch.cat(blocks))

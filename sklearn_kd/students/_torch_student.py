@@ -173,6 +173,9 @@ class TorchStudent(CallbackSupportMixin, KnowsTeachers):
     warning says so. In a search or cross-validation of scikit-learn it ends the search. To train
     further, pass the weights as the start: ``TorchStudent(student.module_, ...)``.
 
+    Fits in several threads at a time share torch's random state, so that seeds do not hold there;
+    searches with processes (``n_jobs``) are reproducible.
+
     ``set_callbacks(sklearn.callback.ProgressBar())`` shows a line that moves with every epoch.
 
     References

@@ -351,13 +351,15 @@ def parts_of(
     ValueError
         If no row is left to train on.
     """
-    kept = torch.arange(len(rows.labels))
+    kept = torch.arange(len(rows.labels), device="cpu")
     if rows.sample_weight is not None:
         kept = kept[torch.from_numpy(rows.sample_weight) > 0]
     n = n_held_out(validation_fraction, len(kept))
     if n == 0:
         return kept, kept[:0]
-    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed), device="cpu")
+    order = torch.randperm(
+        len(kept), generator=torch.Generator("cpu").manual_seed(seed), device="cpu"
+    )
     return kept[order[n:].sort().values], kept[order[:n].sort().values]
 
 
