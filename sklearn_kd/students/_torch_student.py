@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -20,7 +19,6 @@ from sklearn_kd._sklearn import (
     Interval,
     StrOptions,
     fit_context,
-    validate_parameter_constraints,
 )
 from sklearn_kd._warnings import warn
 from sklearn_kd.distillation._effective_logits_of_rows import mixed_logits
@@ -38,15 +36,14 @@ from sklearn_kd.students._torch_network import (
     seeds_of,
     started_network,
 )
+from sklearn_kd.students._torch_time import stopping_time
 from sklearn_kd.students._torch_training import (
     BatchLoss,
     RowsToLearn,
     Schedule,
-    n_held_out,
     parts_of,
     skorch_module,
     train,
-    training_time,
 )
 from sklearn_kd.teachers._constraint import TeacherConstraint
 from sklearn_kd.teachers._logits_of import Reading
@@ -55,7 +52,6 @@ from sklearn_kd.teachers._several import normalised_weights
 from sklearn_kd.teachers._teaching import class_hints, n_teaching_steps, teach
 from sklearn_kd.teachers._torch_teacher import parameter_dtype
 
-_COUNT = Interval(Integral, 1, None, closed="left")
 _ROWS_AT_ONCE = 1024  # of an evaluation, where a batch is all rows
 
 
@@ -366,50 +362,7 @@ class TorchStudent(CallbackSupportMixin, KnowsTeachers):
         }
 
     pilot_kernel = pilot_kernel
-
-    def stopping_time(self, n_rows: int, n_epochs: int | None = None) -> float:
-        """Return the training time of ``n_epochs`` on ``n_rows``: learning rate × steps.
-
-        Divided by 1 − momentum. It is the ``stopping_time`` of the
-        :class:`LinearizedKDStudent` with the kernel of the same network, or of a pilot.
-
-        Parameters
-        ----------
-        n_rows : int ≥ 2
-            Rows that ``fit`` is given, of positive weight; a ``validation_fraction`` is taken off.
-        n_epochs : int ≥ 1, default=None
-            Epochs. None is ``max_epochs``. Of a fit that stopped early, pass ``n_epochs_``.
-
-        Returns
-        -------
-        float
-            See :func:`~sklearn_kd.training.stopping_time_of`.
-
-        Raises
-        ------
-        ValueError
-            If the optimizer is not SGD, or has weight decay or dampening, or callbacks schedule
-            the learning rate: there is no such time, and
-            :func:`~sklearn_kd.training.match_stopping_time` finds one by the loss.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from sklearn_kd import TorchStudent
-        >>> student = TorchStudent(torch.nn.Linear(2, 1), lr=0.1, batch_size=50, max_epochs=3)
-        >>> round(student.stopping_time(200), 6)  # four batches in each epoch
-        1.2
-        """
-        self._validate_params()
-        validate_parameter_constraints(
-            {"n_rows": [Interval(Integral, 2, None, closed="left")], "n_epochs": [_COUNT, None]},
-            {"n_rows": n_rows, "n_epochs": n_epochs},
-            caller_name="stopping_time",
-        )
-        schedule = Schedule.of(self)
-        if n_epochs is not None:
-            schedule = replace(schedule, max_epochs=n_epochs)
-        return training_time(schedule, n_rows - n_held_out(self.validation_fraction, n_rows))
+    stopping_time = stopping_time
 
     def _check_new_rows(self, X: Any, method: str) -> Any:
         check_is_fitted(self)
@@ -424,6 +377,12 @@ class TorchStudent(CallbackSupportMixin, KnowsTeachers):
             len(self.classes_),
             input_shape=self._input_shape,
             batch_size=self.batch_size or _ROWS_AT_ONCE,
+        )
+
+    def _next_row_terms(self, *args: Any) -> Any:
+        raise AttributeError(
+            "The data inefficiency is that of a student in closed form, and this one is a trained "
+            "network; ask LinearizedKDStudent(kernel=EmpiricalNTK(module)), or use another score."
         )
 
     def __getstate__(self) -> dict:

@@ -27,10 +27,7 @@ from sklearn_kd.distillation._loss import DistillationLoss
 from sklearn_kd.rows._labels import NO_LABEL
 from sklearn_kd.rows._training_rows import TrainingRows
 from sklearn_kd.students._torch_network import as_inputs, as_logits, seeded
-from sklearn_kd.training import stopping_time_of
 
-# Options of SGD that leave the path of small steps as it is, or only lengthen the steps.
-_WITHOUT_EFFECT_ON_TIME = {"momentum", "nesterov", "foreach", "fused", "differentiable"}
 PATIENCE = 10  # epochs without a lower loss on the held-out rows, after which training stops
 
 
@@ -146,7 +143,10 @@ class Schedule:
         ------
         ValueError
             If ``optimizer`` names none, or ``optimizer_params`` holds the learning rate.
+        TypeError
+            If one of ``callbacks`` is none of skorch's.
         """
+        _require_callbacks(student.callbacks)
         options = dict(student.optimizer_params or {})
         if "lr" in options:
             raise ValueError(
@@ -313,6 +313,18 @@ def _skorch_net(
     )
 
 
+def _require_callbacks(callbacks: Any) -> None:
+    if not callbacks:
+        return
+    base = skorch_module().callbacks.Callback
+    for index, kind in enumerate(_callback_types(list(callbacks))):
+        if not issubclass(kind, base):
+            raise TypeError(
+                f"callbacks[{index}]={callbacks[index]!r} is no callback of skorch; those of "
+                "sklearn.callback go to set_callbacks."
+            )
+
+
 def _callback_types(callbacks: list[Any]) -> list[type]:
     """Return the classes of skorch callbacks, which may be named and may be classes."""
     bare = [one[1] if isinstance(one, tuple) else one for one in callbacks]
@@ -324,7 +336,7 @@ def _stops_early(callbacks: list[Any]) -> bool:
     return any(issubclass(one, early) for one in _callback_types(callbacks))
 
 
-def _changes_the_learning_rate(callbacks: Any) -> bool:
+def changes_the_learning_rate(callbacks: Any) -> bool:
     """Whether a callback of skorch among them schedules the learning rate."""
     if not callbacks:
         return False
@@ -380,28 +392,3 @@ def n_held_out(validation_fraction: float | None, n_rows: int) -> int:
             "smaller one."
         )
     return n
-
-
-def training_time(schedule: Schedule, n_rows: int) -> float:
-    """Return learning rate x steps / (1 − momentum) of a schedule on ``n_rows`` rows.
-
-    Raises
-    ------
-    ValueError
-        If the optimizer is no gradient descent at a constant rate.
-    """
-    options = {name: value for name, value in schedule.optimizer_params.items() if value}
-    extra = sorted(options.keys() - _WITHOUT_EFFECT_ON_TIME)
-    instead = (
-        "so that its steps have no time; give LinearizedKDStudent a sequence of stopping times, "
-        "and compare losses by sklearn_kd.training.match_stopping_time."
-    )
-    if schedule.optimizer is not torch.optim.SGD:
-        name = getattr(schedule.optimizer, "__name__", repr(schedule.optimizer))
-        raise ValueError(f"optimizer={name} is not torch.optim.SGD, {instead}")
-    if extra:
-        raise ValueError(f"optimizer_params holds {extra[0]}={options[extra[0]]!r}, {instead}")
-    if _changes_the_learning_rate(schedule.callbacks):
-        raise ValueError(f"callbacks change the learning rate, {instead}")
-    n_steps = schedule.max_epochs * math.ceil(n_rows / schedule.rows_of_a_batch(n_rows))
-    return stopping_time_of(schedule.lr, n_steps, momentum=options.get("momentum", 0.0))

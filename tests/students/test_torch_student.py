@@ -27,7 +27,7 @@ from torch_modules import SmallMLP, small_cnn, wide_mlp
 from sklearn_kd import LinearizedKDStudent, TorchStudent, TorchTeacher
 from sklearn_kd.distillation import DistillationLoss
 from sklearn_kd.kernels import EmpiricalNTK
-from sklearn_kd.metrics import neg_transfer_risk_scorer
+from sklearn_kd.metrics import neg_data_inefficiency_scorer, neg_transfer_risk_scorer
 from sklearn_kd.training import match_stopping_time
 
 RNG = np.random.default_rng(0)
@@ -385,6 +385,8 @@ def test_teachers_of_all_kinds():
     np.testing.assert_allclose(
         several.teacher_decision_function(X_NEW), mean.teacher_decision_function(X_NEW), atol=1e-12
     )
+    with pytest.raises(AttributeError, match="student in closed form"):
+        neg_data_inefficiency_scorer(several, X, Y[3])
     assert neg_transfer_risk_scorer(several, X_NEW, Z[3][:30].argmax(axis=1)) <= 0
 
     assert TorchStudent(mlp(2)).fit(X, Y[2]).teacher_.__class__.__name__ == "NTKTeacher"
@@ -615,6 +617,7 @@ def test_mistakes_are_named_before_anything_is_fitted():
     is_refused("'module' parameter", module="mlp", **teacher)
     is_refused("'soft_ratio' parameter", soft_ratio=1.1, **teacher)
     is_refused(r"input_shape=\(80, 5\), in TorchStudent", rows=np.zeros((80, 80, 5)), **teacher)
+    is_refused(r"callbacks\[0\]=3 is no callback", TypeError, callbacks=[3], **teacher)
     broken = mlp(3)
     broken[0].weight.data[0, 0] = torch.nan
     is_refused("returned NaN or infinity", module=broken, **teacher)
