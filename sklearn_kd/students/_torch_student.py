@@ -104,7 +104,8 @@ class TorchStudent(CallbackSupportMixin, KnowsTeachers):
     callbacks : list of skorch callbacks, default=None
         For the training loop: schedules of the learning rate, checkpoints, a
         ``skorch.callbacks.PrintLog()`` that prints a line for each epoch. An ``EarlyStopping``
-        among them replaces that of ``validation_fraction``.
+        among them replaces that of ``validation_fraction``. The target of a row is a tuple: the
+        teacher's logits, the class index or -1, and the weight.
     random_state : int, RandomState instance or None, default=None
         Seed of the order of the rows, of the rows to hold out, of dropout, and of the initial
         weights where ``module`` builds the network. Equal seeds give equal weights, on one machine
@@ -166,7 +167,7 @@ class TorchStudent(CallbackSupportMixin, KnowsTeachers):
     A row without a label is learnt from the teacher alone, ρ = 1, and ``score`` does not count it.
 
     Ctrl-C ends training, not the fit: the student has the weights that it has reached, and a
-    warning says so. In a search or cross-validation of scikit-learn it ends the search. To train
+    warning says so. In a search or cross-validation of scikit-learn it ends that. To train
     further, pass the weights as the start: ``TorchStudent(student.module_, ...)``.
 
     Fits in several threads at a time share torch's random state, so that seeds do not hold there;

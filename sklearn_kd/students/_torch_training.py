@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from sklearn_kd._modules import tensors_of
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import fit_in_search
 from sklearn_kd._warnings import is_called_by
@@ -27,6 +28,7 @@ from sklearn_kd.distillation._loss import DistillationLoss
 from sklearn_kd.rows._labels import NO_LABEL
 from sklearn_kd.rows._training_rows import TrainingRows
 from sklearn_kd.students._torch_network import as_inputs, as_logits, seeded
+from sklearn_kd.teachers._cross_fitting import fit_teacher
 
 PATIENCE = 10  # epochs without a lower loss on the held-out rows, after which training stops
 
@@ -222,7 +224,8 @@ def train(
     """Train ``network`` on ``rows``, in place, and put it into evaluation mode.
 
     It stops early when the loss on the rows ``held_out`` no longer falls, at the weights that were
-    best there. A Ctrl-C ends training, unless this is a fit of a search, which it ends instead.
+    best there. A Ctrl-C ends training, unless this is one of the fits of a search or of a
+    cross-fitting, which it ends instead.
 
     Raises
     ------
@@ -236,7 +239,7 @@ def train(
         network.eval()
         for parameter in network.parameters():
             parameter.grad = None
-    if not all(parameter.isfinite().all() for parameter in network.parameters()):
+    if not all(tensor.isfinite().all() for tensor in tensors_of(network)):
         raise ValueError(_diverged(schedule, trained.n_epochs))
     return trained
 
@@ -258,8 +261,8 @@ def _epochs(net: Any, schedule: Schedule, rows: RowsToLearn, progress: FitTask |
     history = net.history
     # A callback stops between epochs, after the loss of the last one was recorded.
     interrupted = not history or "train_loss" not in history[-1]
-    if interrupted and is_called_by(fit_in_search):
-        raise KeyboardInterrupt
+    if interrupted and (is_called_by(fit_in_search) or is_called_by(fit_teacher)):
+        raise KeyboardInterrupt  # ends what this is one of many fits of
     if history:
         net.notify("on_train_end", X=rows, y=None)
         if interrupted:
