@@ -291,10 +291,10 @@ def _skorch_net(
     batch_size = schedule.rows_of_a_batch(len(rows))
     callbacks = list(schedule.callbacks or [])
     if held_out is not None and not _stops_early(callbacks):
-        quiet = skorch.utils.noop
-        callbacks.append(
-            skorch.callbacks.EarlyStopping(patience=PATIENCE, load_best=True, sink=quiet)
+        stops_early = skorch.callbacks.EarlyStopping(
+            patience=PATIENCE, threshold=0, load_best=True, sink=skorch.utils.noop
         )
+        callbacks.append(stops_early)
     return skorch.NeuralNet(
         network,
         loss,
