@@ -3,6 +3,7 @@
 from sklearn_kd.search._student_cv import LinearizedKDStudentCV
 from sklearn_kd.students._pipeline import StudentPipeline
 from sklearn_kd.students._student import LinearizedKDStudent
+from sklearn_kd.students._torch_student import TorchStudent
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
 from sklearn_kd.teachers._torch_teacher import TorchTeacher
 
@@ -11,6 +12,7 @@ __all__ = [
     "LinearizedKDStudentCV",
     "NTKTeacher",
     "StudentPipeline",
+    "TorchStudent",
     "TorchTeacher",
 ]
 

@@ -6,6 +6,7 @@ from sklearn.base import _fit_context as fit_context
 from sklearn.callback import CallbackContext, CallbackSupportMixin
 from sklearn.metrics._scorer import _BaseScorer as BaseScorer
 from sklearn.metrics._scorer import _PassthroughScorer as PassthroughScorer
+from sklearn.model_selection._validation import _fit_and_score as fit_in_search
 from sklearn.model_selection._validation import _score as score_in_search
 from sklearn.utils._array_api import check_same_namespace, get_namespace, move_to
 from sklearn.utils._indexing import _safe_indexing as safe_indexing
@@ -31,6 +32,7 @@ __all__ = [
     "check_same_namespace",
     "check_sample_weight",
     "fit_context",
+    "fit_in_search",
     "get_namespace",
     "is_pandas_na",
     "move_to",

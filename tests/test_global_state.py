@@ -1,6 +1,7 @@
 """Results do not depend on the state of the process, and leave it as it was."""
 
 import contextlib
+import functools
 import threading
 
 import numpy as np
@@ -11,7 +12,13 @@ from sklearn.datasets import make_classification
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher, TorchTeacher
+from sklearn_kd import (
+    LinearizedKDStudent,
+    LinearizedKDStudentCV,
+    NTKTeacher,
+    TorchStudent,
+    TorchTeacher,
+)
 from sklearn_kd.kernels import NTK, EmpiricalNTK
 from sklearn_kd.solvers import PCG, Cholesky, Nystrom, Refinement
 
@@ -77,6 +84,21 @@ WORK = {
     ),
     "search by pass": lambda: predictions(
         LinearizedKDStudentCV(FROZEN, solver=Nystrom(20, random_state=0))
+    ),
+    "trained network": lambda: predictions(
+        TorchStudent(
+            torch.nn.Sequential(NET, torch.nn.Dropout(0.1)), FROZEN, batch_size=20, random_state=0
+        )
+    ),
+    "built network": lambda: predictions(
+        TorchStudent(
+            functools.partial(torch.nn.Linear, 5, 1, dtype=torch.float64), FROZEN, random_state=0
+        )
+    ),
+    "pilots": lambda: (
+        TorchStudent(functools.partial(torch.nn.Linear, 5, 1, dtype=torch.float64), random_state=0)
+        .pilot_kernel(X, teacher_logits=X[:, 0], n_pilots=2)
+        .initial_outputs(X_NEW)
     ),
     "prefix path": path,
     "gradient": lambda: NTK()(X, eval_gradient=True)[1],

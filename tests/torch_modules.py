@@ -273,3 +273,29 @@ def as_inputs(name, X):
     _, shape, are_tokens = ZOO[name]
     X = X.reshape(-1, *shape)
     return X.long() if are_tokens else X
+
+
+class SmallMLP(nn.Sequential):
+    """An MLP in double precision, with torch's own initialisation."""
+
+    def __init__(self, n_features, n_classes):
+        n_outputs = n_classes if n_classes > 2 else 1
+        super().__init__(nn.Linear(n_features, 16), nn.Tanh(), nn.Linear(16, n_outputs))
+        self.double()
+
+
+def wide_mlp(n_features, n_classes, width, generator):
+    """Return a network of one hidden layer in the NTK parametrisation, in double precision."""
+    seed = int(torch.randint(2**31, (), generator=generator))
+    return NTKParametrised([n_features, width, n_classes if n_classes > 2 else 1], seed=seed)
+
+
+def small_cnn(n_classes):
+    """Return a network with batch normalisation for images of 1 x 8 x 8."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, n_classes),
+    )

@@ -33,12 +33,19 @@ from sklearn_kd.rows._views import rows_of_student
 
 
 def check_rows(
-    estimator: Any, X: Any, y: Any, sample_weight: Any, hints: ClassHints | None = None
+    estimator: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    hints: ClassHints | None = None,
+    *,
+    as_given: bool = False,
 ) -> TrainingRows:
     """Return the checked input of a fit on rows in memory.
 
     With ``hints``, y may be missing or -1 for rows without a label, and lack classes that are
-    known from elsewhere.
+    known from elsewhere. ``as_given`` keeps the precision of X, for an estimator without a
+    parameter ``dtype``.
 
     Raises
     ------
@@ -54,8 +61,10 @@ def check_rows(
     X, y = validated(estimator, X, y, ensure_min_samples=2)
     labelled = None if hints is None else has_label(y, missing, hints)
     classes, labels = _check_labels(estimator, y, labelled, hints)
-    sample_weight = _check_fit_weights(estimator, sample_weight, len(y))
-    return TrainingRows(X, to_working(estimator, X), classes, labels, sample_weight)
+    dtype = precision_of(X) if as_given else resolve_dtype(estimator.dtype)
+    sample_weight = _check_fit_weights(sample_weight, len(y), dtype)
+    working = to_tensor(X, dtype=dtype, device=resolve_device(estimator.device), name="X")
+    return TrainingRows(X, working, classes, labels, sample_weight)
 
 
 def check_streamed_rows(
@@ -78,7 +87,8 @@ def check_streamed_rows(
             f"X has {len(stream)} rows, but y has {len(y)} labels; every row needs one, or -1."
         )
     classes, labels = _check_labels(estimator, y, has_label(y, missing, hints), hints)
-    sample_weight = _check_fit_weights(estimator, sample_weight, len(y))
+    dtype = resolve_dtype(estimator.dtype)
+    sample_weight = _check_fit_weights(sample_weight, len(y), dtype)
     nothing = np.empty((0, stream.n_features))
     working = to_working(estimator, nothing)
     return TrainingRows(nothing, working, classes, labels, sample_weight, stream)
@@ -195,12 +205,17 @@ def _positions(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.array([position[label] for label in labels.tolist()], dtype=int)
 
 
-def _check_fit_weights(estimator: Any, sample_weight: Any, n_rows: int) -> np.ndarray | None:
+def precision_of(X: Any) -> torch.dtype:
+    """Return the precision of checked rows, of whatever array library."""
+    return torch.float32 if str(X.dtype).endswith("float32") else torch.float64
+
+
+def _check_fit_weights(sample_weight: Any, n_rows: int, dtype: torch.dtype) -> np.ndarray | None:
     """Return checked row weights."""
     if sample_weight is None:
         return None
     sample_weight = check_weights(sample_weight, n_rows)
-    _require_representable(sample_weight, resolve_dtype(estimator.dtype))
+    _require_representable(sample_weight, dtype)
     return sample_weight
 
 

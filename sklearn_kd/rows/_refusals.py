@@ -39,8 +39,8 @@ def require_rows(X: Any, y: Any = None) -> None:
         )
     if len(shape) > 2:
         raise ValueError(
-            f"X has shape {shape}; rows must be flat, X.reshape(len(X), -1). For the kernel of a "
-            f"network that takes such inputs, pass EmpiricalNTK(module, input_shape={shape[1:]})."
+            f"X has shape {shape}; rows must be flat, X.reshape(len(X), -1). A network that "
+            f"takes such inputs has input_shape={shape[1:]}, in TorchStudent and EmpiricalNTK."
         )
     _require_numeric_dtypes(X)
 

@@ -18,7 +18,7 @@ from sklearn_kd.students._labelled_score import ScoresLabelledRows
 from sklearn_kd.teachers._teaching import logits_on_new_rows
 
 
-class StudentOfTeachers(ScoresLabelledRows, TangentKernelClassifier):
+class KnowsTeachers(ScoresLabelledRows):
     """A fitted student that can be asked about its teachers."""
 
     def effective_decision_function(
@@ -80,3 +80,7 @@ class StudentOfTeachers(ScoresLabelledRows, TangentKernelClassifier):
     def _recipe(self) -> dict[str, Any]:
         """Return what the effective logits of this fit depended on."""
         return {name: self.fit_report_[name] for name in RECIPE}
+
+
+class StudentOfTeachers(KnowsTeachers, TangentKernelClassifier):
+    """A student that is a kernel expansion."""

@@ -227,20 +227,10 @@ def default_teacher(student: Any, kernel: Any) -> NTKTeacher:
 
 
 def report_of(posed: PosedStudent, solution: Solution) -> Bunch:
-    """Return what a student says of its fit; of several teachers in lists."""
-    z_t, readings = posed.taught.logits, posed.taught.readings
-    methods = [None if z_t.method is None else reading.method for reading in readings]
-    floors = [
-        reading.floor if method == "predict_proba" else None
-        for reading, method in zip(readings, methods, strict=True)
-    ]
-    is_one = len(readings) == 1
+    """Return what a student says of its fit."""
     return Bunch(
         **rows_report(posed.rows.checked, posed.rows.distinct),
-        teacher_method=methods[0] if is_one else methods,
-        probability_floor=floors[0] if is_one else floors,
-        n_clipped_teacher_rows=z_t.n_clipped,
-        cross_fitted_teacher=z_t.cross_fitted,
+        **report_of_teaching(posed.taught),
         **posed.recipe,
         init=posed.init,
         ridge=posed.ridge,
@@ -251,3 +241,20 @@ def report_of(posed: PosedStudent, solution: Solution) -> Bunch:
         stopping_time=posed.stopping_times,
         **solution.report,
     )
+
+
+def report_of_teaching(taught: Taught) -> dict[str, Any]:
+    """Return where the teachers' logits came from; of several teachers in lists."""
+    z_t, readings = taught.logits, taught.readings
+    methods = [None if z_t.method is None else reading.method for reading in readings]
+    floors = [
+        reading.floor if method == "predict_proba" else None
+        for reading, method in zip(readings, methods, strict=True)
+    ]
+    is_one = len(readings) == 1
+    return {
+        "teacher_method": methods[0] if is_one else methods,
+        "probability_floor": floors[0] if is_one else floors,
+        "n_clipped_teacher_rows": z_t.n_clipped,
+        "cross_fitted_teacher": z_t.cross_fitted,
+    }

@@ -101,3 +101,14 @@ def warn_if_memorised(teacher: Any, z_t: Logits, rows: TrainingRows, kept: np.nd
             "mislead: distil on other rows, or pass it unfrozen to be cross-fitted.",
             UserWarning,
         )
+
+
+def warn_if_certain(what: str, is_certain: bool, n_rows: int) -> None:
+    """Warn of logits that are certain in every row, where no label tells whether they are right."""
+    if is_certain and n_rows >= _ROWS_TO_TELL:
+        warn(
+            f"{what} is certain in each of {n_rows} rows. If the teacher was trained on these rows "
+            "it hands back their labels, and held-out scores of a student that starts from here "
+            "mislead: use other rows, or cross-fitted logits.",
+            UserWarning,
+        )

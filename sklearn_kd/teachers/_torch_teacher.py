@@ -196,28 +196,9 @@ class TorchTeacher(LogitClassifier):
                         f"shape {tuple(batch.shape[1:])}: {error}. Check the number of features, "
                         "input_shape and preprocess."
                     ) from error
-            self._require_tensor(outputs, len(batch))
+            require_outputs(self.module, outputs, len(batch))
             # A copy, made outside of inference mode: an ordinary tensor.
             yield outputs.reshape(len(batch), -1).to("cpu", torch.float64, copy=True)
-
-    def _require_tensor(self, outputs: Any, n_rows: int) -> None:
-        name = type(self.module).__name__
-        if not isinstance(outputs, Tensor):
-            raise TypeError(
-                f"module={name} returned a {type(outputs).__name__}, but one tensor of logits is "
-                "needed; wrap it in a module that returns only its logits."
-            )
-        if not outputs.is_floating_point() or outputs.ndim not in (1, 2):
-            raise ValueError(
-                f"module={name} returned a tensor of shape {tuple(outputs.shape)} and dtype "
-                f"{outputs.dtype} for {n_rows} rows, but floating-point logits of shape "
-                "(n_rows,) or (n_rows, n_outputs) are needed."
-            )
-        if len(outputs) != n_rows:
-            raise ValueError(
-                f"module={name} returned {len(outputs)} rows for a batch of {n_rows}; it must "
-                "return one row of logits for each."
-            )
 
     def _require_logits(self, outputs: Tensor, n_classes: int) -> None:
         name = type(self.module).__name__
@@ -274,3 +255,32 @@ def parameter_dtype(module: nn.Module) -> torch.dtype:
     """Return the dtype of the first floating-point parameter; float64 where there is none."""
     dtypes = (p.dtype for p in module.parameters() if p.is_floating_point())
     return next(dtypes, torch.float64)
+
+
+def require_outputs(module: nn.Module, outputs: Any, n_rows: int) -> None:
+    """Raise unless the outputs of ``module`` may be logits, as far as their shape and dtype tell.
+
+    Raises
+    ------
+    TypeError
+        If they are no tensor.
+    ValueError
+        If they are no row of floating-point numbers for each of ``n_rows``.
+    """
+    name = type(module).__name__
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"module={name} returned a {type(outputs).__name__}, but one tensor of logits is "
+            "needed; wrap it in a module that returns only its logits."
+        )
+    if not outputs.is_floating_point() or outputs.ndim not in (1, 2):
+        raise ValueError(
+            f"module={name} returned a tensor of shape {tuple(outputs.shape)} and dtype "
+            f"{outputs.dtype} for {n_rows} rows, but floating-point logits of shape "
+            "(n_rows,) or (n_rows, n_outputs) are needed."
+        )
+    if len(outputs) != n_rows:
+        raise ValueError(
+            f"module={name} returned {len(outputs)} rows for a batch of {n_rows}; it must "
+            "return one row of logits for each."
+        )

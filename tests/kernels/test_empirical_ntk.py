@@ -227,6 +227,40 @@ def test_a_frame_of_a_module():
     np.testing.assert_allclose(frame.lower @ frame.lower.T, kernel(X), rtol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["mlp, four outputs", "resnet", "transformer"])
+def test_fine_tuning_of_some_layers(name):
+    """At weights that were trained before, the kernel is that of the parameters still to train."""
+    module, shape, _ = ZOO[name]
+    module, X = copy.deepcopy(module), rows_for(name, 5)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        module(as_inputs(name, X)).square().sum().backward()
+        optimizer.step()
+    last = list(module.children())[-1]
+    module.requires_grad_(False)
+    last.requires_grad_(True)
+
+    outputs = module(as_inputs(name, X))
+    trained = list(last.parameters())
+    gradients = [
+        torch.cat([g.reshape(-1) for g in torch.autograd.grad(f, trained, retain_graph=True)])
+        for f in outputs.reshape(-1)
+    ]
+    J = torch.stack(gradients).numpy()
+    kernel = EmpiricalNTK(module, input_shape=shape, output="full")
+    np.testing.assert_allclose(kernel(X.numpy()), J @ J.T, rtol=1e-9, atol=1e-9)
+
+    y = np.arange(5) % outputs.shape[1]
+    z_t = 2 * np.eye(outputs.shape[1])[y]
+    student = LinearizedKDStudent(
+        kernel=EmpiricalNTK(module, input_shape=shape), init="network", ridge=0.1
+    ).fit(X.numpy(), y, teacher_logits=z_t)
+    f = outputs.detach().numpy()
+    z_0 = f[:, 1] - f[:, 0] if f.shape[1] == 2 else f - f.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(student.initial_logits_, z_0, atol=1e-9)
+
+
 def test_token_ids():
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -141,12 +141,12 @@ class Network:
             for name, parameter in self.module.named_parameters()
             if parameter.requires_grad
         }
-        self._tokens = _first_embedding(self.module)
+        self._tokens = first_embedding(self.module)
 
     def inputs(self, X: Tensor) -> Tensor:
         """Return rows (n, d) as a batch for the module: reshaped, token ids as integers."""
         if self._tokens is not None:
-            X = _as_token_ids(X, self._tokens.num_embeddings)
+            X = as_token_ids(X, self._tokens.num_embeddings)
         if self.input_shape is None:
             return X
         if math.prod(self.input_shape) != X.shape[1]:
@@ -231,14 +231,14 @@ def _random_states(device: torch.device) -> list[Tensor]:
     return states
 
 
-def _first_embedding(module: nn.Module) -> nn.Embedding | nn.EmbeddingBag | None:
+def first_embedding(module: nn.Module) -> nn.Embedding | nn.EmbeddingBag | None:
     """Return the first layer of ``module``, in the order of registration, if it is an embedding."""
     layers = (part for part in module.modules() if next(part.children(), None) is None)
     first = next(layers)
     return first if isinstance(first, (nn.Embedding, nn.EmbeddingBag)) else None
 
 
-def _as_token_ids(X: Tensor, n_tokens: int) -> Tensor:
+def as_token_ids(X: Tensor, n_tokens: int) -> Tensor:
     """Return ``X`` as integers from 0 to ``n_tokens`` − 1, or raise, naming a bad entry."""
     wrong = ~((X >= 0) & (n_tokens > X) & (X.round() == X))
     if wrong.any():
