@@ -115,7 +115,7 @@ class EmpiricalNTK(Kernel):
     As the kernel of a student, which starts from the module's outputs:
 
     >>> from sklearn_kd import LinearizedKDStudent
-    >>> student = LinearizedKDStudent(kernel=kernel, init="network")
+    >>> student = LinearizedKDStudent(kernel=kernel)
     >>> student.fit(X, [0, 1, 1], teacher_logits=[-1.0, 2.0, 1.0]).decision_function(X).round(3)
     array([-1.388,  2.226,  1.388])
     """

@@ -24,6 +24,7 @@ from sklearn_kd.search._grid import Candidate, Grid
 from sklearn_kd.search._kept_factors import KeptFactors
 from sklearn_kd.search._scored_rows import ScoredRows, record_bytes
 from sklearn_kd.solvers._system import Size, Solver
+from sklearn_kd.students._initial_network import start_of
 from sklearn_kd.students._posed import PosedStudent, Rows
 from sklearn_kd.teachers._teaching import Taught
 
@@ -192,7 +193,7 @@ class Problem:
             solver=setting.solver,
             kernel=grid.used_kernels[candidate.kernel],
             function=grid.functions[candidate.kernel],
-            init=setting.init,
+            init=start_of(setting.init, grid.functions[candidate.kernel]),
             ridge=grid.ridges[candidate.ridge],
             recipe=recipe,
             taught=self.taught,

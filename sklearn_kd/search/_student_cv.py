@@ -77,7 +77,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         Tangent kernel, as in :class:`LinearizedKDStudent`. A list is searched too.
     temperature_scaling : {"none", "squared"}, default="none"
         As in :class:`LinearizedKDStudent`.
-    init : {"zero", "network"}, default="zero"
+    init : {"auto", "zero", "network"}, default="auto"
         As in :class:`LinearizedKDStudent`.
     cv : int, splitter, iterable or None, default=None
         Folds, as `sklearn.model_selection.check_cv` reads them. None: leave-one-out in closed
@@ -252,7 +252,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         "stopping_times": ["array-like", None],
         "kernel": [KernelConstraint(), list, tuple, None],
         "temperature_scaling": [StrOptions({"none", "squared"})],
-        "init": [StrOptions({"zero", "network"})],
+        "init": [StrOptions({"auto", "zero", "network"})],
         "cv": ["cv_object", None],
         "scoring": [str, callable, list, tuple, dict, None],
         "refit": ["boolean", str],
@@ -275,7 +275,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         stopping_times: Any = None,
         kernel: Any = None,
         temperature_scaling: str = "none",
-        init: str = "zero",
+        init: str = "auto",
         cv: Any = None,
         scoring: Any = None,
         refit: bool | str = True,

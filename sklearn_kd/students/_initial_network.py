@@ -12,6 +12,14 @@ from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.rows._streams import RowStream
 
 
+def start_of(init: str, function: KernelFunction) -> str:
+    """Return "zero" or "network": what ``init`` stands for beside a kernel."""
+    if init != "auto":
+        return init
+    has_network = type(function).outputs is not KernelFunction.outputs
+    return "network" if has_network else "zero"
+
+
 def initial_logits(
     init: str,
     kernel: Any,
@@ -34,6 +42,7 @@ def initial_logits(
     if like is None:
         assert isinstance(X, Tensor)
         like = X
+    init = start_of(init, function)
     if init == "zero":
         return like.new_zeros((len(X),) if n_classes == 2 else (len(X), n_classes))
     if isinstance(X, RowStream):

@@ -138,7 +138,7 @@ def pilot_kernel(
     student, but without its ``callbacks`` and held-out rows. Its tangent kernel and outputs at
     that point tell where full training will lead, for any ρ, better than those at random
     weights. No hard label enters, so that leave-one-out and held-out scores of
-    ``LinearizedKDStudentCV(kernel=kernel, init="network")`` stay honest. The student itself
+    ``LinearizedKDStudentCV(kernel=kernel)`` stay honest. The student itself
     need not be fitted, and is not changed.
 
     Parameters
@@ -190,7 +190,7 @@ def pilot_kernel(
     >>> student = TorchStudent(network, teacher, random_state=0)
     >>> kernel = student.pilot_kernel(X[100:], n_epochs=3)
     >>> search = LinearizedKDStudentCV(
-    ...     teacher, kernel=kernel, init="network", soft_ratios=[0.5, 1.0], ridges=[0.1]
+    ...     teacher, kernel=kernel, soft_ratios=[0.5, 1.0], ridges=[0.1]
     ... )
     >>> search.fit(X[100:], y[100:]).best_score_ > 0.95
     True

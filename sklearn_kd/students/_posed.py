@@ -33,7 +33,7 @@ from sklearn_kd.rows._views import rows_of_student, rows_of_teacher
 from sklearn_kd.solvers._choice import choose_solver, named_solver, warn_if_long_fit
 from sklearn_kd.solvers._cholesky import Cholesky
 from sklearn_kd.solvers._system import Size, Solution, Solver, System
-from sklearn_kd.students._initial_network import initial_logits
+from sklearn_kd.students._initial_network import initial_logits, start_of
 from sklearn_kd.students._stopped import N_STEPS, require_memory, warn_if_long_flow
 from sklearn_kd.teachers._logits_of import Reading
 from sklearn_kd.teachers._ntk_teacher import NTKTeacher
@@ -191,7 +191,7 @@ def pose(
         solver=solver,
         kernel=kernel,
         function=function,
-        init=student.init,
+        init=start_of(student.init, function),
         ridge=student.ridge,
         recipe=recipe,
         taught=taught,

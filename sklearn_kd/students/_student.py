@@ -74,11 +74,11 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         Ridge λ, as in :class:`~sklearn.kernel_ridge.KernelRidge`; 0 is the converged student. It is
         not the weight of the soft labels: that is ``soft_ratio``. With a ``stopping_time`` it is
         weight decay: see Notes.
-    init : {"zero", "network"}, default="zero"
+    init : {"auto", "zero", "network"}, default="auto"
         The student's start, z₀. "zero": the mean over initialisations of an infinitely wide
         network. "network": the module of an :class:`~sklearn_kd.kernels.EmpiricalNTK`,
         with its outputs at its current weights, one per class in the order of ``classes_``; for
-        two classes one, or one each.
+        two classes one, or one each. "auto": "network" where ``kernel`` has one.
     stopping_time : float > 0, increasing sequence of them, or None, default=None
         Learning rate × steps of gradient descent on the mean of Eq. 2, from z₀ on: the student that
         stopped there. The last of a sequence is used to predict, all of them by
@@ -236,7 +236,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "temperature_scaling": [StrOptions({"none", "squared"})],
         "ridge": [Interval(Real, 0, None, closed="left")],
-        "init": [StrOptions({"zero", "network"})],
+        "init": [StrOptions({"auto", "zero", "network"})],
         "stopping_time": [Interval(Real, 0, None, closed="neither"), "array-like", None],
         "cv": ["cv_object", StrOptions({"prefit"})],
         "teacher_method": [StrOptions(set(METHODS))],
@@ -254,7 +254,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         temperature: float = 2.0,
         temperature_scaling: str = "none",
         ridge: float = 0.0,
-        init: str = "zero",
+        init: str = "auto",
         stopping_time: Any = None,
         cv: Any = 5,
         teacher_method: str = "auto",

@@ -25,7 +25,7 @@ def stopping_time(self: Any, n_rows: int, n_epochs: int | None = None) -> float:
     """Return the training time of a fit: learning rate × steps / (1 − momentum).
 
     It is the ``stopping_time`` of the :class:`LinearizedKDStudent` that starts where the network
-    does, ``kernel=EmpiricalNTK(module), init="network"``.
+    does, ``kernel=EmpiricalNTK(module)``.
 
     Parameters
     ----------

@@ -158,10 +158,10 @@ def test_estimators_of_this_package(problem):
 
     results = []
     for k in (kernel, precomputed):
-        student = LinearizedKDStudent(kernel=k, ridge=0.1)
+        student = LinearizedKDStudent(kernel=k, ridge=0.1, init="zero")
         student.fit(X[:60], y[:60], teacher_logits=teacher_logits[:60])
         teacher = NTKTeacher(k, stopping_time=5.0).fit(X[:60], y[:60])
-        search = LinearizedKDStudentCV(kernel=k, ridges=[0.1, 1.0], cv=3)
+        search = LinearizedKDStudentCV(kernel=k, ridges=[0.1, 1.0], cv=3, init="zero")
         search.fit(X[:60], y[:60], teacher_logits=teacher_logits[:60])
         path = student.prefix_path(X[60:], y=y[60:], teacher_logits=teacher_logits[60:])
         results.append(

@@ -411,3 +411,29 @@ def test_a_network_has_no_known_prior(problem):
     _, X, y, _, _, _ = problem
     with pytest.raises(ValueError, match=r"(?s)init='random'.*NNGP.*init='student'"):
         student_of(problem).fit(X, y).prefix_path(init="random")
+
+
+def test_auto_is_the_network_where_the_kernel_has_one():
+    rng = np.random.default_rng(3)
+    X, z_t = rng.standard_normal((N, 3)), rng.standard_normal(N)
+    y = np.arange(N) % 2
+    kernels = {"network": EmpiricalNTK(network(1)), "zero": NTK()}
+    for start, kernel in kernels.items():
+        found, named = (
+            LinearizedKDStudent(kernel=kernel, init=init).fit(X, y, teacher_logits=z_t)
+            for init in ("auto", start)
+        )
+        assert found.fit_report_.init == start
+        np.testing.assert_array_equal(found.initial_logits_, named.initial_logits_)
+        np.testing.assert_array_equal(found.decision_function(X), named.decision_function(X))
+
+    # A list of kernels: each with its own start.
+    grid = {"soft_ratios": [0.3, 0.7], "temperatures": [1.0]}
+    together = LinearizedKDStudentCV(kernel=list(kernels.values()), **grid)
+    scores = together.fit(X, y, teacher_logits=z_t).cv_results_["mean_test_score"]
+    for index, (start, kernel) in enumerate(kernels.items()):
+        alone = LinearizedKDStudentCV(kernel=kernel, init=start, **grid)
+        alone.fit(X, y, teacher_logits=z_t)
+        expected = alone.cv_results_["mean_test_score"]
+        np.testing.assert_array_equal(scores[2 * index : 2 * index + 2], expected)
+        assert alone.best_estimator_.fit_report_.init == start
