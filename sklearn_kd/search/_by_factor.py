@@ -227,11 +227,13 @@ def serves_all_folds(
     ridge that differs by row would be another one for a row that is new.
     """
     n = len(distinct.kept)
-    if distinct.merged.n_merged or any(train is None for train, _ in folds):
+    if distinct.merged.n_merged:
         return False
     if any(ridges) and not (distinct.weights == 1).all():
         return False
     for train, test in folds:
+        if train is None:
+            return False
         is_left = torch.ones(n, dtype=torch.bool, device=test.device)
         is_left[test] = False
         if not torch.equal(is_left.nonzero()[:, 0], train.sort().values):

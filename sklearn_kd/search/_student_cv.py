@@ -15,6 +15,7 @@ from sklearn_kd._kernel_machine import KernelConstraint, TangentKernelClassifier
 from sklearn_kd._progress import fit_task
 from sklearn_kd._sklearn import CallbackSupportMixin, Interval, StrOptions, fit_context
 from sklearn_kd.rows._checking import check_new_rows
+from sklearn_kd.search._for_network import for_network
 from sklearn_kd.search._planning import grid_of, planned_search, taught_by
 from sklearn_kd.search._refit import fit_best
 from sklearn_kd.search._rows_to_check import rows_to_check
@@ -402,6 +403,7 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
             )
         return self
 
+    for_network = classmethod(for_network)
     rows_to_check = rows_to_check
 
     def _check_new_rows(self, X: Any, method: str) -> Any:

@@ -77,18 +77,24 @@ def training_time(schedule: Schedule, n_rows: int) -> float:
     ValueError
         If the optimizer is no gradient descent at a constant rate.
     """
-    options = {name: value for name, value in schedule.optimizer_params.items() if value}
-    extra = sorted(options.keys() - _WITHOUT_EFFECT_ON_TIME)
-    instead = (
-        "so that its steps have no time; give LinearizedKDStudent a sequence of stopping times, "
-        "and compare losses by sklearn_kd.training.match_stopping_time."
-    )
+    if (reason := why_no_time(schedule)) is not None:
+        raise ValueError(
+            f"{reason}, so that its steps have no time; give LinearizedKDStudent a sequence of "
+            "stopping times, and compare losses by sklearn_kd.training.match_stopping_time."
+        )
+    n_steps = schedule.max_epochs * math.ceil(n_rows / schedule.rows_of_a_batch(n_rows))
+    momentum = schedule.optimizer_params.get("momentum", 0.0)
+    return stopping_time_of(schedule.lr, n_steps, momentum=momentum)
+
+
+def why_no_time(schedule: Schedule) -> str | None:
+    """Return why a schedule is no gradient descent at a constant rate; None if it is."""
     if schedule.optimizer is not torch.optim.SGD:
         name = getattr(schedule.optimizer, "__name__", repr(schedule.optimizer))
-        raise ValueError(f"optimizer={name} is not torch.optim.SGD, {instead}")
-    if extra:
-        raise ValueError(f"optimizer_params holds {extra[0]}={options[extra[0]]!r}, {instead}")
+        return f"optimizer={name} is not torch.optim.SGD"
+    options = {name: value for name, value in schedule.optimizer_params.items() if value}
+    if extra := sorted(options.keys() - _WITHOUT_EFFECT_ON_TIME):
+        return f"optimizer_params holds {extra[0]}={options[extra[0]]!r}"
     if changes_the_learning_rate(schedule.callbacks):
-        raise ValueError(f"callbacks change the learning rate, {instead}")
-    n_steps = schedule.max_epochs * math.ceil(n_rows / schedule.rows_of_a_batch(n_rows))
-    return stopping_time_of(schedule.lr, n_steps, momentum=options.get("momentum", 0.0))
+        return "callbacks change the learning rate"
+    return None
