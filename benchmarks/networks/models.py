@@ -1,8 +1,9 @@
-"""The networks of these experiments: an MLP in the paper's parametrisation, and a thin ResNet.
+"""The networks of these experiments: MLPs, a small CNN, and a thin ResNet.
 
 Weights are drawn from the generator that a network is given, so a seed fixes a network.
 """
 
+import itertools
 import math
 
 import torch
@@ -32,6 +33,55 @@ class MLP(nn.Module):
             # The scale goes on the smaller operand: the rows, not the weights.
             x = nn.functional.linear(x / math.sqrt(layer.in_features), layer.weight, layer.bias)
         return x
+
+
+class DefaultMLP(nn.Module):
+    """Fully connected ReLU network with the weights that `torch.nn.Linear` starts from."""
+
+    def __init__(self, n_features, width, depth, n_outputs, generator):
+        super().__init__()
+        sizes = [n_features] + [width] * depth + [n_outputs]
+        self.layers = nn.ModuleList(map(nn.Linear, sizes, sizes[1:]))
+        for layer in self.layers:
+            _start(layer, layer.in_features, generator)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        for index, layer in enumerate(self.layers):
+            x = layer(torch.relu(x) if index else x)
+        return x
+
+
+class CNN(nn.Module):
+    """Three strided convolutions and a linear layer on 28 × 28 images, without normalisation.
+
+    Convolutions start from weights of variance 2/fan_in (He et al., 2015), uniformly drawn.
+    """
+
+    def __init__(self, channels, n_outputs, generator):
+        super().__init__()
+        widths = [1, channels, 2 * channels, 2 * channels]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)
+            for n_in, n_out in itertools.pairwise(widths)
+        )
+        self.readout = nn.Linear(16 * widths[-1], n_outputs)
+        for layer in self.convolutions:
+            _start(layer, 9 * layer.in_channels, generator, gain=math.sqrt(6))
+        _start(self.readout, self.readout.in_features, generator)
+
+    def forward(self, x):
+        x = x.reshape(len(x), 1, 28, 28)
+        for layer in self.convolutions:
+            x = torch.relu(layer(x))
+        return self.readout(x.flatten(1))
+
+
+def _start(layer, fan_in, generator, gain=1.0):
+    """Draw weights of variance gain²/(3 fan_in), and biases as torch does."""
+    bound = 1 / math.sqrt(fan_in)
+    nn.init.uniform_(layer.weight, -gain * bound, gain * bound, generator=generator)
+    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
 
 class ResNet(nn.Module):

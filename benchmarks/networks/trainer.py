@@ -1,6 +1,6 @@
 """Reference trainer: finite students of knowledge distillation, many of them side by side.
 
-A student minimises Eq. 2 on the training rows by stochastic gradient descent,
+A student minimises Eq. 2 on the training rows by stochastic gradient descent, or by Adam,
 
     (1/N) Σ ρ T^k H(σ(z_t/T), σ(z/T)) + (1 − ρ) H(y, σ(z)),
 
@@ -30,6 +30,7 @@ One learning rate serves all recipes: each student's loss is divided by its curv
 that of cross-entropy at small logits, ρ T^k/T² + 1 − ρ, which leaves the minimiser as it is.
 """
 
+import copy
 import math
 import time
 import zlib
@@ -75,6 +76,8 @@ class Training:
         Nesterov's if positive.
     weight_decay : float, default=0.0
         As in `torch.optim.SGD`.
+    optimizer : {"sgd", "adam"}, default="sgd"
+        "adam" takes no notice of ``momentum``.
     schedule : {"constant", "cosine"}, default="constant"
         "cosine" lowers the learning rate to 0 over ``epochs``.
     temperature_scaling : {"none", "squared"}, default="none"
@@ -95,6 +98,7 @@ class Training:
     batch_size: int | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
+    optimizer: str = "sgd"
     schedule: str = "constant"
     temperature_scaling: str = "none"
     check_every: int = 1
@@ -187,14 +191,17 @@ class Students:
 
         for value in self._params.values():
             value.requires_grad_()
-        self._optimizer = torch.optim.SGD(
-            self._params.values(),
-            lr=training.learning_rate,
-            momentum=training.momentum,
-            nesterov=training.momentum > 0,
-            weight_decay=training.weight_decay,
-            fused=True,  # one pass over the weights
-        )
+        common = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+        common["fused"] = True  # one pass over the weights
+        if training.optimizer == "adam":
+            self._optimizer = torch.optim.Adam(self._params.values(), **common)
+        else:
+            self._optimizer = torch.optim.SGD(
+                self._params.values(),
+                momentum=training.momentum,
+                nesterov=training.momentum > 0,
+                **common,
+            )
         self._kept = _copy(self._state())
         self._active = torch.ones(len(self.recipes), dtype=torch.bool, device=self.device)
         self.diverged = torch.zeros_like(self._active)
@@ -294,6 +301,12 @@ class Students:
     def initial_logits(self, X) -> np.ndarray:
         """Return z₀, the logits before training; only with ``centred=True``."""
         return self._outputs(self._initial, {}, self._tensor(X)).cpu().numpy()
+
+    def module(self, student=0) -> nn.Module:
+        """Return a module with the kept weights of one student."""
+        module = copy.deepcopy(self._module)
+        module.load_state_dict({name: value[student] for name, value in self._kept.items()})
+        return module.cpu().eval()
 
     # Training
 

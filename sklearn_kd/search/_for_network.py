@@ -1,4 +1,4 @@
-"""The search that stands for a network: kernels of pilots, and the time that training has left."""
+"""The search that stands for a network: kernels of pilots, and the time that training comes to."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sklearn_kd.kernels import EmpiricalNTK
+from sklearn_kd.students._matched_time import matched_time
 from sklearn_kd.students._torch_student import TorchStudent
-from sklearn_kd.students._torch_time import why_no_time
-from sklearn_kd.students._torch_training import Schedule
 
 PILOT_EPOCHS = 5
 N_PILOTS = 3
@@ -30,10 +30,11 @@ def for_network(
 ) -> Any:
     """Return the search that stands for a network: by pilot kernels, in finite time.
 
-    It has the kernel of a few :meth:`pilots <sklearn_kd.TorchStudent.pilot_kernel>` of the network,
-    starts from their outputs, and its students stop after the training time that the pilots leave.
-    This is the surrogate that we recommend for networks that are really trained. Fit it to the same
-    rows, then train the network with the recipe that it chose.
+    Its kernel is that of a few :meth:`pilots <sklearn_kd.TorchStudent.pilot_kernel>` of the
+    network, from whose outputs its students start. They stop when they have learnt the teacher as
+    well as one network has that is trained to the end on the soft labels alone. This is the
+    surrogate that we recommend for networks that are really trained. Fit it to the same rows, then
+    train the network with the recipe that it chose.
 
     Parameters
     ----------
@@ -68,11 +69,10 @@ def for_network(
 
     Notes
     -----
-    The time is learning rate × steps / (1 − momentum) where the optimizer is SGD at a constant
-    rate. With a ``validation_fraction``, six times up to it are searched. Adam, other optimizers
-    and schedules have no such time: students are then trained to convergence, unless
-    ``stopping_times`` are given; :func:`~sklearn_kd.training.match_stopping_time` finds one from
-    the training loss of one network.
+    The stopping time is that at which the training loss at ρ = 1 is the network's, whatever its
+    optimizer, schedule and normalisation; no label is needed. Where the network's is lower than at
+    any time, students converge. With a ``validation_fraction`` six times up to that time are
+    searched. The cost is that of one trained network, of the pilots, and of the search.
 
     Examples
     --------
@@ -88,8 +88,8 @@ def for_network(
     ...     return nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 1))
     >>> student = TorchStudent(network, teacher, lr=0.2, max_epochs=20, random_state=0)
     >>> search = LinearizedKDStudentCV.for_network(student, X[100:], soft_ratios=[0.5, 1.0])
-    >>> [round(time, 2) for time in search.stopping_times]  # 3 batches in each of 15 epochs
-    [9.0]
+    >>> len(search.stopping_times)
+    1
     >>> best = search.fit(X[100:], y[100:]).best_params_
     >>> recipe = {name: best[name] for name in ("soft_ratio", "temperature")}
     >>> student.set_params(**recipe).fit(X[100:], y[100:]).score(X[100:], y[100:]) > 0.95
@@ -113,7 +113,7 @@ def for_network(
         X, teacher_logits=teacher_logits, n_epochs=n_epochs, n_pilots=n_pilots
     )
     if "stopping_times" not in params:
-        search.stopping_times = _times_left(student, len(X), n_epochs)
+        search.stopping_times = _times(student, search.kernel, X, teacher_logits)
     return search
 
 
@@ -128,11 +128,13 @@ def _epochs_of_pilots(student: TorchStudent, n_epochs: int | None) -> int:
     return n_epochs
 
 
-def _times_left(student: TorchStudent, n_rows: int, done: int) -> list[float] | None:
-    """Return the stopping times to search; None, convergence, where none is known."""
-    if why_no_time(Schedule.of(student)) is not None:
+def _times(
+    student: TorchStudent, kernel: EmpiricalNTK, X: Any, teacher_logits: Any
+) -> list[float] | None:
+    """Return the stopping times to search; None, convergence, if the network has got there."""
+    last = matched_time(student, kernel, X, teacher_logits)
+    if last is None:
         return None
-    last = student.stopping_time(n_rows, student.max_epochs - done)
     if student.validation_fraction is None:
         return [last]
     return np.geomspace(FIRST_TIME * last, last, N_TIMES).tolist()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -209,27 +209,48 @@ def pilot_kernel(
             "Pass a function or class that builds it, or n_pilots=1."
         )
     schedule = Schedule.of(self).for_epochs(n_epochs)
-    array = _checked(X)
-    n_rows, shape = len(array), require_input_shape(self.input_shape, array.shape[1])
-    z_t, n_classes = teacher_logits_on(self, X, n_rows, teacher_logits)
-    loss = BatchLoss(n_classes, {**self._given_recipe(None), "soft_ratio": 1.0})
-    rows = to_tensor(array, dtype=precision_of(array), device=resolve_device(self.device))
-    labels = torch.full((n_rows,), NO_LABEL, device="cpu")
-    weights = torch.ones(n_rows, device="cpu")
+    taught = read_taught(self, X, teacher_logits)
     networks = []
     # The first pilot starts as the fit of the same random_state does.
     for seed in seeds_of(self.random_state, n_pilots):
-        network = started_network(self.module, rows, n_classes, shape, seed)
-        schedule.require_optimizer(network)
-        inputs = as_inputs(rows, network, shape)
-        data = RowsToLearn(inputs, z_t, labels, weights)
-        trained = train(network, loss, schedule, data, seed=seed)
-        if trained.interrupted:
-            raise KeyboardInterrupt  # a kernel of fewer epochs is another one
-        settle_batch_statistics(network, inputs, schedule.rows_of_a_batch(n_rows))
+        network, inputs = train_on_teacher(taught, schedule, seed)
+        settle_batch_statistics(network, inputs, schedule.rows_of_a_batch(len(inputs)))
         networks.append(network)
     module = networks[0] if n_pilots == 1 else MeanNetwork(networks).eval()
-    return EmpiricalNTK(module, input_shape=shape, device=self.device)
+    return EmpiricalNTK(module, input_shape=taught.shape, device=self.device)
+
+
+class Taught(NamedTuple):
+    """Rows, the teacher's logits on them, and the network that learns these."""
+
+    module: Any
+    rows: Tensor  # (n, d)
+    logits: Tensor  # (n,) or (n, K)
+    n_classes: int
+    shape: tuple[int, ...] | None  # of a row, as the network takes it
+    loss: BatchLoss
+
+
+def read_taught(student: Any, X: Any, teacher_logits: Any) -> Taught:
+    """Return what a `TorchStudent` learns at ρ = 1; see `teacher_logits_on`."""
+    array = _checked(X)
+    n_rows, shape = len(array), require_input_shape(student.input_shape, array.shape[1])
+    z_t, n_classes = teacher_logits_on(student, X, n_rows, teacher_logits)
+    loss = BatchLoss(n_classes, {**student._given_recipe(None), "soft_ratio": 1.0})
+    rows = to_tensor(array, dtype=precision_of(array), device=resolve_device(student.device))
+    return Taught(student.module, rows, z_t, n_classes, shape, loss)
+
+
+def train_on_teacher(taught: Taught, schedule: Schedule, seed: int) -> tuple[nn.Module, Tensor]:
+    """Return a network trained on the soft labels alone, and the rows as it takes them."""
+    network = started_network(taught.module, taught.rows, taught.n_classes, taught.shape, seed)
+    schedule.require_optimizer(network)
+    inputs, n_rows = as_inputs(taught.rows, network, taught.shape), len(taught.rows)
+    labels = torch.full((n_rows,), NO_LABEL, device="cpu")
+    data = RowsToLearn(inputs, taught.logits, labels, torch.ones(n_rows, device="cpu"))
+    if train(network, taught.loss, schedule, data, seed=seed).interrupted:
+        raise KeyboardInterrupt  # a network of fewer epochs is another one
+    return network, inputs
 
 
 def _checked(X: Any) -> Any:

@@ -167,6 +167,18 @@ class Schedule:
         """Return the same without callbacks, for another number of epochs."""
         return replace(self, max_epochs=n_epochs, callbacks=None)
 
+    def to_the_end(self) -> Self:
+        """Return the same without the callbacks that watch rows which are held out."""
+        watching = skorch_module().callbacks
+        kept = [
+            one
+            for one, kind in zip(
+                self.callbacks or [], _callback_types(list(self.callbacks or [])), strict=True
+            )
+            if not issubclass(kind, (watching.EarlyStopping, watching.Checkpoint))
+        ]
+        return replace(self, callbacks=kept)
+
     def rows_of_a_batch(self, n_rows: int) -> int:
         """Return how many rows a step sees."""
         return n_rows if self.batch_size is None else min(self.batch_size, n_rows)
