@@ -16,9 +16,9 @@ and labels alone. For comparison each is scored on test rows with true labels to
 
 The own kernel's students stop at learning rate × steps / (1 − momentum), summed over the schedule.
 Those of pilots are `LinearizedKDStudentCV.for_network`: they stop where they have the training loss
-of one network that is trained at ρ = 1. Where networks stop early, six times up to that are searched,
-and a cell has the one of its best held-out log loss. Adam's steps have no time, so that there the own
-kernel's students converge.
+of one network that is trained at ρ = 1. Where networks stop early, six times up to that are
+searched, and a cell has the one of its best held-out log loss. Adam's steps have no time, so that
+there the own kernel's students converge.
 """
 
 import math

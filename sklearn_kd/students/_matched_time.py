@@ -23,8 +23,8 @@ def matched_time(student: Any, kernel: Any, X: Any, teacher_logits: Any = None) 
     """Return the stopping time of ``kernel`` that a whole training of a network comes to.
 
     The network is trained as by ``fit``, with its schedule of the learning rate, but on the soft
-    labels alone, on all rows and to the end. The time is that at which the closed form's training loss is the network's. No label
-    is needed, and the optimizer may be any.
+    labels alone, on all rows and to the end. The time is that at which the training loss of the
+    closed form is the network's. No label is needed, and the optimizer may be any.
 
     Parameters
     ----------
