@@ -16,7 +16,7 @@ and labels alone. For comparison each is scored on test rows with true labels to
 
 The own kernel's students stop at learning rate × steps / (1 − momentum), summed over the schedule.
 Those of pilots are `LinearizedKDStudentCV.for_network`: they stop where they have the training loss
-of one network that is trained at ρ = 1. Where networks stop early, six times up to that are
+of one network of the cell ρ = 0.3, T = 3. Where networks stop early, six times up to that are
 searched, and a cell has the one of its best held-out log loss. Adam's steps have no time, so that
 there the own kernel's students converge.
 """
@@ -27,7 +27,7 @@ import warnings
 
 import numpy as np
 import torch
-from problems import CELLS, T_SOFT, TEMPERATURES
+from problems import CELLS, TEMPERATURES
 from skorch.callbacks import LRScheduler
 
 from sklearn_kd import LinearizedKDStudentCV, TorchStudent
@@ -42,6 +42,7 @@ SURROGATES = [
     "pilots, finite time",
 ]
 N_PILOTS = 3
+MATCHED = (0.3, 3.0)  # the cell whose network the stopping time of pilots is matched to
 N_TEST = 2000  # test rows that surrogates are asked about
 N_TIMES = 6  # where networks stop early
 EARLIEST = 300  # the first of these times is the last divided by this
@@ -95,6 +96,7 @@ def search_of(problem, name, seed, n_epochs):
     search = LinearizedKDStudentCV.for_network(
         network_of(problem, seed),
         flat(problem.train.X),
+        problem.train.labels,
         teacher_logits=problem.train.teacher_logits,
         n_epochs=n_epochs,
         n_pilots=N_PILOTS,
@@ -117,8 +119,8 @@ def network_of(problem, seed):
         callbacks = [LRScheduler("LambdaLR", lr_lambda=Cosine(training.epochs))]
     return TorchStudent(
         problem.build,
-        soft_ratio=1.0,
-        temperature=T_SOFT,
+        soft_ratio=squared(problem, MATCHED),
+        temperature=MATCHED[1],
         temperature_scaling="squared",
         optimizer="Adam" if is_adam else "SGD",
         lr=training.learning_rate,

@@ -22,6 +22,7 @@ def for_network(
     cls: Any,
     student: TorchStudent,
     X: Any,
+    y: Any,
     *,
     teacher_logits: Any = None,
     n_epochs: int | None = None,
@@ -31,19 +32,23 @@ def for_network(
     """Return the search that stands for a network: by pilot kernels, in finite time.
 
     Its kernel is that of a few :meth:`pilots <sklearn_kd.TorchStudent.pilot_kernel>` of the
-    network, from whose outputs its students start. They stop when they have learnt the teacher as
-    well as one network has that is trained to the end on the soft labels alone. This is the
-    surrogate that we recommend for networks that are really trained. Fit it to the same rows, then
-    train the network with the recipe that it chose.
+    network, from whose outputs its students start. They stop at the time at which the closed form
+    of the student's own recipe has the training loss of one network that is trained with it. This
+    is the surrogate that we recommend for networks that are really trained. Fit it to the same
+    rows, then train the network with the recipe that it chose.
 
     Parameters
     ----------
     student : TorchStudent
         The network and how it is trained; it is not changed. Its ``teacher`` and
-        ``temperature_scaling`` are those of the search; its recipe is not looked at, but for the
-        temperature of the pilots.
+        ``temperature_scaling`` are those of the search, its ``temperature`` that of the pilots, and
+        its recipe that of the network that is trained. A small ``soft_ratio`` tells most of how far
+        training goes: the run on hard labels that you would have for comparison.
     X : array-like of shape (n_samples, n_features)
         The rows that the search and the network are going to learn.
+    y : array-like of shape (n_samples,)
+        Their labels. The pilots do not see them; the one trained network does, of which nothing
+        but its training loss is used.
     teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
         The teacher's logits on ``X``, to be passed to ``fit`` too. None: those of a fitted
         ``teacher``. The teacher must not have been trained on the labels of these rows.
@@ -69,10 +74,11 @@ def for_network(
 
     Notes
     -----
-    The stopping time is that at which the training loss at ρ = 1 is the network's, whatever its
-    optimizer, schedule and normalisation; no label is needed. Where the network's is lower than at
-    any time, students converge. With a ``validation_fraction`` six times up to that time are
-    searched. The cost is that of one trained network, of the pilots, and of the search.
+    Matching the training loss serves any optimizer, schedule and normalisation; learning rate ×
+    steps / (1 − momentum) is right for networks that stay in the linear regime alone. Where the
+    network's loss is lower than that of the closed form at any time, students converge. With a
+    ``validation_fraction`` six times up to the matched one are searched. The cost is that of one
+    trained network, of the pilots, and of the search.
 
     Examples
     --------
@@ -87,7 +93,9 @@ def for_network(
     >>> def network():
     ...     return nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 1))
     >>> student = TorchStudent(network, teacher, lr=0.2, max_epochs=20, random_state=0)
-    >>> search = LinearizedKDStudentCV.for_network(student, X[100:], soft_ratios=[0.5, 1.0])
+    >>> search = LinearizedKDStudentCV.for_network(
+    ...     student, X[100:], y[100:], soft_ratios=[0.5, 1.0]
+    ... )
     >>> len(search.stopping_times)
     1
     >>> best = search.fit(X[100:], y[100:]).best_params_
@@ -113,7 +121,7 @@ def for_network(
         X, teacher_logits=teacher_logits, n_epochs=n_epochs, n_pilots=n_pilots
     )
     if "stopping_times" not in params:
-        search.stopping_times = _times(student, search.kernel, X, teacher_logits)
+        search.stopping_times = _times(student, search.kernel, X, y, teacher_logits)
     return search
 
 
@@ -129,10 +137,10 @@ def _epochs_of_pilots(student: TorchStudent, n_epochs: int | None) -> int:
 
 
 def _times(
-    student: TorchStudent, kernel: EmpiricalNTK, X: Any, teacher_logits: Any
+    student: TorchStudent, kernel: EmpiricalNTK, X: Any, y: Any, teacher_logits: Any
 ) -> list[float] | None:
     """Return the stopping times to search; None, convergence, if the network has got there."""
-    last = matched_time(student, kernel, X, teacher_logits)
+    last = matched_time(student, kernel, X, y, teacher_logits)
     if last is None:
         return None
     if student.validation_fraction is None:

@@ -167,18 +167,6 @@ class Schedule:
         """Return the same without callbacks, for another number of epochs."""
         return replace(self, max_epochs=n_epochs, callbacks=None)
 
-    def to_the_end(self) -> Self:
-        """Return the same without the callbacks that watch rows which are held out."""
-        watching = skorch_module().callbacks
-        kept = [
-            one
-            for one, kind in zip(
-                self.callbacks or [], _callback_types(list(self.callbacks or [])), strict=True
-            )
-            if not issubclass(kind, (watching.EarlyStopping, watching.Checkpoint))
-        ]
-        return replace(self, callbacks=kept)
-
     def rows_of_a_batch(self, n_rows: int) -> int:
         """Return how many rows a step sees."""
         return n_rows if self.batch_size is None else min(self.batch_size, n_rows)
@@ -349,6 +337,17 @@ def _callback_types(callbacks: list[Any]) -> list[type]:
 def _stops_early(callbacks: list[Any]) -> bool:
     early = skorch_module().callbacks.EarlyStopping
     return any(issubclass(one, early) for one in _callback_types(callbacks))
+
+
+def without_early_stopping(callbacks: Any) -> list[Any] | None:
+    """Return the callbacks that do not watch rows which are held out."""
+    if not callbacks:
+        return None
+    watching = (skorch_module().callbacks.EarlyStopping, skorch_module().callbacks.Checkpoint)
+    kinds = _callback_types(list(callbacks))
+    return [
+        one for one, kind in zip(callbacks, kinds, strict=True) if not issubclass(kind, watching)
+    ]
 
 
 def changes_the_learning_rate(callbacks: Any) -> bool:
