@@ -65,7 +65,7 @@ print(search.verdict_)
 # ---------------------------------------
 
 chosen = search.best_params_["soft_ratio"], search.best_params_["temperature"]
-recipes = {"chosen": chosen, "ρ = 0.9, T = 4": (0.9, 4.0), "ρ = 0.5, T = 4": (0.5, 4.0)}
+recipes = {"chosen": chosen, "mostly soft": (0.9, 4.0), "half and half": (0.5, 4.0)}
 scores = {}
 for name, (soft_ratio, temperature) in recipes.items():
     scores[name] = []
