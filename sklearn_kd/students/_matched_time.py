@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.base import clone
+from torch import Tensor
 
 from sklearn_kd.distillation._loss import DistillationLoss
+from sklearn_kd.kernels._array_kernel import as_kernel_function
+from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.rows._labels import NO_LABEL
 from sklearn_kd.students._student import LinearizedKDStudent
 from sklearn_kd.students._torch_training import without_early_stopping
 from sklearn_kd.training import match_stopping_time
 
-# Times among which to look, in units of that in which the gradient moves a logit by one.
-TIMES = np.geomspace(0.1, 1e7, 25)
+# Times among which to look, in units of that in which the gradient moves a logit by one: four in
+# each power of ten, one power more at a time.
+FIRST_TIMES = np.geomspace(0.1, 100, 13)
+LAST_TIME = 1e7
 
 
 def matched_time(
@@ -43,17 +48,57 @@ def matched_time(
     loss = DistillationLoss(**recipe, ignore_index=NO_LABEL)
     loss_of_network = loss(z, z_t, _indices(y, network.classes_)).item()
 
-    closed = LinearizedKDStudent(
-        kernel=kernel, **recipe, stopping_time=TIMES / _speed(recipe, kernel, X)
-    )
-    closed.fit(X, y, teacher_logits=z_t.numpy(), classes=network.classes_)
-    losses = closed.fit_report_.training_loss
-    if loss_of_network < min(losses):
-        return None
-    return match_stopping_time(closed, min(loss_of_network, losses[0]))
+    closed = LinearizedKDStudent(kernel=Remembered(kernel), **recipe)
+    times = FIRST_TIMES
+    while True:
+        closed.stopping_time = times / _speed(recipe, kernel, X)
+        closed.fit(X, y, teacher_logits=z_t.numpy(), classes=network.classes_)
+        losses = closed.fit_report_.training_loss
+        if loss_of_network >= min(losses):
+            return match_stopping_time(closed, min(loss_of_network, losses[0]))
+        if times[-1] > LAST_TIME / 2:
+            return None
+        times = np.append(times, times[-1] * np.geomspace(1, 10, 5)[1:])
 
 
-def _indices(y: Any, classes: np.ndarray) -> torch.Tensor:
+class Remembered(KernelFunction):
+    """A kernel that evaluates the matrix of the training rows once."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._function = as_kernel_function(kernel)
+        self._matrix: Tensor | None = None
+        self._outputs: Tensor | None = None
+
+    def __sklearn_clone__(self) -> Self:
+        """Return itself: what a student keeps remembers, too."""
+        return self
+
+    def to_torch(self) -> Self:
+        """Return itself."""
+        return self
+
+    def block(self, X: Tensor, Y: Tensor) -> Tensor:
+        """Return K(X, Y)."""
+        return self._function.block(X, Y)
+
+    def gram(self, X: Tensor, *, out: Tensor | None = None, symmetrize: bool = True) -> Tensor:
+        """Return K(X, X) of the training rows."""
+        if self._matrix is None:
+            self._matrix = self._function.gram(X)
+        return self._matrix.clone() if out is None else out.copy_(self._matrix)
+
+    def diag(self, X: Tensor) -> Tensor:
+        """Return K(x, x) for each row."""
+        return self._function.diag(X)
+
+    def outputs(self, X: Tensor) -> Tensor | None:
+        """Return z₀ of the training rows."""
+        if self._outputs is None:
+            self._outputs = self._function.outputs(X)
+        return self._outputs
+
+
+def _indices(y: Any, classes: np.ndarray) -> Tensor:
     """Return the class of each row by number, and -1 for a row without one."""
     y = np.asarray(y)
     is_labelled = np.isin(y, classes)
