@@ -48,7 +48,7 @@ def matched_time(
     loss = DistillationLoss(**recipe, ignore_index=NO_LABEL)
     loss_of_network = loss(z, z_t, _indices(y, network.classes_)).item()
 
-    closed = LinearizedKDStudent(kernel=Remembered(kernel), **recipe)
+    closed = LinearizedKDStudent(kernel=Remembered(kernel, len(z)), **recipe)
     times = FIRST_TIMES
     while True:
         closed.stopping_time = times / _speed(recipe, kernel, X)
@@ -62,12 +62,20 @@ def matched_time(
 
 
 class Remembered(KernelFunction):
-    """A kernel that evaluates the matrix of the training rows once."""
+    """A kernel that evaluates the matrix and the outputs of the training rows once.
 
-    def __init__(self, kernel: Any) -> None:
+    Parameters
+    ----------
+    kernel : callable
+        As estimators take it.
+    n_rows : int
+        Number of the training rows; others are fewer, and not remembered.
+    """
+
+    def __init__(self, kernel: Any, n_rows: int) -> None:
         self._function = as_kernel_function(kernel)
-        self._matrix: Tensor | None = None
-        self._outputs: Tensor | None = None
+        self._n_rows = n_rows
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __sklearn_clone__(self) -> Self:
         """Return itself: what a student keeps remembers, too."""
@@ -82,20 +90,25 @@ class Remembered(KernelFunction):
         return self._function.block(X, Y)
 
     def gram(self, X: Tensor, *, out: Tensor | None = None, symmetrize: bool = True) -> Tensor:
-        """Return K(X, X) of the training rows."""
-        if self._matrix is None:
-            self._matrix = self._function.gram(X)
-        return self._matrix.clone() if out is None else out.copy_(self._matrix)
+        """Return K(X, X)."""
+        matrix = self._remembered("gram", X)
+        return matrix.clone() if out is None else out.copy_(matrix)
 
     def diag(self, X: Tensor) -> Tensor:
         """Return K(x, x) for each row."""
         return self._function.diag(X)
 
     def outputs(self, X: Tensor) -> Tensor | None:
-        """Return z₀ of the training rows."""
-        if self._outputs is None:
-            self._outputs = self._function.outputs(X)
-        return self._outputs
+        """Return z₀(X)."""
+        return self._remembered("outputs", X)
+
+    def _remembered(self, name: str, X: Tensor) -> Tensor:
+        if name in self._known and torch.equal(self._known[name][0], X):
+            return self._known[name][1]
+        values = getattr(self._function, name)(X)
+        if len(X) == self._n_rows:
+            self._known[name] = X, values
+        return values
 
 
 def _indices(y: Any, classes: np.ndarray) -> Tensor:

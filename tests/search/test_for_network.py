@@ -88,9 +88,11 @@ def test_time_of_a_linear_network_is_learning_rate_times_steps():
 
 def test_the_kernel_matrix_is_evaluated_once():
     kernel, calls = EmpiricalNTK(network(D, 2)), []
-    remembered = Remembered(kernel)
+    remembered = Remembered(kernel, N)
     gram = remembered._function.gram
-    object.__setattr__(remembered._function, "gram", lambda X: calls.append(1) or gram(X))
+    object.__setattr__(remembered._function, "gram", lambda X: calls.append(len(X)) or gram(X))
+    some = torch.as_tensor(X[:7])  # of a sample, as forecasts take it
+    np.testing.assert_array_equal(remembered.gram(some), kernel(X[:7]))
     students = [
         LinearizedKDStudent(kernel=one, stopping_time=[1.0, 10.0])
         for one in (kernel, remembered, remembered)
@@ -98,7 +100,8 @@ def test_the_kernel_matrix_is_evaluated_once():
     found = [one.fit(X, Y[2], teacher_logits=LOGITS[2]).dual_coef_ for one in students]
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
-    assert len(calls) == 1
+    np.testing.assert_array_equal(remembered.gram(some), kernel(X[:7]))
+    assert calls == [7, N, 7]
 
 
 def test_any_optimizer_and_schedule():
