@@ -69,6 +69,9 @@ class Problem:
     depth: int
     at_once: int | None = None  # networks trained side by side; None is all
     habits: list = field(default_factory=lambda: HABITS)
+    # Fewer where kernels are slow: of convolutions with many outputs.
+    n_pilots: int = 3
+    n_asked: int = 2000  # test rows that surrogates are asked about
 
     @property
     def n_classes(self):
@@ -255,7 +258,8 @@ def ten_images(arguments, clock):
         _, train, test = split(Rows(X, labels, z, y), bounds)
         test = Rows(*(part[:5000] for part in vars(test).values()))
         name = f"CIFAR, ten classes, {kind}"
-        yield Problem(name, train, test, None, thin(10), training, X.shape[1:], 3, 1)
+        how = (None, thin(10), training, X.shape[1:], 3, 1)
+        yield Problem(name, train, test, *how, n_pilots=1, n_asked=500)
 
     # Five classes that the network knows already, five to be learnt, a tenth of the labels wrong.
     known = y[:n_taught] < 5
@@ -280,7 +284,8 @@ def ten_images(arguments, clock):
         return network
 
     name = "CIFAR, five classes, 10 % wrong, fine-tuned"
-    yield Problem(name, train, test, None, fine_tuned, training, X.shape[1:], 3, 1)
+    how = (None, fine_tuned, training, X.shape[1:], 3, 1)
+    yield Problem(name, train, test, *how, n_pilots=1, n_asked=500)
 
 
 def pretrained(build, X, y, arguments, clock):

@@ -24,7 +24,7 @@ import numpy as np
 from _networks import Clock, mean_and_error, or_stop, parser, print_table, report
 from problems import CELLS, problems, teacher_accuracy
 from scipy.stats import spearmanr
-from surrogates import N_TEST, SURROGATES, surrogate
+from surrogates import SURROGATES, surrogate
 from trainer import Recipe, train_grid
 
 N_DRAWS = 200  # of validation rows for the sweep of networks
@@ -93,10 +93,10 @@ def surrogates_of(problem, arguments):
     return found
 
 
-def compared(is_right, of_seeds, cost_of_network):
+def compared(is_right, of_seeds, cost_of_network, n_asked):
     """Return how the scores of the cells, and the chosen one, fit the networks' accuracies."""
     mean = is_right.mean((0, 2))[: len(CELLS)]
-    on_same_rows = is_right[:, : len(CELLS), :N_TEST].mean((0, 2))
+    on_same_rows = is_right[:, : len(CELLS), :n_asked].mean((0, 2))
     rows = []
     for scores in of_seeds:
         held_out, test = np.array(scores["held_out"]), np.array(scores["test"])
@@ -269,7 +269,10 @@ def main():
             "accuracies": is_right.mean(2),
             "cpu_seconds": cost,
             "surrogates": scores,
-            "compared": {name: compared(is_right, s, of_network) for name, s in scores.items()},
+            "compared": {
+                name: compared(is_right, s, of_network, problem.n_asked)
+                for name, s in scores.items()
+            },
             "references": references(is_right, problem),
             "teacher_accuracy": teacher_accuracy(problem.test),
             "label_accuracy": (problem.train.labels == problem.train.y).mean(),

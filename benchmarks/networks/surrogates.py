@@ -6,7 +6,7 @@ name                     kernel and start                                       
 infinite width           `NTK` of the network's depth, from 0                          converged
 own kernel               `EmpiricalNTK` of the network at its random weights           converged
 own kernel, finite time  the same                                                      stops
-pilots                   mean `EmpiricalNTK` of three, a few epochs of `TorchStudent`   converged
+pilots                   mean `EmpiricalNTK` of three or one, a few epochs of `TorchStudent`   converged
                          at ρ = 1
 pilots, finite time      the same                                                      stops
 =======================  ============================================================  ===========
@@ -41,9 +41,7 @@ SURROGATES = [
     "pilots",
     "pilots, finite time",
 ]
-N_PILOTS = 3
 MATCHED = (0.3, 3.0)  # the cell whose network the stopping time of pilots is matched to
-N_TEST = 2000  # test rows that surrogates are asked about
 N_TIMES = 6  # where networks stop early
 EARLIEST = 300  # the first of these times is the last divided by this
 
@@ -73,7 +71,8 @@ def surrogate(problem, name, seed, n_epochs):
         seconds = time.process_time() - start
         test = problem.test
         search.set_params(cv=None)
-        search.fit(X, labels, **given, X_val=flat(test.X[:N_TEST]), y_val=test.y[:N_TEST])
+        asked = slice(problem.n_asked)
+        search.fit(X, labels, **given, X_val=flat(test.X[asked]), y_val=test.y[asked])
     on_test = scores_of(search, problem, times)
     best = [int(of_times.argmax()) for of_times in held_out["neg_log_loss"]]
     return {
@@ -99,7 +98,7 @@ def search_of(problem, name, seed, n_epochs):
         problem.train.labels,
         teacher_logits=problem.train.teacher_logits,
         n_epochs=n_epochs,
-        n_pilots=N_PILOTS,
+        n_pilots=problem.n_pilots,
         **({} if name.endswith("finite time") else {"stopping_times": None}),
     )
     search.kernel.module.double()
