@@ -6,8 +6,8 @@ name                     kernel and start                                       
 infinite width           `NTK` of the network's depth, from 0                          converged
 own kernel               `EmpiricalNTK` of the network at its random weights           converged
 own kernel, finite time  the same                                                      stops
-pilots                   mean `EmpiricalNTK` of three or one, a few epochs of `TorchStudent`   converged
-                         at ρ = 1
+pilots                   mean `EmpiricalNTK` of three networks (one where it is slow)  converged
+                         after a few epochs at ρ = 1
 pilots, finite time      the same                                                      stops
 =======================  ============================================================  ===========
 
