@@ -52,6 +52,7 @@ def accuracies(problem, recipe, n_seeds):
 def main():
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--only", default="", help="part of the names of the problems to take")
     arguments = options.parse_args()
     defaults = {"rows": 1000, "resnet_rows": 1500, "pairs": 2, "epochs": 120, "resnet_epochs": 15}
     defaults |= {"width": 256, "channels": 8, "side": 16}
@@ -63,6 +64,8 @@ def main():
     results, table = {}, []
     for problem in problems(arguments, Clock(arguments.seconds)):
         if not problem.name.startswith(PROBLEMS) or problem.validation is not None:
+            continue
+        if arguments.only not in problem.name:
             continue
         search, seconds = chosen_recipe(problem)
         best = search.best_params_["soft_ratio"], search.best_params_["temperature"]
@@ -78,7 +81,7 @@ def main():
             cells.append("{:.1f} ± {:.1f}".format(*mean_and_error(found[name])))
             cells.append("{:+.1f} ± {:.1f}".format(*gain))
         table.append([problem.name, "ρ = {:g}, T = {:g}".format(*best), *cells])
-        print(problem.name, search.verdict_, f"({seconds:.0f} CPU s)", flush=True)
+        print(*table[-1], search.verdict_, f"({seconds:.0f} CPU s)", sep=" | ", flush=True)
     columns = ["problem", "chosen", "accuracy (%)"]
     for name in HABITS:
         columns += [name, "gain"]
