@@ -56,6 +56,11 @@ def merged_effective_logits(
     return effective_logits_of_merged(merged_labels(members, distinct, recipe), recipe)
 
 
+def effective_logits_if_any(labels: MergedLabels, recipe: dict[str, Any]) -> Tensor | None:
+    """Return z_eff of merged labels; None with ρ = 0, whose hard labels alone have none."""
+    return effective_logits_of_merged(labels, recipe) if recipe["soft_ratio"] > 0 else None
+
+
 def effective_logits_of_merged(labels: MergedLabels, recipe: dict[str, Any]) -> Tensor:
     """Return z_eff of the distinct rows from their labels (Eq. 3)."""
     z_t, hard, soft_ratio = labels

@@ -13,8 +13,8 @@ from torch import Tensor
 from sklearn_kd._logits import n_logits
 from sklearn_kd._sklearn import safe_indexing
 from sklearn_kd.distillation._effective_logits_of_rows import (
+    effective_logits_if_any,
     effective_logits_of_each,
-    effective_logits_of_merged,
     merged_effective_logits_of_grid,
     merged_labels,
 )
@@ -186,8 +186,7 @@ class Problem:
         setting, grid = self.setting, self.setting.grid
         recipe, time = grid.recipes[candidate.recipe], grid.times[candidate.time]
         labels = merged_labels(self.members, self.distinct, recipe)
-        has_roots = recipe["soft_ratio"] > 0
-        z_eff = effective_logits_of_merged(labels, recipe) if has_roots else None
+        z_eff = effective_logits_if_any(labels, recipe)
         return PosedStudent(
             rows=setting.rows,
             solver=setting.solver,

@@ -12,6 +12,7 @@ from torch import Tensor
 from sklearn_kd.distillation._loss import DistillationLoss
 from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.kernels._protocol import KernelFunction
+from sklearn_kd.rows._checking import class_indices_of
 from sklearn_kd.rows._labels import NO_LABEL
 from sklearn_kd.students._student import LinearizedKDStudent
 from sklearn_kd.students._torch_training import without_early_stopping
@@ -46,7 +47,7 @@ def matched_time(
         for logits in (network.teacher_logits_, network.decision_function(X))
     )
     loss = DistillationLoss(**recipe, ignore_index=NO_LABEL)
-    loss_of_network = loss(z, z_t, _indices(y, network.classes_)).item()
+    loss_of_network = loss(z, z_t, class_indices_of(y, network.classes_)).item()
 
     closed = LinearizedKDStudent(kernel=Remembered(kernel, len(z)), **recipe)
     times = FIRST_TIMES
@@ -109,15 +110,6 @@ class Remembered(KernelFunction):
         if len(X) == self._n_rows:
             self._known[name] = X, values
         return values
-
-
-def _indices(y: Any, classes: np.ndarray) -> Tensor:
-    """Return the class of each row by number, and -1 for a row without one."""
-    y = np.asarray(y)
-    is_labelled = np.isin(y, classes)
-    indices = np.full(len(y), NO_LABEL)
-    indices[is_labelled] = np.searchsorted(classes, y[is_labelled])
-    return torch.from_numpy(indices)
 
 
 def _speed(recipe: dict[str, Any], kernel: Any, X: Any) -> float:

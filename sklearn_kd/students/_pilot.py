@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sklearn_kd._array import plain, resolve_device, to_tensor
 from sklearn_kd._logits import saturated_rows
+from sklearn_kd._modules import require_input_shape
 from sklearn_kd._sklearn import Interval, get_namespace, validate_parameter_constraints
 from sklearn_kd.distillation._effective_logits_of_rows import mixed_logits
 from sklearn_kd.kernels import EmpiricalNTK
@@ -27,7 +28,6 @@ from sklearn_kd.rows._refusals import naming_columns, require_rows
 from sklearn_kd.rows._views import rows_of_student, rows_of_teacher
 from sklearn_kd.students._torch_network import (
     as_inputs,
-    require_input_shape,
     seeds_of,
     started_network,
 )

@@ -14,7 +14,7 @@ from sklearn_kd._logits import n_logits
 from sklearn_kd._progress import FitTask
 from sklearn_kd.distillation._effective_logits_of_rows import (
     MergedLabels,
-    effective_logits_of_merged,
+    effective_logits_if_any,
     merged_labels,
 )
 from sklearn_kd.kernels._array_kernel import as_kernel_function
@@ -184,8 +184,7 @@ def pose(
         "teacher_weights": teacher_weights,
     }
     labels = merged_labels(taught.logits.values, rows.distinct, recipe)
-    has_roots = student.soft_ratio > 0
-    z_eff = effective_logits_of_merged(labels, recipe) if has_roots else None
+    z_eff = effective_logits_if_any(labels, recipe)
     return PosedStudent(
         rows=rows,
         solver=solver,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from sklearn_kd._array import to_tensor
 from sklearn_kd._logits import centred, n_logits
+from sklearn_kd._modules import naming_batch
 from sklearn_kd.kernels.empirical._network import as_token_ids, first_embedding
 from sklearn_kd.teachers._torch_teacher import in_eval_mode, parameter_dtype, require_outputs
 
@@ -136,24 +136,6 @@ def as_inputs(X: Tensor, network: nn.Module, input_shape: tuple[int, ...] | None
     return X if input_shape is None else X.reshape(len(X), *input_shape)
 
 
-def require_input_shape(input_shape: Any, n_features: int) -> tuple[int, ...] | None:
-    """Return the shape of a row as a tuple.
-
-    Raises
-    ------
-    ValueError
-        If it does not hold as many numbers as a row.
-    """
-    if input_shape is None:
-        return None
-    shape = tuple(input_shape)
-    if math.prod(shape) != n_features:
-        raise ValueError(
-            f"X has {n_features} features, but input_shape={shape} needs {math.prod(shape)}."
-        )
-    return shape
-
-
 def require_student(network: nn.Module, inputs: Tensor, n_classes: int) -> None:
     """Raise unless the network maps a batch to logits of ``n_classes``, and can be trained.
 
@@ -197,16 +179,9 @@ def require_student(network: nn.Module, inputs: Tensor, n_classes: int) -> None:
 
 
 def _forward(network: nn.Module, inputs: Tensor) -> Any:
-    try:
+    check = "the number of features and input_shape"
+    with naming_batch(network, inputs, owner="TorchStudent", check=check):
         return network(inputs)
-    except torch.OutOfMemoryError as error:
-        error.add_note(f"TorchStudent: use a smaller batch_size than {len(inputs)}.")
-        raise
-    except RuntimeError as error:
-        raise ValueError(
-            f"module={type(network).__name__} failed on a batch of {len(inputs)} rows of shape "
-            f"{tuple(inputs.shape[1:])}: {error}. Check the number of features and input_shape."
-        ) from error
 
 
 def as_logits(outputs: Tensor, n_classes: int) -> Tensor:

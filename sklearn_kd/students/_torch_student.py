@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from sklearn_kd._array import like, plain
-from sklearn_kd._modules import on_device
+from sklearn_kd._modules import on_device, require_input_shape
 from sklearn_kd._progress import fit_task
 from sklearn_kd._sklearn import (
     CallbackSupportMixin,
@@ -32,7 +32,6 @@ from sklearn_kd.students._pilot import pilot_kernel
 from sklearn_kd.students._posed import report_of_teaching
 from sklearn_kd.students._torch_network import (
     logits_of_network,
-    require_input_shape,
     seeds_of,
     started_network,
 )

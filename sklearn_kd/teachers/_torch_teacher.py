@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, ClassVar, Self
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from sklearn_kd._array import plain, resolve_device, to_tensor
 from sklearn_kd._classifier import LogitClassifier
 from sklearn_kd._logits import canonical_logits, what_else
-from sklearn_kd._modules import on_device, tensors_of
+from sklearn_kd._modules import naming_batch, on_device, require_input_shape, tensors_of
 from sklearn_kd._sklearn import Interval, get_namespace
 from sklearn_kd.rows._refusals import naming_columns, require_rows
 
@@ -150,11 +149,7 @@ class TorchTeacher(LogitClassifier):
         xp, _ = get_namespace(X)
         with naming_columns(X, "encode or impute them first, in a pipeline"):
             X = check_array(X, dtype=[xp.float64, xp.float32], input_name="X")
-        if self.input_shape is not None and X.shape[1] != math.prod(self.input_shape):
-            raise ValueError(
-                f"X has {X.shape[1]} features, but input_shape={tuple(self.input_shape)} needs "
-                f"{math.prod(self.input_shape)}."
-            )
+        require_input_shape(self.input_shape, X.shape[1])
         return X
 
     def _logits(self, X: Any) -> Tensor:
@@ -183,19 +178,13 @@ class TorchTeacher(LogitClassifier):
         for start in range(0, X.shape[0], self.batch_size):
             batch = to_tensor(X[start : start + self.batch_size], dtype=rows_dtype, device=device)
             batch = batch.reshape(len(batch), *shape).clone()  # a module may work in place
-            with torch.inference_mode():
-                try:
-                    inputs = batch if preprocess is None else preprocess(batch)
-                    outputs = module(inputs.to(dtype) if inputs.is_floating_point() else inputs)
-                except torch.OutOfMemoryError as error:
-                    error.add_note(f"TorchTeacher: use a smaller batch_size than {len(batch)}.")
-                    raise
-                except RuntimeError as error:
-                    raise ValueError(
-                        f"module={type(module).__name__} failed on a batch of {len(batch)} rows of "
-                        f"shape {tuple(batch.shape[1:])}: {error}. Check the number of features, "
-                        "input_shape and preprocess."
-                    ) from error
+            check = "the number of features, input_shape and preprocess"
+            with (
+                torch.inference_mode(),
+                naming_batch(module, batch, owner="TorchTeacher", check=check),
+            ):
+                inputs = batch if preprocess is None else preprocess(batch)
+                outputs = module(inputs.to(dtype) if inputs.is_floating_point() else inputs)
             require_outputs(self.module, outputs, len(batch))
             # A copy, made outside of inference mode: an ordinary tensor.
             yield outputs.reshape(len(batch), -1).to("cpu", torch.float64, copy=True)
