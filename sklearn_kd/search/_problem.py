@@ -97,6 +97,11 @@ class Problem:
         """Whether the rows that are scored have weights."""
         return self.setting.rows.checked.sample_weight is not None
 
+    @property
+    def n_given(self) -> int:
+        """Number of rows among which are those that are scored."""
+        return len(self.setting.rows.checked.labels)
+
     def is_labelled(self, positions: Tensor) -> Tensor:
         """Return which rows have a label, by position among those of positive weight."""
         return self.distinct.labels.is_labelled[positions]

@@ -148,6 +148,23 @@ class RowRecord:
             ).numpy()
         return values
 
+    def held_out_logits(self, cell: int, n_rows: int) -> np.ndarray:
+        """Return the logits of a cell on each of ``n_rows`` rows, by students without the row.
+
+        The mean over the splits that score the row; NaN where none does. (n_rows,) or (n_rows, K).
+        """
+        of_splits = [
+            np.concatenate([logits[k] for logits in self._logits[:-1]], axis=1)[:, cell]
+            for k in range(len(self._splits))
+        ]
+        total = np.zeros((n_rows, *of_splits[0].shape[1:]))
+        count = np.zeros(n_rows)
+        for rows, logits in zip(self._splits, of_splits, strict=True):
+            total[rows.numbers] += logits
+            count[rows.numbers] += 1
+        count[count == 0] = np.nan
+        return total / (count if total.ndim == 1 else count[:, None])
+
     @property
     def has_repeats(self) -> bool:
         """Whether a row is in several splits."""

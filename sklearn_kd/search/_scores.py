@@ -156,6 +156,10 @@ class FoldScores:
         n_rows = len(self._problem.setting.rows.checked.labels)
         return self.record.values_of_labels(cells, n_rows)
 
+    def held_out_logits(self, cell: int) -> np.ndarray:
+        """Return the logits of a cell on the rows that are scored, by students without them."""
+        return self.record.held_out_logits(cell, self._problem.n_given)
+
     @property
     def n_splits(self) -> int:
         """Number of folds, or of groups for leave-one-out."""

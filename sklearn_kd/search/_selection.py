@@ -54,6 +54,7 @@ def select(search: Any, grid: Grid, scores: FoldScores, results: dict[str, Any])
         "best_index_": chosen,
         "best_params_": results["params"][chosen],
         "best_score_": float(mean[chosen]),
+        "held_out_decision_function_": scores.held_out_logits(chosen),
         "_values_of_labels": LabelValues(scores.values_of_labels(in_set)),
         "verdict_": verdict(grid, results, deciding, chosen, best, is_accuracy=points),
     }

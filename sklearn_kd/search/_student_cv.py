@@ -37,6 +37,7 @@ _OF_THE_BEST = (
     "best_index_",
     "best_params_",
     "best_score_",
+    "held_out_decision_function_",
     "verdict_",
     "_values_of_labels",
     "kernel_",
@@ -136,6 +137,9 @@ class LinearizedKDStudentCV(TakesSolver, CallbackSupportMixin, ScoresLabelledRow
         Its position in ``cv_results_``.
     best_score_ : float
         Its mean held-out score.
+    held_out_decision_function_ : ndarray of shape (n_samples,) or (n_samples, n_classes)
+        Logits of the chosen cell on each row of ``X``, or of ``X_val``, by students that have not
+        seen the row, in single precision; NaN where none was scored.
     verdict_ : str
         The choice, how many cells are as good, how much worse ρ = 1 is (or the smallest ρ, where
         ρ = 1 is best), and the axes on whose edge the choice lies. "Inconclusive" where more than

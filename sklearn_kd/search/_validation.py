@@ -59,6 +59,7 @@ class ValidationRows(NamedTuple):
     X: Tensor  # (m, d) in the working dtype on the working device
     labels: Tensor  # (m,) class indices
     sample_weight: np.ndarray | None  # (m,)
+    n_given: int
 
 
 def read_validation(search: Any, given: Given, classes: np.ndarray) -> ValidationRows | None:
@@ -100,6 +101,7 @@ def read_validation(search: Any, given: Given, classes: np.ndarray) -> Validatio
         to_working(search, array),
         torch.from_numpy(np.searchsorted(classes, y[numbers])),
         None if weights is None else weights[numbers],
+        len(y),
     )
 
 
@@ -115,15 +117,19 @@ class ValidatedProblem(Problem):
         """Whether the rows that are scored have weights."""
         return self.validation.sample_weight is not None
 
+    @property
+    def n_given(self) -> int:
+        """Number of rows among which are those that are scored."""
+        return self.validation.n_given
+
     @functools.cached_property
     def validation_members(self) -> Tensor | None:
         """z_t of the validation rows by each teacher, (M, m) or (M, m, K); None without any."""
         rows, classes = self.validation, self.setting.rows.checked.classes
         numbers = torch.from_numpy(rows.numbers)
         if self.logits_given is not None:
-            n_given = len(rows.given) if hasattr(rows.given, "__len__") else len(rows.numbers)
             name = "teacher_logits_val"
-            z_t = given_logits(self.logits_given, n_given, classes, name=name)
+            z_t = given_logits(self.logits_given, rows.n_given, classes, name=name)
             return z_t[None, numbers]
         if self.taught.teacher is None:
             return None
