@@ -39,7 +39,8 @@ ALLOWED = {
     "students": MACHINE | {"distillation", "metrics", "solvers", "teachers", "training"},
     "search": MACHINE | {"distillation", "metrics", "solvers", "teachers", "students", "training"},
     "inspection": LINALG | {"distillation", "metrics", "search"},
-    "__init__": {"teachers", "students", "search"},
+    "plan": MACHINE | {"distillation", "metrics", "teachers", "students", "search", "inspection"},
+    "__init__": {"teachers", "students", "search", "plan"},
 }
 NUMERIC = {"kernels", "linalg", "training", "distillation", "metrics"}
 

@@ -2,6 +2,7 @@
 
 from sklearn_kd._array import on_arrays
 from sklearn_kd.metrics import _angles, _bounds, _hard_labels, _inefficiency, _risk
+from sklearn_kd.metrics._forecast import learning_curve_forecast
 from sklearn_kd.metrics._scorers import (
     DistillationScorer,
     neg_data_inefficiency_scorer,
@@ -15,6 +16,7 @@ __all__ = [
     "data_inefficiency",
     "feature_angles",
     "hard_label_effect",
+    "learning_curve_forecast",
     "neg_data_inefficiency_scorer",
     "neg_transfer_risk_scorer",
     "phuong_lampert_bound",

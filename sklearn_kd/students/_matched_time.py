@@ -52,7 +52,7 @@ def matched_time(
     closed = LinearizedKDStudent(kernel=Remembered(kernel, len(z)), **recipe)
     times = FIRST_TIMES
     while True:
-        closed.stopping_time = times / _speed(recipe, kernel, X)
+        closed.stopping_time = times / speed(recipe, float(kernel.diag(X).mean()))
         closed.fit(X, y, teacher_logits=z_t.numpy(), classes=network.classes_)
         losses = closed.fit_report_.training_loss
         if loss_of_network >= min(losses):
@@ -112,8 +112,8 @@ class Remembered(KernelFunction):
         return values
 
 
-def _speed(recipe: dict[str, Any], kernel: Any, X: Any) -> float:
+def speed(recipe: dict[str, Any], mean_of_diagonal: float) -> float:
     """Return the curvature of the loss at small logits times the mean of Θ(x, x)."""
     rho, T = recipe["soft_ratio"], recipe["temperature"]
     scale = 1.0 if recipe["temperature_scaling"] == "squared" else T**-2
-    return (rho * scale + 1 - rho) * float(kernel.diag(X).mean())
+    return (rho * scale + 1 - rho) * mean_of_diagonal

@@ -1,0 +1,160 @@
+"""Learning curves of the chosen student, by students of fewer rows, and what follows for more."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+
+from sklearn_kd._sklearn import safe_indexing
+from sklearn_kd.plan._searches import Given, Searched
+from sklearn_kd.plan._teachers import Teachers
+from sklearn_kd.search._student_cv import LinearizedKDStudentCV
+
+TEST_SHARE = 0.25
+N_SIZES = 6
+SMALLEST = 1 / 10  # of the rows that are learnt, the first size
+LARGEST_FIRST = 1 / 3  # no curve where it would be more
+LEAST_ROWS = 8  # in the first size
+LEAST_OF_A_CLASS = 7  # where a teacher is cross-fitted to them, in five folds
+
+
+class Curves(NamedTuple):
+    """The errors of students of fewer rows, each trained on some and tested on others."""
+
+    grows: str  # "all", "labelled" or "unlabelled": the rows that there are fewer of
+    soft_ratios: list[float]
+    sizes: np.ndarray  # (S,) rows, of those that there are fewer of
+    errors: np.ndarray  # (n_soft_ratios, P, S)
+    n_test: int  # rows with a label, in each of P orders
+
+
+def learning_curves(
+    searched: Searched,
+    teachers: Teachers,
+    given: Given,
+    options: dict[str, Any],
+    n_orders: int,
+    random_state: Any,
+    progress: Any,
+) -> list[Curves]:
+    """Return the curves over labelled rows and, where there are rows without, over these.
+
+    The recipe is the chosen one, with every ρ of the grid. Each order of the rows holds a quarter
+    of the labelled ones out to test on. There is no curve where the smallest size would be of a
+    few rows.
+    """
+    problem = _Problem(searched, teachers, given, options)
+    found = []
+    for grows in ("labelled", "unlabelled"):
+        if (sizes := problem.sizes(grows)) is None:
+            continue
+        rng = check_random_state(random_state)
+        errors = []
+        for _ in range(n_orders):
+            with progress.step(f"learning-curve-{grows}"):
+                errors.append(problem.errors(grows, sizes, rng))
+        curve = np.stack(errors, axis=1)  # (n_soft_ratios, P, S)
+        found.append(Curves(grows, problem.soft_ratios, sizes, curve, problem.n_test))
+    return found
+
+
+class _Problem:
+    """Students of some rows, tested on others, by the chosen recipe."""
+
+    def __init__(
+        self, searched: Searched, teachers: Teachers, given: Given, options: dict[str, Any]
+    ) -> None:
+        self.given, self.teachers = given, teachers
+        best, student = searched.search.best_params_, searched.search.best_estimator_
+        self.time = best.get("stopping_time")
+        self.soft_ratios = sorted({float(rho) for rho in options["soft_ratios"]})
+        # With as many epochs, training is as much longer as there are more rows.
+        network = searched.student.network
+        self.time_grows = network is None or network.batch_size is not None
+        self.logits = student.teacher_logits_ if teachers.are_fitted else None
+        weights = best.get("teacher_weights")
+        self.search = LinearizedKDStudentCV(
+            None if teachers.are_fitted else teachers.teacher,
+            **{
+                **options,
+                "teacher_weights": None if teachers.are_fitted or weights is None else [weights],
+                "temperatures": [best["temperature"]],
+                "ridges": [best["ridge"]],
+                "kernel": searched.search.kernel,
+                "refit": False,
+            },
+        )
+        n_labelled = len(given.labelled)
+        n_held_out = int(np.ceil(TEST_SHARE * n_labelled)) if given.X_val is None else 0
+        self.n_learnt = n_labelled - n_held_out
+        self.n_test = n_held_out or int((given.labels_val >= 0).sum())
+        self.unlabelled = np.flatnonzero(given.rows.labels < 0)
+
+    def sizes(self, grows: str) -> np.ndarray | None:
+        """Return the numbers of rows to learn, increasing; None where these would be too few."""
+        labels = self.given.rows.labels[self.given.labelled]
+        rarest = np.unique(labels, return_counts=True)[1].min()
+        n_rows = self.n_learnt if grows == "labelled" else len(self.unlabelled)
+        least = LEAST_ROWS
+        if grows == "labelled" and self.logits is None:  # a teacher is cross-fitted to them
+            least = max(least, int(np.ceil(LEAST_OF_A_CLASS * len(labels) / rarest)))
+        first = max(least, int(np.ceil(SMALLEST * n_rows)))
+        if rarest < 2 or first > LARGEST_FIRST * n_rows:
+            return None
+        return np.unique(np.geomspace(first, n_rows, N_SIZES).round().astype(int))
+
+    def errors(self, grows: str, sizes: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+        """Return the errors in one random order of the rows, (n_soft_ratios, S)."""
+        labels, learnt, tested = self.given.rows.labels, self.given.labelled, None
+        if self.given.X_val is None:
+            learnt, tested = train_test_split(
+                learnt, test_size=self.n_test, stratify=labels[learnt], random_state=rng
+            )
+        labelled = _stratified_order(learnt, labels[learnt], rng)
+        unlabelled = rng.permutation(self.unlabelled)
+        columns = []
+        for size in sizes:
+            if grows == "labelled":
+                rows = np.concatenate([labelled[:size], unlabelled])
+            else:
+                rows = np.concatenate([labelled, unlabelled[:size]])
+            columns.append(1 - self._accuracies(rows, tested))
+        return np.stack(columns, axis=1)
+
+    def _accuracies(self, rows: np.ndarray, tested: np.ndarray | None) -> np.ndarray:
+        """Return the accuracy of students of some rows on others, by ρ."""
+        given = self.given
+        if self.time is not None:
+            share = len(rows) / len(given.rows.labels) if self.time_grows else 1.0
+            self.search.stopping_times = [self.time * share]
+        X_val = given.X_val if tested is None else safe_indexing(given.X, tested)
+        y_val = given.y_val if tested is None else given.rows.classes[given.rows.labels[tested]]
+        logits = None if self.logits is None else self.logits[rows]
+        self.search.fit(
+            safe_indexing(given.X, rows),
+            safe_indexing(given.y, rows),
+            teacher_logits=logits,
+            classes=given.rows.classes if self.logits is not None else None,
+            X_val=X_val,
+            y_val=y_val,
+        )
+        results = self.search.cv_results_
+        by_ratio = dict(
+            zip(results["param_soft_ratio"].data, results["mean_test_score"], strict=True)
+        )
+        return np.array([by_ratio[rho] for rho in self.soft_ratios])
+
+
+def _stratified_order(
+    rows: np.ndarray, labels: np.ndarray, rng: np.random.RandomState
+) -> np.ndarray:
+    """Return the rows in a random order of which every beginning has its share of each class."""
+    position = np.empty(len(rows))
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        n = len(of_class)
+        position[rng.permutation(of_class)] = (np.arange(n) + rng.uniform(size=n)) / n
+    return rows[np.argsort(position)]

@@ -1,0 +1,111 @@
+"""The search for every student: which recipe, and which teacher, on held-out rows."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_kd._array import to_tensor
+from sklearn_kd.plan._known import KnownKernel
+from sklearn_kd.plan._students import Student
+from sklearn_kd.plan._teachers import Teachers
+from sklearn_kd.rows._checking import class_indices_of
+from sklearn_kd.rows._training_rows import TrainingRows
+from sklearn_kd.search._student_cv import LinearizedKDStudentCV
+
+# Folds of students that are compared with each other: all are trained on as many rows.
+FOLDS_TO_COMPARE = 5
+
+
+class Given(NamedTuple):
+    """What a plan is fitted to."""
+
+    X: Any  # as the user gave it
+    y: Any
+    rows: TrainingRows  # the same, checked
+    X_val: Any = None
+    y_val: Any = None
+
+    @property
+    def labels_val(self) -> np.ndarray:
+        """Class indices of the validation rows, -1 where there is no label."""
+        return class_indices_of(self.y_val, self.rows.classes).numpy()
+
+    @property
+    def scored_labels(self) -> np.ndarray:
+        """Class indices of the rows that are scored: validation rows, if there are any."""
+        return self.rows.labels if self.X_val is None else self.labels_val
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Numbers of the rows with a label."""
+        return np.flatnonzero(self.rows.labels >= 0)
+
+
+class Searched(NamedTuple):
+    """A student with the search over its recipes."""
+
+    student: Student
+    search: LinearizedKDStudentCV  # fitted
+    is_right: np.ndarray  # (n,) or (n_validation,) of the chosen recipe, held out; NaN if unknown
+    last_time: float | None  # of a network's training; None: it converges
+
+    @property
+    def accuracy(self) -> tuple[float, float]:
+        """The held-out accuracy of the chosen recipe, and its standard error."""
+        right = self.is_right[np.isfinite(self.is_right)]
+        return float(right.mean()), float(right.std(ddof=1) / np.sqrt(len(right)))
+
+    @property
+    def stops(self) -> bool:
+        """Whether the student that is chosen stops, rather than converges."""
+        return self.search.best_params_.get("stopping_time") is not None
+
+
+def search_for(
+    student: Student, teachers: Teachers, given: Given, options: dict[str, Any], cv: Any
+) -> Searched:
+    """Return a student with the search over the grid of the plan.
+
+    A network is stood for by pilots, in finite time; their kernel is evaluated once.
+    """
+    params = {**options, "teacher_weights": teachers.weights, "cv": cv}
+    if student.network is None:
+        search = LinearizedKDStudentCV(teachers.teacher, kernel=student.kernel, **params)
+    else:
+        scaling = {"temperature_scaling": options["temperature_scaling"]}
+        network = student.network.set_params(teacher=teachers.teacher, **scaling)
+        if options.get("teacher_cv") == "prefit":
+            network.set_params(cv="prefit")
+        search = LinearizedKDStudentCV.for_network(network, given.X, given.y, **params)
+        search.kernel = KnownKernel(search.kernel, _all_rows(given))
+    search.fit(given.X, given.y, X_val=given.X_val, y_val=given.y_val)
+    times = search.stopping_times
+    return Searched(
+        student,
+        search,
+        _is_right(search, given),
+        None if times is None else max(t for t in times if t is not None),
+    )
+
+
+def _all_rows(given: Given) -> Tensor:
+    """Return the rows of the fit and of the validation, as kernels are given them."""
+    if given.X_val is None:
+        return given.rows.X
+    return torch.cat([given.rows.X, to_tensor(np.asarray(given.X_val)).to(given.rows.X)])
+
+
+def _is_right(search: LinearizedKDStudentCV, given: Given) -> np.ndarray:
+    """Return whether the class of each held-out row is its label; NaN where none was scored."""
+    logits = search.held_out_decision_function_
+    scored = np.isfinite(logits.reshape(len(logits), -1)).all(axis=1)
+    return np.where(scored, chosen_classes(logits) == given.scored_labels, np.nan)
+
+
+def chosen_classes(logits: np.ndarray) -> np.ndarray:
+    """Return the index of the most probable class of each row."""
+    return (logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)
