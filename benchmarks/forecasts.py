@@ -1,8 +1,8 @@
 """How good are forecasts of the error with more rows, and do their intervals cover?
 
 On every data set a teacher is fitted to rows of its own, and students are distilled from it by
-three recipes. The forecast sees n rows alone: five orders of them, each with a quarter held out to
-test students of a tenth to all of the others, as `DistillationPlan` does. The truth is the error at
+three recipes. The forecast sees n rows alone: five folds of them, each to test students of a tenth
+to all of the others, as `DistillationPlan` does. The truth is the error at
 2n, 4n and 8n rows on all rows that are left, a mean over draws of the training rows. Beside
 `learning_curve_forecast` stand a least-squares fit of the law POW4 (Viering and Loog, 2022), and
 the last point of the curve.
@@ -23,6 +23,7 @@ from scipy.optimize import curve_fit
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_kd import LinearizedKDStudentCV
@@ -32,7 +33,7 @@ from sklearn_kd.teachers._logits_of import Reading, logits_of
 RATIOS = (0.5, 0.9, 1.0)
 TEMPERATURE = 2.0
 FACTORS = (1, 2, 4, 8)
-N_ORDERS, N_SIZES, TEST_SHARE = 5, 6, 0.25
+N_FOLDS, N_SIZES = 5, 6
 REPORTED = [
     "tabular/adult", "tabular/a9a", "tabular/shuttle", "tabular/fars", "tabular/skin",
     "tabular/krkopt", "tabular/musk2_clean2", "uci/magic", "uci/pendigits", "uci/optical",
@@ -64,7 +65,9 @@ def load(folder, name):
     if kind in ("sum", "rings"):
         return made(kind, int(which))
     with np.load(folder / kind / f"{which}.npz", allow_pickle=True) as file:
-        X, y = file["X"].astype(float), np.unique(file["y"], return_inverse=True)[1]
+        last = "" if "X" in file else "_train"
+        X, y = file[f"X{last}"].astype(float), file[f"y{last}"]
+    y = np.unique(y, return_inverse=True)[1]
     X = StandardScaler().fit_transform(X[:, X.std(axis=0) > 0])
     return X, y
 
@@ -103,7 +106,7 @@ def curves_of(folder, name, index, arguments):
     X, y = X[n_teacher:], y[n_teacher:]
     z = logits_of(teacher, X, classes, Reading(n_rows=n, is_frozen=True)).values.numpy()
     given = [p[:n] for p in (X, y, z)]
-    sizes, errors, n_tested = few_rows(given, classes, rng)
+    sizes, errors = few_rows(given, classes, rng)
     truth = {}
     rest = np.arange(8 * n if len(X) >= 10 * n else 4 * n, len(X))[:6000]
     for factor in FACTORS:
@@ -120,7 +123,6 @@ def curves_of(folder, name, index, arguments):
         "n": n,
         "sizes": sizes,
         "errors": errors,
-        "n_tested": n_tested,
         "floor": of_teacher.mean(),
         "n_fresh": len(rest),
         **{f"truth{factor}": values for factor, values in truth.items()},
@@ -132,22 +134,20 @@ def chosen(z):
 
 
 def few_rows(given, classes, rng):
-    """Return sizes, errors (recipes, orders, sizes) and the number of rows that were tested."""
+    """Return sizes, and errors (recipes, folds, sizes)."""
     X, y, _ = given
-    n_test = int(np.ceil(TEST_SHARE * len(y)))
-    n_learnt = len(y) - n_test
+    n_learnt = int(len(y) * (1 - 1 / N_FOLDS))
     sizes = np.unique(np.geomspace(max(8, n_learnt / 10), n_learnt, N_SIZES).round().astype(int))
-    errors, tested = [], set()
-    for _ in range(N_ORDERS):
-        order = rng.permutation(len(y))
-        test, learnt = order[:n_test], order[n_test:]
-        tested |= set(test.tolist())
+    errors = []
+    folds = StratifiedKFold(N_FOLDS, shuffle=True, random_state=0)
+    for learnt, test in folds.split(y, y):
+        learnt = rng.permutation(learnt)
         of_sizes = [
             errors_on(*(p[learnt[:size]] for p in given), X[test], y[test], classes)
             for size in sizes
         ]
         errors.append(np.stack(of_sizes, axis=1))
-    return sizes, np.stack(errors, axis=1), len(tested)
+    return sizes, np.stack(errors, axis=1)
 
 
 def errors_on(X, y, z, X_new, y_new, classes):
@@ -200,7 +200,7 @@ def judged(curves, forecaster):
         for index, rho in enumerate(RATIOS):
             errors = one["errors"][index]
             floor = float(one["floor"]) if rho == 1 else None
-            mid, low, high = forecaster(sizes, errors, targets, floor, int(one["n_tested"]))
+            mid, low, high = forecaster(sizes, errors, targets, floor, n)
             for i, factor in enumerate(factors):
                 truth = float(one[f"truth{factor}"][index])
                 rows.append((name, rho, factor, mid[i], low[i], high[i], truth))
@@ -230,7 +230,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--rows", type=int, default=400, help="rows that a forecast sees, at most")
+    parser.add_argument("--rows", type=int, default=1000, help="rows that a forecast sees, at most")
     parser.add_argument("--tuning", action="store_true", help="the sets that choices were made on")
     parser.add_argument("--output", type=Path, default=Path("forecasts"), help="folder of curves")
     parser.add_argument("--json", type=Path, default=Path("forecasts.json"))

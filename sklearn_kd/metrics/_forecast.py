@@ -22,12 +22,12 @@ from sklearn_kd.distillation._arguments import fraction
 
 # The rates d that are averaged over, and how likely each is thought to be beforehand.
 RATES = np.geomspace(0.08, 1.6, 14)
-LIKELY_RATE, SPREAD_OF_RATES = 0.45, 0.7  # the median, and the spread of ln d
+LIKELY_RATE, SPREAD_OF_RATES = 0.4, 0.5  # the median, and the spread of ln d
 # The share of the last error that is left in the end, a, where no floor is known.
 SHARES = np.linspace(0, 0.95, 20)
 # Curves are no exact laws: they leave them by so much of the error with each doubling, one way and
 # the other, from the largest size on.
-MISFIT_BACK, MISFIT_AHEAD = 0.05, 0.07
+MISFIT_BACK, MISFIT_AHEAD = 0.1, 0.07
 # What a mean over orders of the same rows leaves of their own spread.
 LEAST_NOISE = 1e-4
 GRID = 2000  # points at which a quantile is looked for

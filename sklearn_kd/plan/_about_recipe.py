@@ -143,7 +143,7 @@ def _equation_12(searched: Searched, given: Given) -> tuple[dict[str, Any] | Non
     if searched.stops or report.n_unlabelled_rows or report.n_merged_rows:
         return (
             None,
-            "(Eq. 12 of the paper is for students that converge, on distinct labelled rows.)",
+            "Eq. 12 of the paper is for students that converge, on distinct labelled rows.",
         )
     effect = hard_label_effect(
         student.tangent_frame(),

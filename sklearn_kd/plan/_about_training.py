@@ -8,7 +8,7 @@ import numpy as np
 
 from sklearn_kd.kernels._array_kernel import as_kernel_function
 from sklearn_kd.plan._finding import Finding, contrast, percent
-from sklearn_kd.plan._searches import FOLDS_TO_COMPARE, Given, Searched
+from sklearn_kd.plan._searches import Given, Searched
 from sklearn_kd.plan._teachers import Teachers
 from sklearn_kd.search._student_cv import LinearizedKDStudentCV
 from sklearn_kd.students._matched_time import speed
@@ -46,7 +46,7 @@ def search_for_time(
             "ridges": [best["ridge"]],
             "kernel": kernel,
             "stopping_times": times,
-            "cv": None if given.X_val is not None else FOLDS_TO_COMPARE,
+            "cv": None if given.X_val is not None else given.splits,
             "refit": True,
         },
     ).fit(given.X, given.y, X_val=given.X_val, y_val=given.y_val)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 
 from sklearn_kd._sklearn import safe_indexing
@@ -13,7 +13,7 @@ from sklearn_kd.plan._searches import Given, Searched
 from sklearn_kd.plan._teachers import Teachers
 from sklearn_kd.search._student_cv import LinearizedKDStudentCV
 
-TEST_SHARE = 0.25
+LEAST_TO_STRATIFY = 5
 N_SIZES = 6
 SMALLEST = 1 / 10  # of the rows that are learnt, the first size
 LARGEST_FIRST = 1 / 3  # no curve where it would be more
@@ -28,7 +28,7 @@ class Curves(NamedTuple):
     soft_ratios: list[float]
     sizes: np.ndarray  # (S,) rows, of those that there are fewer of
     errors: np.ndarray  # (n_soft_ratios, P, S)
-    n_test: int  # rows with a label, in each of P orders
+    n_test: int  # different rows that were tested, over all orders
 
 
 def learning_curves(
@@ -42,9 +42,9 @@ def learning_curves(
 ) -> list[Curves]:
     """Return the curves over labelled rows and, where there are rows without, over these.
 
-    The recipe is the chosen one, with every ρ of the grid. Each order of the rows holds a quarter
-    of the labelled ones out to test on. There is no curve where the smallest size would be of a
-    few rows.
+    The recipe is the chosen one, with every ρ of the grid. Each order of the rows is tested on
+    another fold of the labelled ones. There is no curve where the smallest size would be of a few
+    rows.
     """
     problem = _Problem(searched, teachers, given, options)
     found = []
@@ -53,11 +53,11 @@ def learning_curves(
             continue
         rng = check_random_state(random_state)
         errors = []
-        for _ in range(n_orders):
+        for learnt, tested in problem.folds(n_orders):
             with progress.step(f"learning-curve-{grows}"):
-                errors.append(problem.errors(grows, sizes, rng))
+                errors.append(problem.errors(grows, sizes, learnt, tested, rng))
         curve = np.stack(errors, axis=1)  # (n_soft_ratios, P, S)
-        found.append(Curves(grows, problem.soft_ratios, sizes, curve, problem.n_test))
+        found.append(Curves(grows, problem.soft_ratios, sizes, curve, problem.n_test(n_orders)))
     return found
 
 
@@ -87,11 +87,14 @@ class _Problem:
                 "refit": False,
             },
         )
-        n_labelled = len(given.labelled)
-        n_held_out = int(np.ceil(TEST_SHARE * n_labelled)) if given.X_val is None else 0
-        self.n_learnt = n_labelled - n_held_out
-        self.n_test = n_held_out or int((given.labels_val >= 0).sum())
+        self.n_learnt = min(len(learnt) for learnt, _ in self.folds(len(given.splits)))
         self.unlabelled = np.flatnonzero(given.rows.labels < 0)
+
+    def n_test(self, n_orders: int) -> int:
+        """Return the number of rows that are tested on, over all orders."""
+        if self.given.X_val is not None:
+            return int((self.given.labels_val >= 0).sum())
+        return len(np.unique(np.concatenate([tested for _, tested in self.folds(n_orders)])))
 
     def sizes(self, grows: str) -> np.ndarray | None:
         """Return the numbers of rows to learn, increasing; None where these would be too few."""
@@ -102,17 +105,28 @@ class _Problem:
         if grows == "labelled" and self.logits is None:  # a teacher is cross-fitted to them
             least = max(least, int(np.ceil(LEAST_OF_A_CLASS * len(labels) / rarest)))
         first = max(least, int(np.ceil(SMALLEST * n_rows)))
-        if rarest < 2 or first > LARGEST_FIRST * n_rows:
+        if rarest < LEAST_TO_STRATIFY or first > LARGEST_FIRST * n_rows:
             return None
         return np.unique(np.geomspace(first, n_rows, N_SIZES).round().astype(int))
 
-    def errors(self, grows: str, sizes: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    def folds(self, n_orders: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Return the labelled rows to learn and to test, for each order; None: validation rows."""
+        labelled = self.given.labelled
+        if self.given.X_val is not None:
+            return [(labelled, None)] * n_orders
+        some = itertools.islice(itertools.cycle(self.given.splits), n_orders)
+        return [(np.intersect1d(a, labelled), np.intersect1d(b, labelled)) for a, b in some]
+
+    def errors(
+        self,
+        grows: str,
+        sizes: np.ndarray,
+        learnt: np.ndarray,
+        tested: np.ndarray | None,
+        rng: np.random.RandomState,
+    ) -> np.ndarray:
         """Return the errors in one random order of the rows, (n_soft_ratios, S)."""
-        labels, learnt, tested = self.given.rows.labels, self.given.labelled, None
-        if self.given.X_val is None:
-            learnt, tested = train_test_split(
-                learnt, test_size=self.n_test, stratify=labels[learnt], random_state=rng
-            )
+        labels = self.given.rows.labels
         labelled = _stratified_order(learnt, labels[learnt], rng)
         unlabelled = rng.permutation(self.unlabelled)
         columns = []

@@ -15,7 +15,8 @@ OF_CHOSEN, OF_SOFT_ONLY = COLOURS[0], COLOURS[1]
 
 def draw_surface(plan: Any, ax: Any) -> None:
     """Draw held-out accuracy over ρ and T, with the cells that are as good as the best."""
-    SelectionDisplay.from_estimator(plan.search_, ax=ax)
+    display = SelectionDisplay.from_estimator(plan.search_, ax=ax)
+    display.image_.colorbar.set_label("accuracy")
     ax.set_title("Held-out accuracy (★ best; framed: as good at 90 %)", fontsize="medium")
 
 
@@ -109,6 +110,12 @@ def pieces_of(plan: Any) -> dict[str, Any]:
         found["rows"] = draw_curves
     found["stopping"] = draw_stopping
     return found
+
+
+def height_of(plan: Any, topic: str) -> float:
+    """Return the height of a picture in inches: lists are as high as they are long."""
+    n_names = {"teacher": len(_best_by_teacher(plan)), "student": len(plan.searches_)}
+    return 1.2 + 0.35 * n_names[topic] if topic in n_names else 3.7
 
 
 def plot(self: Any, topic: str | None = None, ax: Any = None) -> Any:

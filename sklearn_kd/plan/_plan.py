@@ -22,7 +22,7 @@ from sklearn_kd.plan._about_training import about_stopping, about_trust, search_
 from sklearn_kd.plan._curves import learning_curves
 from sklearn_kd.plan._figures import plot
 from sklearn_kd.plan._report import body, to_html
-from sklearn_kd.plan._searches import FOLDS_TO_COMPARE, Given, search_for
+from sklearn_kd.plan._searches import Given, folds_of, search_for
 from sklearn_kd.plan._students import students_of
 from sklearn_kd.plan._teachers import posed_teachers, teachers_of
 from sklearn_kd.rows._checking import check_rows
@@ -66,13 +66,15 @@ class DistillationPlan(CallbackSupportMixin, BaseEstimator):
     row_factors : sequence of float > 1, default=(2, 4, 8)
         Forecasts are made for so many times as many rows.
     n_orders : int ≥ 2, default=5
-        Random orders of the rows behind the learning curves.
+        Random orders of the rows behind the learning curves; with five every fold is tested.
     cv : int, splitter, iterable or None, default=None
-        Folds, as in :class:`LinearizedKDStudentCV`. Five where several students are compared.
+        Folds. None: five stratified ones of the rows in a random order, and leave-one-out in the
+        search of a single student that is a kernel, with fitted teachers. Rows that belong
+        together, as by one author, need a splitter that keeps them so, or its folds.
     teacher_cv : int, splitter, iterable, "prefit" or None, default=None
         As in :class:`LinearizedKDStudentCV`.
     random_state : int, RandomState instance or None, default=None
-        Orders of the rows. Networks have a ``random_state`` of their own.
+        Folds, and orders of the rows. Networks have a ``random_state`` of their own.
     device : str or torch.device, default="auto"
         Where kernels compute. "auto" is CUDA where available, else the CPU.
     memory_limit : "auto" or float, default="auto"
@@ -128,8 +130,9 @@ class DistillationPlan(CallbackSupportMixin, BaseEstimator):
     whole training is outside of that search's best set. Accuracies are against the labels at hand:
     where these are wrong in an unsystematic way differences shrink, but keep their sign.
 
-    A quarter of the labelled rows is held out to follow the learning curve, in each of ``n_orders``
-    orders; students of fewer rows are trained for as many epochs. Intervals are at 80 %.
+    The learning curve is tested on another fold in each of ``n_orders`` orders, or on ``X_val``;
+    students of fewer rows are trained for as many epochs. Intervals
+    are at 80 %.
 
     Examples
     --------
@@ -246,9 +249,10 @@ them, default=None
             progress.begin(len(students) + 1 + 2 * self.n_orders)
 
             # 2. Recipe and teacher for every student, on held-out rows; the best student.
-            cv = self.cv
-            if cv is None and len(students) > 1 and X_val is None:
-                cv = FOLDS_TO_COMPARE
+            #    Leave-one-out, in closed form, where there is one student, which converges.
+            has_closed_form = teachers.are_fitted and students[0].network is None
+            is_alone = len(students) == 1 and has_closed_form and self.cv is None
+            cv = None if is_alone or X_val is not None else given.splits
             searched = []
             for student in students:
                 with progress.step("search"):
@@ -313,9 +317,11 @@ them, default=None
                 "teacher_logits_val."
             )
         named = teachers_of(self.teachers, self.teacher_cv, logits)
-        given_logits = next(iter(named.values())) if logits is not None else None
-        asked = None if logits is not None else list(named.values())
-        hints = class_hints(asked, self.teacher_cv, given_logits, None)
+        first, *others = named.values()
+        if logits is None:
+            hints = class_hints([first, *others] if others else first, self.teacher_cv, None, None)
+        else:
+            hints = class_hints(None, None, first, None)
         rows = check_rows(self, rows_of_student(X), y, None, hints)
         teachers = posed_teachers(
             named,
@@ -327,7 +333,8 @@ them, default=None
             logits_val,
             are_logits=logits is not None,
         )
-        return Given(X, y, rows, X_val, y_val), teachers
+        splits = folds_of(self.cv, rows, self.random_state)
+        return Given(X, y, rows, splits, X_val, y_val), teachers
 
     def _options(self) -> dict[str, Any]:
         """Return the parameters that every search shares."""

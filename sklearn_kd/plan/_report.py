@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_kd.inspection._plotting import import_pyplot
-from sklearn_kd.plan._figures import pieces_of
+from sklearn_kd.plan._figures import height_of, pieces_of
 
 STYLE = """
 .skd { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 60rem;
@@ -34,6 +34,7 @@ STYLE = """
 .skd summary { cursor: pointer; color: #0a58a5; }
 """
 MARKS = {True: ("sure", "the rows tell, at 90 %"), False: ("unsure", "not told apart")}
+COMPARISONS = ("recipe", "hard labels", "teacher", "student", "stopping")  # that have a mark
 
 
 def body(plan: Any) -> str:
@@ -41,14 +42,16 @@ def body(plan: Any) -> str:
     plt = import_pyplot(type(plan))
     pieces, parts = pieces_of(plan), []
     for topic, finding in plan.findings_.items():
-        mark, meaning = MARKS[finding.is_sure]
+        mark = ""
+        if topic in COMPARISONS:
+            colour, meaning = MARKS[finding.is_sure]
+            mark = f'<span class="mark {colour}">{meaning}</span>'
         told = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in finding.sentences)
         picture = ""
         if topic in pieces:
             picture = _picture(plan, pieces[topic], topic, plt)
         parts.append(
-            f"<section><h2>{html.escape(topic.capitalize())}"
-            f'<span class="mark {mark}">{meaning}</span></h2>{told}{picture}'
+            f"<section><h2>{html.escape(topic.capitalize())}{mark}</h2>{told}{picture}"
             f"{_more(plan, topic)}</section>"
         )
     n_unlabelled = plan.n_rows_ - plan.n_labelled_
@@ -61,11 +64,11 @@ def body(plan: Any) -> str:
 
 def _picture(plan: Any, draw: Any, topic: str, plt: Any) -> str:
     """Return a picture of the plan, as an image inside the page."""
-    figure, ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(5.6, height_of(plan, topic)), layout="constrained")
     try:
         draw(plan, ax)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130)
+        figure.savefig(buffer, format="png", dpi=150)
     finally:
         plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -75,7 +78,7 @@ def _picture(plan: Any, draw: Any, topic: str, plt: Any) -> str:
 def _more(plan: Any, topic: str) -> str:
     """Return what can be unfolded: code of the recipe, tables of cells and forecasts."""
     if topic == "recipe":
-        code = html.escape(plan.recipe_.as_code("torch", n_classes=len(plan.classes_)))
+        code = html.escape(plan.recipe_.as_code("torch"))
         return (
             f"<details><summary>The loss, for your training loop</summary><pre>{code}</pre>"
             f"</details><details><summary>All cells</summary>{_table_of_cells(plan)}</details>"

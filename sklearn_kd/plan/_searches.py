@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.model_selection import StratifiedKFold, check_cv
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklearn_kd._array import to_tensor
@@ -16,8 +18,8 @@ from sklearn_kd.rows._checking import class_indices_of
 from sklearn_kd.rows._training_rows import TrainingRows
 from sklearn_kd.search._student_cv import LinearizedKDStudentCV
 
-# Folds of students that are compared with each other: all are trained on as many rows.
-FOLDS_TO_COMPARE = 5
+N_FOLDS = 5
+LEAST_LABELLED = 10
 
 
 class Given(NamedTuple):
@@ -26,6 +28,7 @@ class Given(NamedTuple):
     X: Any  # as the user gave it
     y: Any
     rows: TrainingRows  # the same, checked
+    splits: list[tuple[np.ndarray, np.ndarray]]  # folds of the rows: those to learn, and to score
     X_val: Any = None
     y_val: Any = None
 
@@ -43,6 +46,26 @@ class Given(NamedTuple):
     def labelled(self) -> np.ndarray:
         """Numbers of the rows with a label."""
         return np.flatnonzero(self.rows.labels >= 0)
+
+
+def folds_of(cv: Any, rows: TrainingRows, random_state: Any) -> list[Any]:
+    """Return the folds of a plan; None: five stratified ones, in a random order of the rows.
+
+    Raises
+    ------
+    ValueError
+        If there are few labelled rows.
+    """
+    n_labelled = int((rows.labels >= 0).sum())
+    if n_labelled < LEAST_LABELLED:
+        raise ValueError(
+            f"y has {n_labelled} labels, of which no answer follows: DistillationPlan needs "
+            f"{LEAST_LABELLED} or more."
+        )
+    if cv is None:
+        seed = check_random_state(random_state).randint(2**31 - 1)
+        cv = StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed)
+    return list(check_cv(cv, rows.labels, classifier=True).split(rows.array, rows.labels))
 
 
 class Searched(NamedTuple):
