@@ -20,7 +20,7 @@ MOST_PARAMETERS = 16
 MOST_PARAMETERS_OF_A_SEARCH = 21  # those of its students, and its own
 
 # Optional or heavy: imported where they are used, and nowhere else.
-IMPORTED_INSIDE = {"matplotlib", "dask", "skorch"}
+IMPORTED_INSIDE = {"matplotlib", "dask", "rich", "skorch"}
 
 
 def name_of(path):

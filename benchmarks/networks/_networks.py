@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import fetch_openml
+from trainer import Recipe, Training, train_grid
+
+from sklearn_kd.paper._common import mean_and_error, print_table
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "paper"))
-
-from _paper import mean_and_error, print_table  # noqa: E402
-from trainer import Recipe, Training, train_grid  # noqa: E402
 
 __all__ = ["mean_and_error", "print_table"]  # from the folder of the figures
 

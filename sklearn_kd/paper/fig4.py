@@ -5,10 +5,8 @@ the logits that the student is to fit. Middle: data inefficiency over the number
 per stopping time. Right: data inefficiency at one size over the hard ratio 1 − ρ.
 """
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from _paper import mean_and_error, over_runs, parse_arguments, print_table, published, save
 
 from sklearn_kd import LinearizedKDStudent, NTKTeacher
 from sklearn_kd.datasets import make_gaussian_mixture_logits
@@ -16,6 +14,7 @@ from sklearn_kd.distillation import effective_logits
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.metrics import data_inefficiency
+from sklearn_kd.paper._common import mean_and_error, over_runs, print_table, published, pyplot, save
 
 KERNEL = NTK(depth=3)
 TEMPERATURE = 5.0
@@ -87,6 +86,7 @@ def draw_one_dimension(upper, lower):
 
 
 def draw(soft, mixed, sizes, errors):
+    plt = pyplot()
     figure = plt.figure(figsize=(15, 4.6), layout="constrained")
     grid = figure.add_gridspec(2, 3)
     upper = figure.add_subplot(grid[0, 0])
@@ -129,8 +129,8 @@ def draw(soft, mixed, sizes, errors):
     return figure
 
 
-def main():
-    arguments = parse_arguments(__doc__)
+def main(arguments):
+    """Compute the figure, and write it."""
     sizes = 2 ** np.arange(5, 11 if arguments.quick else 13)
     n_runs = 3 if arguments.quick else 20
     runs = over_runs(lambda seed: run(seed, sizes), n_runs, arguments, "Figure 4")
@@ -171,7 +171,3 @@ def main():
         "data_inefficiency_hard": mixed,
     }
     save(draw(soft, mixed, sizes, errors.mean(axis=0)), results, arguments, "fig4")
-
-
-if __name__ == "__main__":
-    main()

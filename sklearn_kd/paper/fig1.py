@@ -1,10 +1,9 @@
 """Fig. 1: effective logits against the teacher's logits, for right and wrong teachers."""
 
-import matplotlib.pyplot as plt
 import numpy as np
-from _paper import parse_arguments, print_table, published, save
 
 from sklearn_kd.distillation import effective_logits
+from sklearn_kd.paper._common import print_table, published, pyplot, save
 
 TEMPERATURE = 5.0  # of the left panel, where the soft ratio varies
 SOFT_RATIO = 0.05  # of the right panel, where the temperature varies
@@ -19,7 +18,7 @@ def curve(z_t, side, value, label_sign):
 
 
 def is_comparable(side, value):
-    """Tell whether the published curve is that of a converged optimiser (see the README)."""
+    """Tell whether the published curve is that of a converged optimiser (see `docs/paper_figures.md`)."""
     return value != 0.01 if side == "left" else value >= 2
 
 
@@ -57,6 +56,7 @@ def table_row(result):
 
 
 def draw(results):
+    plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 6), layout="constrained", sharey=True)
     titles = {
         "left": f"Soft ratio ρ, at temperature T = {TEMPERATURE:g}",
@@ -88,15 +88,11 @@ def draw(results):
     return figure
 
 
-def main():
-    arguments = parse_arguments(__doc__)
+def main(arguments):
+    """Compute the figure, and write it."""
     results = compare(published("fig1"))
     header = ["curve", "at z_t ≈ −5", "at z_t ≈ 5", "largest difference", "comparable"]
     print_table("Fig. 1, z_eff: published | ours", header, map(table_row, results))
     worst = max(r["largest_difference"] for r in results if r["is_comparable"])
     print(f"Largest difference over the comparable curves: {worst:.3f}")
     save(draw(results), {"curves": results, "largest_difference": worst}, arguments, "fig1")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,9 +2,7 @@
 
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
-from _paper import mean_and_error, over_runs, parse_arguments, print_table, published, save
 
 from sklearn_kd import LinearizedKDStudent
 from sklearn_kd.datasets import make_gaussian_mixture_logits
@@ -16,6 +14,7 @@ from sklearn_kd.metrics import (
     transfer_risk_bound,
     weight_change_angles,
 )
+from sklearn_kd.paper._common import mean_and_error, over_runs, print_table, published, pyplot, save
 
 SOFT_RATIOS = np.array([1.0, 0.96, 0.7, 0.35])
 TEMPERATURE = 5.0
@@ -123,6 +122,7 @@ def print_tables(results):
 
 
 def draw(results):
+    plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     risk_axis, distribution_axis, angle_axis = axes
     sizes = results["sizes"]
@@ -152,15 +152,11 @@ def draw(results):
     return figure
 
 
-def main():
-    arguments = parse_arguments(__doc__)
+def main(arguments):
+    """Compute the figure, and write it."""
     n_runs, n_pool, n_test = (5, 3072, 2000) if arguments.quick else (12, 8192, 4000)
     sizes = 32 * 2 ** np.arange(6 if arguments.quick else 8)
     runs = over_runs(lambda seed: run(seed, sizes, n_pool, n_test), n_runs, arguments, "Fig. 2")
     results = summarize(runs, sizes)
     print_tables(results)
     save(draw(results), results, arguments, "fig2")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,27 +1,30 @@
-"""What the figure scripts share: arguments, a progress bar, tables, and files written."""
+"""What the figures share: a progress bar, tables, and files written."""
 
-import argparse
 import json
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 HERE = Path(__file__).parent
 
 
-def parse_arguments(description):
-    """Return ``quick``, ``output`` (a folder, made if missing) and ``seed``."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="fewer runs and rows")
-    parser.add_argument("--output", type=Path, default=HERE / "output", help="folder of the files")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first run")
-    arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    return arguments
+def pyplot():
+    """Return `matplotlib.pyplot`, imported only now.
+
+    Raises
+    ------
+    ImportError
+        If it, or what shows tables, is not installed.
+    """
+    try:
+        import matplotlib.pyplot as plt
+        import rich  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "The figures of the paper need matplotlib and rich; install them with "
+            "pip install 'sklearn_kd[plot,progress]'."
+        ) from error
+    return plt
 
 
 def published(figure):
@@ -31,6 +34,8 @@ def published(figure):
 
 def over_runs(run, n_runs, arguments, description):
     """Return ``[run(seed), ...]`` for consecutive seeds, with a progress bar."""
+    from rich.progress import track
+
     seeds = range(arguments.seed, arguments.seed + n_runs)
     return [run(seed) for seed in track(seeds, description, transient=True)]
 
@@ -43,6 +48,8 @@ def mean_and_error(values):
 
 def print_table(title, header, rows):
     """Print ``rows`` of cells; a pair (published, ours) becomes the cell "published | ours"."""
+    from rich.console import Console
+    from rich.table import Table
 
     def cell(value):
         if isinstance(value, tuple):
@@ -68,5 +75,5 @@ def save(figure, results, arguments, name):
     figure.savefig(arguments.output / f"{name}.png", dpi=110)
     text = json.dumps({"arguments": vars(arguments), **results}, default=plain, indent=1)
     (arguments.output / f"{name}.json").write_text(text + "\n")
-    plt.close(figure)
+    pyplot().close(figure)
     print(f"Wrote {name}.png and {name}.json to {arguments.output}.")

@@ -5,14 +5,13 @@ the effect of hard labels (Eq. 12) over the teacher's stopping time, above the t
 labels leave. (The paper's left panel, CIFAR-10 with a ResNet, is not part of this script.)
 """
 
-import matplotlib.pyplot as plt
 import numpy as np
-from _paper import mean_and_error, over_runs, parse_arguments, print_table, save
 
 from sklearn_kd import LinearizedKDStudent, NTKTeacher
 from sklearn_kd.datasets import make_gaussian_mixture_logits
 from sklearn_kd.kernels import NTK
 from sklearn_kd.metrics import hard_label_effect
+from sklearn_kd.paper._common import mean_and_error, over_runs, print_table, pyplot, save
 
 KERNEL = NTK(depth=3)
 TIMES = [30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000]  # learning rate × epochs
@@ -90,6 +89,7 @@ def optimum_row(errors):
 
 
 def draw(student, teacher, effect):
+    plt = pyplot()
     figure = plt.figure(figsize=(11, 5), layout="constrained")
     grid = figure.add_gridspec(2, 2)
     left = figure.add_subplot(grid[:, 0])
@@ -136,8 +136,8 @@ def draw(student, teacher, effect):
     return figure
 
 
-def main():
-    arguments = parse_arguments(__doc__)
+def main(arguments):
+    """Compute the figure, and write it."""
     n_runs, n_rows, n_test = (3, 1024, 3000) if arguments.quick else (20, 2048, 10_000)
     runs = over_runs(lambda seed: run(seed, n_rows, n_test), n_runs, arguments, "Figure 5")
     student, teacher, effect = (np.stack(values) for values in zip(*runs, strict=True))
@@ -178,7 +178,3 @@ def main():
         "hard_label_effect": effect,
     }
     save(draw(student, teacher, effect), results, arguments, "fig5")
-
-
-if __name__ == "__main__":
-    main()

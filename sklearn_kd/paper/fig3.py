@@ -1,15 +1,14 @@
 """Fig. 3: data inefficiency against task difficulty, and against an imperfect teacher."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from _paper import over_runs, parse_arguments, print_table, published, save
 
 from sklearn_kd.datasets import make_gaussian_mixture_logits
 from sklearn_kd.distillation import effective_logits
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.metrics import data_inefficiency
+from sklearn_kd.paper._common import over_runs, print_table, published, pyplot, save
 
 MODES = (22, 103, 1000)
 FLIP_PROBABILITIES = (0.0, 1.71e-3, 1.13e-2)
@@ -93,6 +92,7 @@ def table_row(result, n_sizes):
 
 
 def draw(results, sizes):
+    plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained", sharey=True)
     panels = {
         "Number of modes": ("modes", "{} modes"),
@@ -121,8 +121,8 @@ def draw(results, sizes):
     return figure
 
 
-def main():
-    arguments = parse_arguments(__doc__)
+def main(arguments):
+    """Compute the figure, and write it."""
     sizes = published("fig3")["sizes"][: 6 if arguments.quick else 7]
     n_runs, n_tasks = (10, 10) if arguments.quick else (20, 10)
     n_rows = int(np.ceil(sizes[-1] * np.sqrt(WINDOW)))
@@ -131,7 +131,3 @@ def main():
     rows = [table_row(result, len(sizes)) for result in results]
     print_table("Fig. 3, 𝓘(n): published | ours", ["curve", *map(str, sizes)], rows)
     save(draw(results, sizes), {"sizes": sizes, "curves": results}, arguments, "fig3")
-
-
-if __name__ == "__main__":
-    main()
