@@ -7,6 +7,7 @@ from sklearn_kd.distillation._recipes import (
     correction_logits,
     correction_margin,
     equivalent_soft_ratio,
+    toolkit_weight,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "diagnose_teacher",
     "effective_logits",
     "equivalent_soft_ratio",
+    "toolkit_weight",
 ]
