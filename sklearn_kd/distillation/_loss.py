@@ -68,6 +68,7 @@ class DistillationLoss(nn.Module):
     See Also
     --------
     equivalent_soft_ratio : The soft ratio of another toolkit's recipe.
+    Recipe : The parameters as a value, which writes this loss for other toolkits.
 
     Notes
     -----

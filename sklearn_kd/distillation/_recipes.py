@@ -217,6 +217,11 @@ def equivalent_soft_ratio(
         If an argument is out of its range, ``n_classes`` is missing, or shapes do not
         broadcast.
 
+    See Also
+    --------
+    toolkit_weight : The inverse.
+    Recipe.from_toolkit : The same for one recipe, as an object.
+
     Notes
     -----
     Common recipes, ``kl = F.kl_div(log_softmax(s / T), softmax(t / T), reduction=...)``:
@@ -245,11 +250,7 @@ def equivalent_soft_ratio(
     array([0.6154, 0.9351])
     """
     check_temperature_scaling(temperature_scaling)
-    check_word(reduction, "reduction", REDUCTIONS)
-    if reduction == "mean" and n_classes is None:
-        raise ValueError("n_classes must be the number of classes with reduction='mean'; got None.")
-    if n_classes is not None:
-        n_classes = count(n_classes, "n_classes, the number of classes,", least=2)
+    divisor = _divisor_of_soft_term(reduction, n_classes)
     a, temperature = numbers(weight, "weight"), numbers(temperature, "temperature")
     require_each(
         (a > 0) & (a <= 1),
@@ -263,7 +264,7 @@ def equivalent_soft_ratio(
     # a T^k : 1 - a, over T where k = 2: squares of T may overflow.
     temperature = temperature.to(a.device)
     unit = torch.ones_like(temperature) if temperature_scaling == "none" else temperature
-    soft = a * unit / (1 if n_classes is None or reduction == "batchmean" else n_classes)
+    soft = a * unit / divisor
     soft_ratio = soft / (soft + (1 - a) / unit)
     require_each(
         soft_ratio > 0,
@@ -273,3 +274,98 @@ def equivalent_soft_ratio(
         "raise weight or temperature: next to the hard term the soft one is below any float64.",
     )
     return soft_ratio
+
+
+@on_arrays
+def toolkit_weight(
+    soft_ratio: Tensor,
+    temperature: Tensor,
+    *,
+    temperature_scaling: str,
+    reduction: str = "batchmean",
+    n_classes: int | None = None,
+) -> Tensor:
+    r"""Weight of the soft term in a toolkit's loss with the same minimiser as Eq. 2.
+
+    The inverse of :func:`equivalent_soft_ratio`: the loss
+    :math:`a\,T^k\,\mathrm{soft} + (1-a)\,\mathrm{hard}` is Eq. 2 up to a factor for
+
+    .. math:: a = \frac{\rho / s}{\rho / s + 1 - \rho}, \qquad s = T^k \ (\text{or } T^k / K),
+
+    with k = 2 if the soft term carries Hinton's factor T² and k = 0 otherwise.
+
+    Parameters
+    ----------
+    soft_ratio : float or array-like in [0, 1]
+        Weight ρ of the soft labels in Eq. 2, as with ``temperature_scaling="none"`` here.
+    temperature : float or array-like, > 0
+        Temperature T of the soft labels; broadcast with ``soft_ratio``.
+    temperature_scaling : {"none", "squared"}
+        Whether the toolkit multiplies its soft term by T².
+    reduction : {"batchmean", "mean"}, default="batchmean"
+        How the toolkit's soft term averages: over rows, or over rows *and classes*.
+    n_classes : int >= 2, optional
+        Number of classes K; needed for, and only used by, ``reduction="mean"``.
+
+    Returns
+    -------
+    ndarray, scalar or tensor
+        The weight a in [0, 1] of the soft term; that of the hard term is 1 - a.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range, ``n_classes`` is missing, shapes do not broadcast, or
+        the weight is below any float64 although ``soft_ratio`` is positive.
+
+    See Also
+    --------
+    equivalent_soft_ratio : The inverse, with a table of common losses.
+    Recipe.as_code : The loss of a toolkit, written out.
+
+    Examples
+    --------
+    >>> from sklearn_kd.distillation import equivalent_soft_ratio, toolkit_weight
+    >>> a = toolkit_weight([0.5, 0.9, 1.0], 4.0, temperature_scaling="squared")
+    >>> a.round(4)
+    array([0.0588, 0.36  , 1.    ])
+    >>> equivalent_soft_ratio(a, 4.0, temperature_scaling="squared").round(4)
+    array([0.5, 0.9, 1. ])
+    """
+    check_temperature_scaling(temperature_scaling)
+    divisor = _divisor_of_soft_term(reduction, n_classes)
+    rho, temperature = numbers(soft_ratio, "soft_ratio"), numbers(temperature, "temperature")
+    require_each(
+        (rho >= 0) & (rho <= 1),
+        "soft_ratio",
+        rho,
+        "must be in [0, 1]",
+        "it is the share of the soft labels; 1 - soft_ratio is that of the hard labels.",
+    )
+    check_temperature(temperature)
+    check_broadcast(None, soft_ratio=rho, temperature=temperature)
+    # ρ / T^k : (1 - ρ) / K, times T where k = 2: squares of T may overflow.
+    rho, temperature = torch.broadcast_tensors(rho, temperature.to(rho.device))
+    unit = torch.ones_like(temperature) if temperature_scaling == "none" else temperature
+    soft, hard = rho / unit, (1 - rho) * unit / divisor
+    weight = soft / (soft + hard)
+    require_each(
+        (weight > 0) | (rho == 0),
+        "the toolkit's weight",
+        weight,
+        "must be positive",
+        "raise soft_ratio or lower temperature: next to the hard term the soft one is below any "
+        "float64.",
+    )
+    return weight
+
+
+def _divisor_of_soft_term(reduction: str, n_classes: int | None) -> int:
+    """Return what a toolkit divides the mean of the soft term over rows by; checked."""
+    check_word(reduction, "reduction", REDUCTIONS)
+    if reduction == "mean" and n_classes is None:
+        raise ValueError("n_classes must be the number of classes with reduction='mean'; got None.")
+    if n_classes is None:
+        return 1
+    n_classes = count(n_classes, "n_classes, the number of classes,", least=2)
+    return n_classes if reduction == "mean" else 1

@@ -13,6 +13,7 @@ from sklearn_kd.distillation import (
     correction_margin,
     effective_logits,
     equivalent_soft_ratio,
+    toolkit_weight,
 )
 
 properties = settings(deadline=None, derandomize=True, max_examples=200)
@@ -201,3 +202,73 @@ def test_equivalent_soft_ratio_at_any_temperature(weight, scaling, temperature):
 def test_equivalent_soft_ratio_below_any_float_is_an_error():
     with pytest.raises(ValueError, match=r"soft ratio must be positive; .*raise weight or temp"):
         equivalent_soft_ratio(0.5, 1e-300, temperature_scaling="squared")
+
+
+# And back: the weight of a toolkit
+
+
+@pytest.mark.parametrize("scaling", ["none", "squared"])
+@pytest.mark.parametrize("reduction", ["batchmean", "mean"])
+@properties
+@given(soft_ratio=st.floats(1e-6, 1), temperature=st.floats(0.05, 100))
+def test_toolkit_weight_is_the_inverse(soft_ratio, temperature, scaling, reduction):
+    options = {"temperature_scaling": scaling, "reduction": reduction, "n_classes": 10}
+    weight = toolkit_weight(soft_ratio, temperature, **options)
+    assert 0 < weight <= 1
+    # ρ next to 1 or a next to 1: the digits of 1 - ρ and 1 - a are those that are left.
+    ratio = equivalent_soft_ratio(weight, temperature, **options)
+    assert ratio == pytest.approx(soft_ratio, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("scaling", ["none", "squared"])
+@pytest.mark.parametrize("reduction", ["batchmean", "mean"])
+@pytest.mark.parametrize("soft_ratio", [0.0, 1e-3, 0.5, 1.0])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-100, 1e-3, 1.0, 1e100, 1e300])
+def test_toolkit_weight_at_any_temperature(soft_ratio, temperature, scaling, reduction):
+    options = {"temperature_scaling": scaling, "reduction": reduction, "n_classes": 10}
+    rho, factor = mpmath.mpf(soft_ratio), mpmath.mpf(1)
+    if scaling == "squared":
+        factor = mpmath.mpf(temperature) ** 2
+    if reduction == "mean":
+        factor /= 10
+    exact = rho / (rho + (1 - rho) * factor)
+    if soft_ratio == 0 or exact > 1e-300:
+        weight = toolkit_weight(soft_ratio, temperature, **options)
+        assert abs(mpmath.mpf(float(weight)) - exact) <= 1e-14 * exact
+    else:
+        with pytest.raises(
+            ValueError, match=r"toolkit's weight must be positive; .*raise soft_ratio"
+        ):
+            toolkit_weight(soft_ratio, temperature, **options)
+
+
+def test_toolkit_weights_answer_in_kind_and_broadcast():
+    ratios = torch.tensor([[0.0], [0.2], [1.0]], dtype=torch.float64)
+    weights = toolkit_weight(ratios, torch.tensor([1.0, 4.0]), temperature_scaling="squared")
+    assert isinstance(weights, torch.Tensor)
+    assert weights.shape == (3, 2)
+    assert weights[:, 0].tolist() == [0.0, 0.2, 1.0]
+    assert weights[1, 1].item() == pytest.approx((0.2 / 16) / (0.2 / 16 + 0.8), rel=1e-15)
+    assert toolkit_weight(ratios.float(), 2.0, temperature_scaling="none").dtype == torch.float32
+    assert np.isscalar(toolkit_weight(0.9, 1, temperature_scaling="none"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"soft_ratio": -0.1}, r"soft_ratio must be in \[0, 1\]; got -0.1"),
+        ({"soft_ratio": [0.5, 1.1]}, r"soft_ratio must be in \[0, 1\]; got 1.1 at index 1"),
+        ({"soft_ratio": np.nan}, r"soft_ratio must be in \[0, 1\]; got nan"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature_scaling": "T2"}, "temperature_scaling must be one of"),
+        ({"reduction": "sum"}, "reduction must be one of"),
+        ({"reduction": "mean"}, "n_classes must be the number of classes"),
+        ({"n_classes": 1}, "n_classes, the number of classes, must be an integer"),
+        ({"soft_ratio": [0.5, 0.6], "temperature": [1.0, 2.0, 3.0]}, "do not broadcast"),
+    ],
+    ids=str,
+)
+def test_bad_input_of_toolkit_weight_is_named(arguments, message):
+    good = {"soft_ratio": 0.5, "temperature": 2.0, "temperature_scaling": "squared"}
+    with pytest.raises(ValueError, match=message):
+        toolkit_weight(**good | arguments)
