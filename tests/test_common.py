@@ -13,7 +13,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import Normalizer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_kd import LinearizedKDStudent, LinearizedKDStudentCV, NTKTeacher, StudentPipeline
+from sklearn_kd import (
+    DistillationPlan,
+    LinearizedKDStudent,
+    LinearizedKDStudentCV,
+    NTKTeacher,
+    StudentPipeline,
+)
 from sklearn_kd.solvers import PCG, Nystrom, Refinement
 
 
@@ -57,6 +63,7 @@ UNEQUAL_FOLDS = {
         LinearizedKDStudentCV(LogisticRegression(max_iter=1000), ridges=[0.0, 0.1], cv=3),
         LinearizedKDStudentCV(solver=PCG(tol=1e-10), ridges=[0.1], cv=3),
         LinearizedKDStudentCV(soft_ratios=[0.5, 1.0], stopping_times=[1.0, None], cv=3),
+        DistillationPlan(soft_ratios=[0.5, 1.0], temperatures=[2.0], n_orders=2),
     ],
     expected_failed_checks=lambda estimator: (
         UNEQUAL_FOLDS if isinstance(estimator, StudentPipeline) else {}

@@ -40,6 +40,7 @@ ALLOWED = {
     "search": MACHINE | {"distillation", "metrics", "solvers", "teachers", "students", "training"},
     "inspection": LINALG | {"distillation", "metrics", "search"},
     "plan": MACHINE | {"distillation", "metrics", "teachers", "students", "search", "inspection"},
+    "__main__": {"plan"},
     "paper": MACHINE | {"datasets", "distillation", "metrics", "teachers", "students"},
     "__init__": {"teachers", "students", "search", "plan"},
 }

@@ -112,7 +112,7 @@ def about_trust(
         error = searched.accuracy[1]
         cautions.append(f"only {n_scored} rows are scored, so accuracies have ± {100 * error:.1f}")
     if recipe.claim == "inconclusive":
-        cautions.append("more than half of the recipes are as good: a usual one will do, too")
+        cautions.append("more than half of the recipes are as good, and any of these will do")
     if (
         teachers.are_fitted
         and given.X_val is None

@@ -86,7 +86,7 @@ def percent(share: float, stderr: float | None = None) -> str:
 def points(difference: float, stderr: float) -> str:
     """Return a difference of two shares as "0.8 ± 0.3 points"."""
     spread = f" ± {100 * stderr:.1f}" if np.isfinite(stderr) else ""
-    return f"{100 * difference + 0.0:.1f}{spread} points".replace("-", "−")
+    return f"{round(100 * difference, 1) + 0.0:.1f}{spread} points".replace("-", "−")
 
 
 def listed(names: list[str]) -> str:

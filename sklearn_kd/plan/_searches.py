@@ -78,9 +78,13 @@ class Searched(NamedTuple):
 
     @property
     def accuracy(self) -> tuple[float, float]:
-        """The held-out accuracy of the chosen recipe, and its standard error."""
+        """The held-out accuracy of the chosen recipe, and its standard error.
+
+        The error is that of one more row right and one more wrong, so that it is never 0.
+        """
         right = self.is_right[np.isfinite(self.is_right)]
-        return float(right.mean()), float(right.std(ddof=1) / np.sqrt(len(right)))
+        n, share = len(right), (right.sum() + 1) / (len(right) + 2)
+        return float(right.mean()), float(np.sqrt(share * (1 - share) / n))
 
     @property
     def stops(self) -> bool:
