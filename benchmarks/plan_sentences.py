@@ -121,6 +121,7 @@ def one_run(case, n, n_test, seed):
     plan.fit(X, y, teacher_logits=teachers)
     X_new = rng.normal(size=(n_test, D))
     y_new = case.true_labels(X_new, rng)
+    z_new = next(iter(case.teachers(X_new, y_new, rng).values()))
     cells = accuracies(plan.searches_, X, y, X_new, y_new)
     times = accuracies({"": plan.stopping_search_}, X, y, X_new, y_new)[""]
     findings = plan.findings_
@@ -133,6 +134,8 @@ def one_run(case, n, n_test, seed):
             name: loss.is_worse
             for name, loss in findings["teacher"].values.get("losses", {}).items()
         },
+        "teacher_right": float(((z_new > 0) == y_new).mean()),
+        "n_teachers": len(teachers),
         "cells": cells,
         "times": times,
         "chosen": plan.search_.best_index_,
@@ -175,7 +178,7 @@ def wrong_sentences(run, mean):
     Stopping times are those of the recipe of each draw, and so are their accuracies.
     """
     chosen_student = run["claims"]["student"][0]
-    cells, times = mean[chosen_student], np.array(run["times"])
+    cells, times = mean["cells"][chosen_student], np.array(run["times"])
     rho = np.array([p[0] for p in run["params"]])
     teacher = np.array([p[2] for p in run["params"]])
     same = teacher == teacher[run["chosen"]]
@@ -200,7 +203,13 @@ def wrong_sentences(run, mean):
     for name, is_worse in run["teachers_worse"].items():
         if is_worse and cells[teacher == name].max() >= cells.max():
             wrong.append("teacher")
-    by_student = {name: max(values) for name, values in mean.items()}
+    learnt, known = cells[run["chosen"]], mean["teacher"]
+    told = run["claims"]["teacher"][0]
+    if run["n_teachers"] == 1 and told == "better student" and learnt <= known:
+        wrong.append("teacher")
+    if run["n_teachers"] == 1 and told == "better teacher" and learnt >= known:
+        wrong.append("teacher")
+    by_student = {name: max(values) for name, values in mean["cells"].items()}
     for name, value in by_student.items():
         if name not in (chosen_student, *run["as_good"]) and value >= by_student[chosen_student]:
             wrong.append("student")
@@ -215,7 +224,8 @@ def confident_sentences(run):
     told = {
         "hard labels": run["claims"]["hard labels"][0] in ("help", "hurt", "hurt below"),
         "recipe": any(run["losses"].values()),
-        "teacher": any(run["teachers_worse"].values()),
+        "teacher": any(run["teachers_worse"].values())
+        or (run["n_teachers"] == 1 and run["claims"]["teacher"][1]),
         "student": len(run["as_good"]) < 2,
         "stopping": run["claims"]["stopping"][0] == "early",
     }
@@ -223,9 +233,11 @@ def confident_sentences(run):
 
 
 def mean_over(runs):
-    """Return the mean accuracies of every cell, by student."""
+    """Return the mean accuracies of every cell, by student, and of the first teacher."""
+    names = runs[0]["cells"]
     return {
-        name: np.mean([run["cells"][name] for run in runs], axis=0) for name in runs[0]["cells"]
+        "cells": {name: np.mean([run["cells"][name] for run in runs], axis=0) for name in names},
+        "teacher": np.mean([run["teacher_right"] for run in runs]),
     }
 
 
