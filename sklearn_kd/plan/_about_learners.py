@@ -11,33 +11,18 @@ from sklearn_kd.plan._finding import (
     CONFIDENCE,
     LIMIT,
     Finding,
-    contrast,
     listed,
     paired,
     percent,
     points,
 )
-from sklearn_kd.plan._searches import Given, Searched, chosen_classes
+from sklearn_kd.plan._searches import Searched, losses_of
 from sklearn_kd.plan._teachers import Teachers
 
 
-def rows_right(searched: Searched, given: Given) -> np.ndarray:
-    """Return whether each teacher is right on each row that is scored, (M, n); NaN if unknown.
-
-    A teacher that is fitted to the rows is asked by cross-fitting.
-    """
-    student, labels = searched.search.best_estimator_, given.scored_labels
-    if given.X_val is None:
-        members = student._member_logits()
-    else:
-        members = student._members_on(given.X_val, len(labels), None)
-    chosen = [chosen_classes(logits.numpy()) for logits in members]
-    return np.where(labels >= 0, np.array(chosen) == labels, np.nan)
-
-
-def about_teacher(searched: Searched, teachers: Teachers, given: Given) -> Finding:
+def about_teacher(searched: Searched, teachers: Teachers) -> Finding:
     """Return which teacher to take, and whether it is the most accurate one."""
-    right = rows_right(searched, given)
+    right = searched.teachers_right
     accuracies = {
         name: float(np.nanmean(of_one)) for name, of_one in zip(teachers.names, right, strict=True)
     }
@@ -53,20 +38,14 @@ def about_teacher(searched: Searched, teachers: Teachers, given: Given) -> Findi
             sentence = f"{first}; the student cannot be told from it: {points(gain, error)}."
         values = {"accuracies": accuracies, "gain": gain, "stderr": error}
         return Finding("teacher", claim, is_sure, [sentence], values)
-    search = searched.search
-    weights = [tuple(params["teacher_weights"]) for params in search.cv_results_["params"]]
-    named = [teachers.named(one) for one in weights]
-    chosen = teachers.named(search.best_params_["teacher_weights"])
-    losses = {
-        name: contrast(search, np.array([one == name for one in named]))
-        for name in dict.fromkeys(named)
-    }
+    losses, chosen = losses_of(searched.teacher_search, teachers), searched.teacher
     as_good = [name for name, loss in losses.items() if not loss.is_worse and name != chosen]
     worse = [name for name, loss in losses.items() if loss.is_worse]
     is_sure = not as_good
     sentences = [f"Learn from {chosen!r}."]
     if as_good:
-        sentences.append(f"{listed([repr(n) for n in as_good])} cannot be told from it at 90 %.")
+        names = listed([repr(name) for name in as_good])
+        sentences.append(f"{names} cannot be told from it at 90 %: the most accurate one is taken.")
     if worse:
         told = [f"{name!r} ({losses[name]})" for name in worse]
         sentences.append(f"Worse: {listed(told)}.")

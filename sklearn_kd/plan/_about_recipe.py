@@ -32,10 +32,8 @@ def about_recipe(searched: Searched) -> Finding:
         f"Train with {_named(recipe)}: accuracy {percent(accuracy, error)} on held-out rows."
     ]
     losses: dict[str, Any] = {}
-    # What other teachers make of a recipe is another question.
-    same = same_teacher(search)
-    in_set = results["in_best_set"] & same
-    n_cells, n_best = int(same.sum()), int(in_set.sum())
+    in_set, n_cells = results["in_best_set"], len(results["params"])
+    n_best = int(in_set.sum())
     is_sure = 2 * n_best <= n_cells or n_cells == 1
     if n_cells == 1:
         sentences.append("It is the only recipe that was asked for.")
@@ -46,11 +44,11 @@ def about_recipe(searched: Searched) -> Finding:
         spread += f", T from {temperature[in_set].min():g} to {temperature[in_set].max():g}"
         start = "" if is_sure else "Inconclusive: "
         sentences.append(f"{start}{n_best} of {n_cells} cells are as good at 90 % ({spread}).")
-    soft_only = same & (rho == 1)
+    soft_only = rho == 1
     others = [("ρ = 1", soft_only)] if recipe.soft_ratio < 1 else []
     scaling = recipe.temperature_scaling
     for habit_rho, habit_T in HABITS:
-        is_habit = same & (rho == habit_rho) & (temperature == habit_T)
+        is_habit = (rho == habit_rho) & (temperature == habit_T)
         if scaling == "squared" and (habit_rho, habit_T) != (recipe.soft_ratio, recipe.temperature):
             others.append((f"The habit ρ = {habit_rho:g}, T = {habit_T:g}", is_habit))
     for name, cells in others:
@@ -60,7 +58,7 @@ def about_recipe(searched: Searched) -> Finding:
         losses[name] = loss
         told = "would lose" if loss.is_worse else "cannot be told from it:"
         sentences.append(f"{name} {told} {loss}.")
-    sentences += _edges(search, rho[same], temperature[same])
+    sentences += _edges(search, rho, temperature)
     claim = "sure" if is_sure else "inconclusive"
     values = {"recipe": recipe, "accuracy": accuracy, "stderr": error, "n_as_good": n_best}
     return Finding("recipe", claim, is_sure, sentences, {**values, "losses": losses})
@@ -78,12 +76,6 @@ def _edges(search: Any, rho: np.ndarray, temperature: np.ndarray) -> list[str]:
     return found
 
 
-def same_teacher(search: Any) -> np.ndarray:
-    """Return which cells have the teacher of the best one, (n_cells,)."""
-    params, best = search.cv_results_["params"], search.best_params_
-    return np.array([one.get("teacher_weights") == best.get("teacher_weights") for one in params])
-
-
 def _named(recipe: Recipe) -> str:
     scaling = " (soft term × T²)" if recipe.temperature_scaling == "squared" else ""
     return f"ρ = {recipe.soft_ratio:g}, T = {recipe.temperature:g}{scaling}"
@@ -96,14 +88,14 @@ def about_hard_labels(searched: Searched, given: Given) -> Finding:
     "hurt": so is every cell with ρ < 1. "hurt below": so are those up to some ρ.
     """
     search = searched.search
-    rho, same = column(search, "soft_ratio"), same_teacher(search)
+    rho = column(search, "soft_ratio")
     if rho.min() == rho.max() or rho.max() < 1:
         reason = "they are, where soft_ratios hold 1 and less."
         return Finding(
             "hard labels", "not asked", False, [f"Hard labels were not compared; {reason}"]
         )
-    soft_only, mixed = contrast(search, same & (rho == 1)), contrast(search, same & (rho < 1))
-    worst = _worse_up_to(search, rho, same)
+    soft_only, mixed = contrast(search, rho == 1), contrast(search, rho < 1)
+    worst = _worse_up_to(search, rho)
     values: dict[str, Any] = {
         "soft only": soft_only,
         "with hard labels": mixed,
@@ -117,7 +109,7 @@ def about_hard_labels(searched: Searched, given: Given) -> Finding:
         first = f"Hard labels hurt: the best recipe with them loses {mixed} against ρ = 1."
     elif worst is not None and worst >= rho[rho < 1].max() / 2:
         claim, is_sure = "hurt below", True
-        loss = contrast(search, same & (rho <= worst))
+        loss = contrast(search, rho <= worst)
         first = f"Many hard labels hurt: every recipe with ρ ≤ {worst:g} loses, {loss} or more."
     else:
         claim, is_sure = "do not matter", False
@@ -129,9 +121,9 @@ def about_hard_labels(searched: Searched, given: Given) -> Finding:
     return Finding("hard labels", claim, is_sure, [first, said], values)
 
 
-def _worse_up_to(search: Any, rho: np.ndarray, same: np.ndarray) -> float | None:
+def _worse_up_to(search: Any, rho: np.ndarray) -> float | None:
     """Return the largest ρ up to which all cells are out of the best set; None if there is none."""
-    in_set = search.cv_results_["in_best_set"] & same
+    in_set = search.cv_results_["in_best_set"]
     values = np.unique(rho[rho < rho[in_set].min()])
     return float(values.max()) if len(values) else None
 

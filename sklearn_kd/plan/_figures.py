@@ -64,7 +64,7 @@ def draw_teachers(plan: Any, ax: Any) -> None:
 
 def _best_by_teacher(plan: Any) -> dict[str, tuple[float, float]]:
     """Return the best held-out accuracy with each teacher, and its standard error."""
-    results, found = plan.search_.cv_results_, {}
+    results, found = plan.teacher_search_.cv_results_, {}
     order = np.argsort(results["mean_test_score"])
     for index in order:
         name = plan._teachers.named(results["params"][index].get("teacher_weights"))

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_kd._progress import fit_task
 from sklearn_kd._sklearn import CallbackSupportMixin, Interval, StrOptions, fit_context
 from sklearn_kd._warnings import said_before
-from sklearn_kd.plan._about_learners import about_student, about_teacher, rows_right
+from sklearn_kd.plan._about_learners import about_student, about_teacher
 from sklearn_kd.plan._about_recipe import about_hard_labels, about_recipe, recipe_of
 from sklearn_kd.plan._about_rows import about_labels, about_rows, forecast
 from sklearn_kd.plan._about_training import about_stopping, about_trust, search_for_time
@@ -91,7 +91,9 @@ class DistillationPlan(CallbackSupportMixin, BaseEstimator):
         "labels worth checking", "trust". A finding has a ``claim`` in a word or two, ``is_sure``
         (whether the rows tell, at 90 %), ``sentences`` and the ``values`` behind them.
     search_ : LinearizedKDStudentCV
-        The search of the chosen student.
+        The search of the chosen student, with the chosen teacher.
+    teacher_search_ : LinearizedKDStudentCV
+        That over all teachers, each alone and all in equal parts; ``search_`` if there is one.
     searches_ : dict of LinearizedKDStudentCV
         Those of all students, by name.
     stopping_search_ : LinearizedKDStudentCV
@@ -123,6 +125,9 @@ class DistillationPlan(CallbackSupportMixin, BaseEstimator):
 
     Notes
     -----
+    Of teachers that cannot be told from the best one, the most accurate is taken, and its recipes
+    are searched by themselves.
+
     What is said to be so is so at 90 %, for all cells of the grid together: the best set of
     :class:`LinearizedKDStudentCV`. Hard labels "help" if no cell at ρ = 1 is in that set, "hurt" if
     no other cell is, and "hurt below" some ρ if no cell up to that one is, while ρ = 1 is. The
@@ -265,14 +270,14 @@ them, default=None
                 timed = search_for_time(best, teachers, given, options)
 
             # 4. Students of fewer rows, and what these say of more.
-            right = rows_right(best, given)
+            right = best.teachers_right
             with said_before():
                 curves = learning_curves(
                     best, teachers, given, options, self.n_orders, self.random_state, progress
                 )
             recipe, floor = recipe_of(best), None
-            if teachers.are_fitted and teachers.weights is None:
-                floor = float(1 - np.nanmean(right[0]))
+            if teachers.are_fitted and best.teacher in teachers.names:
+                floor = float(1 - np.nanmean(right[teachers.names.index(best.teacher)]))
             factors = tuple(float(f) for f in self.row_factors)
             forecasts = [forecast(one, given, recipe.soft_ratio, factors, floor) for one in curves]
 
@@ -283,7 +288,7 @@ them, default=None
             findings = [
                 of_recipe,
                 about_hard_labels(best, given),
-                about_teacher(best, teachers, given),
+                about_teacher(best, teachers),
                 about_student(searched, chosen),
                 about_rows(forecasts, given),
                 about_stopping(timed),
@@ -295,6 +300,7 @@ them, default=None
                 recipe_=recipe,
                 findings_={finding.topic: finding for finding in findings},
                 search_=best.search,
+                teacher_search_=best.teacher_search,
                 searches_={one.student.name: one.search for one in searched},
                 stopping_search_=timed,
                 forecasts_=forecasts,

@@ -11,6 +11,8 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklearn_kd._array import to_tensor
+from sklearn_kd._warnings import said_before
+from sklearn_kd.plan._finding import Contrast, contrast
 from sklearn_kd.plan._known import KnownKernel
 from sklearn_kd.plan._students import Student
 from sklearn_kd.plan._teachers import Teachers
@@ -75,6 +77,9 @@ class Searched(NamedTuple):
     search: LinearizedKDStudentCV  # fitted
     is_right: np.ndarray  # (n,) or (n_validation,) of the chosen recipe, held out; NaN if unknown
     last_time: float | None  # of a network's training; None: it converges
+    teacher: str  # the chosen one
+    teachers_right: np.ndarray  # (M, n) whether each teacher is, alone; NaN if unknown
+    teacher_search: LinearizedKDStudentCV  # over all teachers; `search` where there is one
 
     @property
     def accuracy(self) -> tuple[float, float]:
@@ -109,14 +114,65 @@ def search_for(
             network.set_params(cv="prefit")
         search = LinearizedKDStudentCV.for_network(network, given.X, given.y, **params)
         search.kernel = KnownKernel(search.kernel, _all_rows(given))
-    search.fit(given.X, given.y, X_val=given.X_val, y_val=given.y_val)
+    fit = {"X": given.X, "y": given.y, "X_val": given.X_val, "y_val": given.y_val}
+    teacher_search = search.fit(**fit)
+    right = teachers_right(search, given)
+    if teachers.weights is not None:
+        # The recipes of one teacher, which a larger set of cells would hide.
+        weights = chosen_weights(search, teachers, right)
+        search = LinearizedKDStudentCV(**search.get_params(deep=False))
+        search.set_params(teacher_weights=[weights])
+        with said_before():
+            search.fit(**fit)
     times = search.stopping_times
     return Searched(
         student,
         search,
         _is_right(search, given),
         None if times is None else max(t for t in times if t is not None),
+        teachers.named(search.best_params_.get("teacher_weights")),
+        right,
+        teacher_search,
     )
+
+
+def losses_of(search: LinearizedKDStudentCV, teachers: Teachers) -> dict[str, Contrast]:
+    """Return how much worse the best recipe with each teacher, and with all, is than the best."""
+    named = [teachers.named(params["teacher_weights"]) for params in search.cv_results_["params"]]
+    return {
+        name: contrast(search, np.array([one == name for one in named]))
+        for name in dict.fromkeys(named)
+    }
+
+
+def chosen_weights(
+    search: LinearizedKDStudentCV, teachers: Teachers, right: np.ndarray
+) -> tuple[float, ...]:
+    """Return the teacher to take: of those that cannot be told from the best, the most accurate.
+
+    All in equal parts only where no single one is as good.
+    """
+    assert teachers.weights is not None
+    losses = losses_of(search, teachers)
+    as_good = [i for i, name in enumerate(teachers.names) if not losses[name].is_worse]
+    if not as_good:
+        return search.best_params_["teacher_weights"]
+    accuracy = np.nanmean(right, axis=1)
+    return teachers.weights[max(as_good, key=lambda index: accuracy[index])]
+
+
+def teachers_right(search: LinearizedKDStudentCV, given: Given) -> np.ndarray:
+    """Return whether each teacher is right on each row that is scored, (M, n); NaN if unknown.
+
+    A teacher that is fitted to the rows is asked by cross-fitting.
+    """
+    student, labels = search.best_estimator_, given.scored_labels
+    if given.X_val is None:
+        members = student._member_logits()
+    else:
+        members = student._members_on(given.X_val, len(labels), None)
+    chosen = [chosen_classes(logits.numpy()) for logits in members]
+    return np.where(labels >= 0, np.array(chosen) == labels, np.nan)
 
 
 def _all_rows(given: Given) -> Tensor:

@@ -42,7 +42,9 @@ def test_the_search_is_leave_one_out_over_the_grid(plan, digits):
         temperature_scaling="squared",
     ).fit(X, y)
     best = search.best_params_
-    assert plan.recipe_ == Recipe(best["soft_ratio"], best["temperature"], "squared")
+    assert plan.recipe_ == Recipe(
+        best["soft_ratio"], best["temperature"], temperature_scaling="squared"
+    )
     assert plan.search_.best_score_ == search.best_score_
     assert plan.findings_["recipe"].values["accuracy"] == pytest.approx(search.best_score_)
 
@@ -69,9 +71,9 @@ def test_the_student_is_unfitted_and_has_the_recipe(plan, digits):
     assert isinstance(student, LinearizedKDStudent)
     assert not hasattr(student, "classes_")
     assert student.teacher is teacher
-    assert Recipe(student.soft_ratio, student.temperature, student.temperature_scaling) == (
-        plan.recipe_
-    )
+    assert Recipe(
+        student.soft_ratio, student.temperature, temperature_scaling=student.temperature_scaling
+    ) == (plan.recipe_)
     assert student.fit(X, y).score(X, y) > 0.9
 
 
