@@ -22,12 +22,12 @@ from sklearn_kd.distillation._arguments import fraction
 
 # The rates d that are averaged over, and how likely each is thought to be beforehand.
 RATES = np.geomspace(0.08, 1.6, 14)
-LIKELY_RATE, SPREAD_OF_RATES = 0.4, 0.5  # the median, and the spread of ln d
+LIKELY_RATE, SPREAD_OF_RATES = 0.4, 0.3  # the median, and the spread of ln d
 # The share of the last error that is left in the end, a, where no floor is known.
 SHARES = np.linspace(0, 0.95, 20)
 # Curves are no exact laws: they leave them by so much of the error with each doubling, one way and
 # the other, from the largest size on.
-MISFIT_BACK, MISFIT_AHEAD = 0.1, 0.07
+MISFIT_BACK, MISFIT_AHEAD = 0.15, 0.07
 # What a mean over orders of the same rows leaves of their own spread.
 LEAST_NOISE = 1e-4
 GRID = 2000  # points at which a quantile is looked for
@@ -220,8 +220,9 @@ def _covariance(sizes: np.ndarray, mean: np.ndarray, shared: float, own: np.ndar
     profile = np.sqrt((mean * (1 - mean)).clip(1e-8))
     profile = shared * profile / profile[-1]
     back = np.log2(sizes[-1] / sizes)
-    walk = np.minimum(back[:, None], back) * (MISFIT_BACK * np.maximum(mean, 1e-3)) ** 2
-    return np.outer(profile, profile) + (walk + walk.T) / 2 + np.diag(own**2)
+    step = MISFIT_BACK * np.maximum(mean, 1e-3)
+    walk = np.minimum(back[:, None], back) * np.outer(step, step)
+    return np.outer(profile, profile) + walk + np.diag(own**2)
 
 
 def _fitted(

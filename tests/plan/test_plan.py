@@ -4,6 +4,7 @@ import pickle
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.callback import ProgressBar
@@ -263,3 +264,26 @@ def test_arguments_that_cannot_be(digits):
         DistillationPlan().fit(X, np.zeros(len(X), int))
     with pytest.raises(ValueError, match=r"teacher_logits\['b'\]"):
         DistillationPlan().fit(X, y, teacher_logits={"a": z_t, "b": z_t[:5]})
+
+
+def test_data_frames_strings_and_missing_labels(digits):
+    X, y, teacher = digits
+    names = np.array(["three", "eight"], dtype=object)[y]
+    names[150:] = None
+    frame = pd.DataFrame(X, columns=[f"pixel {i}" for i in range(X.shape[1])])
+    named = FrozenEstimator(LogisticRegression(C=0.01).fit(frame[:60], names[:60].astype(str)))
+    plan = DistillationPlan(teachers=named, n_orders=2, **GRID).fit(frame, names)
+    assert plan.classes_.tolist() == ["eight", "three"]
+    assert (plan.n_labelled_, plan.n_rows_) == (150, 200)
+    assert plan.feature_names_in_[0] == "pixel 0"
+    z_t = pd.DataFrame({"three": 0.0, "eight": teacher.decision_function(X)})
+    again = DistillationPlan(n_orders=2, **GRID).fit(frame, names, teacher_logits=z_t)
+    assert again.findings_["teacher"].values["accuracies"]["teacher"] > 0.9
+
+
+def test_the_same_in_single_precision_and_with_copies_of_rows(digits):
+    X, y, teacher = digits
+    plan = DistillationPlan(teachers=teacher, n_orders=2, **GRID)
+    twice = plan.fit(np.repeat(X, 2, axis=0).astype(np.float32), np.repeat(y, 2))
+    assert twice.search_.best_score_ > 0.9
+    assert "distinct labelled rows" in str(twice.findings_["hard labels"])
