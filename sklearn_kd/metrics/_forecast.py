@@ -79,15 +79,12 @@ def learning_curve_forecast(
 
     Returns
     -------
-    forecast : named tuple
-        target_sizes : ndarray of int of shape (n_targets,)
-        error : ndarray of shape (n_targets,)
-            The median.
-        low, high : ndarray of shape (n_targets,)
-            The interval, of the error on all rows that there could be, as a mean over draws of the
-            training rows. The error measured on another finite test set has its noise on top.
-        rate, final_error : float
-            Posterior means of d and a.
+    Forecast
+        A named tuple: ``target_sizes``; ``error``, the median at each of them; ``low`` and
+        ``high``, the interval, each of shape (n_targets,); ``rate`` and ``final_error``, the
+        posterior means of d and a. The interval is that of the error on all rows that there could
+        be, as a mean over draws of the training rows; an error measured on another finite test set
+        has its noise on top.
 
     Raises
     ------

@@ -58,7 +58,7 @@ def _n_unlabelled(given: Given) -> int:
     return int((given.rows.labels < 0).sum())
 
 
-def about_rows(forecasts: list[Forecast], given: Given) -> Finding:
+def about_rows(forecasts: list[Forecast], given: Given, *, is_network: bool) -> Finding:
     """Return the expected error with more rows, with 80 % intervals."""
     if not forecasts:
         sentence = (
@@ -77,6 +77,11 @@ def about_rows(forecasts: list[Forecast], given: Given) -> Finding:
         sentences.append(
             f"Expected error with more {one.curves.grows} rows than the {one.n_rows} at hand "
             f"(now {percent(found.error[0])}), 80 % intervals: {'; '.join(told)}."
+        )
+    if is_network:
+        sentences.append(
+            "These are errors of the surrogate, whose kernel stays that of pilots on the rows at "
+            "hand: networks that were trained on more rows in our experiments did better."
         )
     first = forecasts[0]
     moves, claim = _where_it_moves(first)

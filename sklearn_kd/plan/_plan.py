@@ -290,7 +290,7 @@ them, default=None
                 about_hard_labels(best, given),
                 about_teacher(best, teachers),
                 about_student(searched, chosen),
-                about_rows(forecasts, given),
+                about_rows(forecasts, given, is_network=best.student.network is not None),
                 about_stopping(timed),
                 of_labels,
                 about_trust(best, given, right, n_doubtful, of_recipe, teachers),
