@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
 from sklearn_kd.plan._finding import (
-    CONFIDENCE,
-    LIMIT,
     Finding,
+    limit_of,
     listed,
     paired,
     percent,
@@ -29,7 +27,9 @@ def about_teacher(searched: Searched, teachers: Teachers) -> Finding:
     gain, error = paired(searched.is_right, right[0])
     if teachers.weights is None:
         first = f"The teacher is right on {percent(accuracies[teachers.names[0]])} of these rows"
-        if abs(gain) > LIMIT * error:
+        # The student is the best of all cells on the same rows: it is ahead of itself.
+        n_cells = len(searched.search.cv_results_["params"])
+        if abs(gain) > limit_of(n_cells) * error:
             claim, is_sure = ("better student" if gain > 0 else "better teacher"), True
             than = "above" if gain > 0 else "below"
             sentence = f"{first}; the student is {than} it, by {points(abs(gain), error)}."
@@ -67,7 +67,7 @@ def _most_accurate(
         return said + "."
     names = list(accuracies)
     ahead, error = paired(right[names.index(best)], right[names.index(chosen)])
-    if losses[best].is_worse and ahead > LIMIT * error:
+    if losses[best].is_worse and ahead > limit_of(1) * error:
         return (
             said + f": the better teacher is not the better choice here, it loses {losses[best]}."
         )
@@ -87,7 +87,7 @@ def about_student(searched: list[Searched], chosen: int) -> Finding:
         if index != chosen:
             loss, of_loss = paired(best.is_right, other.is_right)
             told += f" (less by {points(loss, of_loss)})"
-            if not loss > _limit_of(len(searched)) * of_loss:
+            if not loss > limit_of(len(searched) - 1) * of_loss:
                 as_good.append(other.student.name)
         parts.append(told)
     sentences = [f"Train {best.student.name!r}. Held-out accuracies, each by its own best recipe: "]
@@ -98,8 +98,3 @@ def about_student(searched: list[Searched], chosen: int) -> Finding:
             "smallest."
         )
     return Finding("student", best.student.name, not as_good, sentences, {"as_good": as_good})
-
-
-def _limit_of(n_students: int) -> float:
-    """Return the limit of one of several differences over its error (Bonferroni)."""
-    return float(norm.ppf(1 - (1 - CONFIDENCE) / (2 * max(1, n_students - 1))))

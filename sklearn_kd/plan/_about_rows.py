@@ -81,7 +81,8 @@ def about_rows(forecasts: list[Forecast], given: Given, *, is_network: bool) -> 
     if is_network:
         sentences.append(
             "These are errors of the surrogate, whose kernel stays that of pilots on the rows at "
-            "hand: networks that were trained on more rows in our experiments did better."
+            "hand: in three experiments networks that were really trained on 4 times as many rows "
+            "had 0.4 to 1.1 times the error that was forecast."
         )
     first = forecasts[0]
     moves, claim = _where_it_moves(first)

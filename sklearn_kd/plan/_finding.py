@@ -9,7 +9,6 @@ import numpy as np
 from scipy.stats import norm
 
 CONFIDENCE = 0.9  # that of the best set of a search
-LIMIT = norm.ppf((1 + CONFIDENCE) / 2)  # of a difference over its standard error, two-sided
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,14 @@ def contrast(search: Any, cells: np.ndarray) -> Contrast:
         float(results["stderr_diff_test_score"][best]),
         not results["in_best_set"][inside].any(),
     )
+
+
+def limit_of(n_differences: int) -> float:
+    """Return how many standard errors the largest of some differences may be by chance.
+
+    Two-sided, at 90 % (Bonferroni).
+    """
+    return float(norm.ppf(1 - (1 - CONFIDENCE) / (2 * max(1, n_differences))))
 
 
 def column(search: Any, name: str) -> np.ndarray:
