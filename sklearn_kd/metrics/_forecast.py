@@ -28,9 +28,11 @@ SHARES = np.linspace(0, 0.95, 20)
 # Curves are no exact laws: they leave them by so much of the error with each doubling, one way and
 # the other, from the largest size on.
 MISFIT_BACK, MISFIT_AHEAD = 0.15, 0.07
+# The spread of a single order, which does not show it, as a share of the error.
+SPREAD_OF_ONE = 0.05
 # What a mean over orders of the same rows leaves of their own spread.
 LEAST_NOISE = 1e-4
-GRID = 2000  # points at which a quantile is looked for
+GRID = 500  # points at which a quantile is looked for
 
 
 class Forecast(NamedTuple):
@@ -101,6 +103,9 @@ def learning_curve_forecast(
     The noise of the curve has three parts: that of the test rows, which all sizes share; the spread
     between orders; and the misfit of the law, a random walk on the logarithm of the size, which
     counts early sizes less and widens the interval with each doubling.
+
+    Beforehand rates of 0.2 to 0.7 are thought likely, and all final errors below the last one: a
+    steep curve is expected to level off.
 
     A curve that has not begun to fall cannot be continued: the interval says so by its width.
 
@@ -194,7 +199,7 @@ def _noise(errors: np.ndarray, n_test: int | None) -> tuple[float, np.ndarray]:
         shared = float(np.sqrt(at_end * (1 - at_end) / n_test))
     # Differences from the curve of an order are free of what the sizes share.
     relative = errors - errors.mean(axis=1, keepdims=True)
-    spread = relative.std(axis=0, ddof=1) if n_orders > 1 else np.full(errors.shape[1], 0.02)
+    spread = relative.std(axis=0, ddof=1) if n_orders > 1 else SPREAD_OF_ONE * mean
     pooled = np.sqrt(np.mean(spread**2))
     own = np.sqrt((spread**2 + pooled**2) / 2 / n_orders)
     return shared, np.maximum(own, LEAST_NOISE)
