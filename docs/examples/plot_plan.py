@@ -2,10 +2,11 @@
 A plan: which checkpoint, which recipe, how many labels?
 ========================================================
 
-A network was trained on 600 digits, of which a fifth have a wrong label, and kept after a few epochs
-and at the end. A smaller network is to be distilled from it on 500 other rows, whose labels are
-wrong as often; 300 more have none. One call says what to do, and how sure that is. Then the small
-network is trained by the plan, and by what people do without one: the last checkpoint, ρ = 0.9, T = 4.
+A network was trained on 600 digits, of which a fifth have a wrong label, and kept after a few
+epochs and at the end. A smaller network is to be distilled from it on 500 other rows, whose labels
+are wrong as often; 300 more have none. One call says what to do, and how sure that is. Then the
+small network is trained by the plan, and by what people do without one: the last checkpoint,
+ρ = 0.9, T = 4.
 """
 
 import matplotlib.pyplot as plt

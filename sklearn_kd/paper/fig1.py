@@ -18,7 +18,7 @@ def curve(z_t, side, value, label_sign):
 
 
 def is_comparable(side, value):
-    """Tell whether the published curve is that of a converged optimiser (see `docs/paper_figures.md`)."""
+    """Tell whether the published curve is that of a converged optimiser."""
     return value != 0.01 if side == "left" else value >= 2
 
 
@@ -45,6 +45,7 @@ def compare(curves):
 
 
 def table_row(result):
+    """Return the cells of a curve: published and ours, near z_t = -5 and 5."""
     symbol = "ρ" if result["side"] == "left" else "T"
     at = [int(np.abs(np.subtract(result["teacher_logits"], z)).argmin()) for z in (-5, 5)]
     return [
@@ -56,6 +57,7 @@ def table_row(result):
 
 
 def draw(results):
+    """Draw both panels, the published points on top of the curves."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 6), layout="constrained", sharey=True)
     titles = {
@@ -66,13 +68,13 @@ def draw(results):
         values = sorted({r["value"] for r in results if r["side"] == side})
         colors = dict(zip(values, plt.cm.viridis(np.linspace(0, 0.9, len(values))), strict=True))
         for value in values:
-            name = f"{'ρ' if side == 'left' else 'T'} = {value:.3g}"
+            label: str | None = f"{'ρ' if side == 'left' else 'T'} = {value:.3g}"
             for teacher, label_sign in TEACHERS.items():
                 style = "-" if teacher == "right_teacher" else "--"
                 for half in (np.linspace(-15, -1e-9, 400), np.linspace(1e-9, 15, 400)):
                     z_eff = curve(half, side, value, label_sign)
-                    axis.plot(half, z_eff, style, color=colors[value], label=name)
-                    name = None
+                    axis.plot(half, z_eff, style, color=colors[value], label=label)
+                    label = None
         for result in (r for r in results if r["side"] == side):
             marker = "o" if result["is_comparable"] else "x"
             points = result["teacher_logits"], result["published"]

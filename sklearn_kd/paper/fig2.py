@@ -96,6 +96,7 @@ def published_angles(soft_ratio, n_sizes):
 
 
 def print_tables(results):
+    """Print risks, angles and slopes, the published ones beside ours."""
     sizes = results["sizes"]
     header = ["soft ratio", *map(str, sizes)]
     rows = [
@@ -122,6 +123,7 @@ def print_tables(results):
 
 
 def draw(results):
+    """Draw the risk, the distribution of angles, and the angles of the weight changes."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     risk_axis, distribution_axis, angle_axis = axes

@@ -35,7 +35,7 @@ def draw_tasks(X, n_tasks, rng):
 
     z = mixtures(MODES[0])
     flips = rng.uniform(size=z.shape)
-    curves = {("modes", q): mixtures(q) for q in MODES}
+    curves: dict[tuple[str, float | str], np.ndarray] = {("modes", q): mixtures(q) for q in MODES}
     curves |= {("flips", p): np.where(flips < p, -z, z) for p in FLIP_PROBABILITIES}
     curves["references", "zero"] = np.zeros_like(z)
     curves["references", "random"] = rng.standard_normal(z.shape)
@@ -86,12 +86,14 @@ def summarize(runs, sizes):
 
 
 def table_row(result, n_sizes):
+    """Return the cells of a curve, published and ours."""
     theirs = result["published"] or [None] * n_sizes
     pairs = zip(theirs[:n_sizes], result["data_inefficiency"], strict=True)
     return [f"{result['group']}: {result['name']}", *pairs]
 
 
 def draw(results, sizes):
+    """Draw the data inefficiency of tasks, and of flipped teachers."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained", sharey=True)
     panels = {

@@ -86,6 +86,7 @@ def draw_one_dimension(upper, lower):
 
 
 def draw(soft, mixed, sizes, errors):
+    """Draw a task, and the data inefficiency by stopping time and by hard ratio."""
     plt = pyplot()
     figure = plt.figure(figsize=(15, 4.6), layout="constrained")
     grid = figure.add_gridspec(2, 3)

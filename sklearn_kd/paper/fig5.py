@@ -89,6 +89,7 @@ def optimum_row(errors):
 
 
 def draw(student, teacher, effect):
+    """Draw the errors by hard ratio, and the effect of hard labels by stopping time."""
     plt = pyplot()
     figure = plt.figure(figsize=(11, 5), layout="constrained")
     grid = figure.add_gridspec(2, 2)
