@@ -26,7 +26,7 @@ def draw_curves(plan: Any, ax: Any) -> None:
     ratios = dict.fromkeys([one.soft_ratio, *(r for r in one.by_ratio if r == 1)])
     for rho, colour in zip(ratios, (OF_CHOSEN, OF_SOFT_ONLY), strict=False):
         errors = 100 * one.curves.errors[one.curves.soft_ratios.index(rho)]
-        spread = errors.std(axis=0, ddof=1)
+        spread = errors.std(axis=0, ddof=1) / np.sqrt(len(errors))
         ax.errorbar(
             one.curves.sizes, errors.mean(axis=0), spread, fmt="o", ms=4, color=colour, capsize=2
         )
