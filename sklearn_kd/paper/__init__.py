@@ -1,1 +1,5 @@
-"""The figures of the paper: ``python -m sklearn_kd.paper fig2 --quick``."""
+"""The paper at hand: its quantities, and its figures by ``python -m sklearn_kd.paper fig2``."""
+
+from sklearn_kd.paper._quantities import paper_quantities
+
+__all__ = ["paper_quantities"]

@@ -1,0 +1,266 @@
+r"""Every quantity of the paper, of one student beside an oracle.
+
+Symbols (paper -> name in the result -> shape), with n rows of the student, N of the oracle, m rows
+to measure on and K classes (no K axis for two):
+
+==================  =============================  ==================
+z_eff               ``effective_logits``           (m,) or (m, K)
+R_n                 ``transfer_risk``              scalar
+‖Δ_ŵ‖, ‖Δ_w*‖       ``weight_change_norm``,        scalars
+                    ``oracle_norm``
+α_n, ᾱ_n            ``angle``, ``centred_angle``   scalars, radians
+p(β)                ``angle_distribution``         (n_betas,)
+𝓘(n)                ``data_inefficiency``          scalar
+δz_h                ``correction_logits``          (n,) or (n, K)
+==================  =============================  ==================
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import Bunch
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_kd._array import to_numpy
+from sklearn_kd.distillation import correction_logits
+from sklearn_kd.metrics import (
+    accumulative_angle_distribution,
+    binomial_upper_bound,
+    feature_angles,
+    hard_label_effect,
+    neg_data_inefficiency_scorer,
+    phuong_lampert_bound,
+    power_function_bound,
+    transfer_risk,
+    transfer_risk_bound,
+    weight_change_angles,
+)
+from sklearn_kd.students._student import LinearizedKDStudent
+
+
+def paper_quantities(
+    student: LinearizedKDStudent,
+    oracle: LinearizedKDStudent,
+    X: Any,
+    y: Any,
+    *,
+    teacher_logits: Any = None,
+    ground_truth_logits: Any = None,
+    betas: Any = None,
+    confidence_level: float = 0.95,
+) -> Bunch:
+    r"""Return every quantity of the paper for a fitted student.
+
+    Parameters
+    ----------
+    student : LinearizedKDStudent
+        Fitted, converged, without a ridge.
+    oracle : LinearizedKDStudent
+        The same student, fitted to a pool of rows that *begins* with those of ``student``: it
+        stands for the weights that reach z_eff on every row there could be. The larger the pool,
+        the better it does.
+    X : array-like of shape (n_samples, n_features)
+        Rows to measure on, other than those of the fits.
+    y : array-like of shape (n_samples,)
+        Their hard labels, which are in z_eff.
+    teacher_logits : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+        The teacher's logits on ``X``. None: those of the student's teacher.
+    ground_truth_logits : array-like of shape (n_rows,) or (n_rows, n_classes), default=None
+        z_g on the distinct rows of the student, for Eqs. 11 and 12. None: labels as ±1, or as
+        indicators less 1/K, which are a proxy.
+    betas : array-like of shape (n_betas,), default=None
+        Angles at which p(β) is given, in radians. None: 0 to π/2 in steps of a degree.
+    confidence_level : float in (0, 1), default=0.95
+        Of the binomial bound.
+
+    Returns
+    -------
+    Bunch
+        n_rows, n_pool : int
+            n and N.
+        transfer_risk : float
+            :math:`R_n`, the share of rows on which student and teacher disagree.
+        effective_logits, teacher_logits, student_logits : ndarray
+            :math:`z_\mathrm{eff}` (Eq. 3), :math:`z_t` and :math:`z_s` on ``X``.
+        weight_change_norm, oracle_norm, centred_oracle_norm : float
+            :math:`\|\Delta_{\hat w}\|, \|\Delta_{w_*}\|, \|\Delta_{w_*} - \Delta_{w_z}\|`.
+        angle, centred_angle, approximate_angle : float
+            :math:`\alpha(\Delta_{\hat w}, \Delta_{w_*})`, :math:`\bar\alpha_n` (Eq. 7) and its
+            approximation :math:`\arccos(\|\Delta_{\hat w}\| / \|\Delta_{w_*}\|)` (Eq. 9), radians.
+        feature_angles : ndarray of shape (n_samples,), or None
+            Eq. 8, of two classes.
+        betas, angle_distribution : ndarray of shape (n_betas,), the latter or None
+            β and p(β) (Eq. 6).
+        risk_bound, phuong_lampert_bound : float, or None
+            :math:`p(\pi/2 - \bar\alpha_n)` (Theorem 1), and the earlier bound.
+        power_function_bound, binomial_bound : float
+            Bounds that are below 1 in practice; see the guide.
+        data_inefficiency : float
+            𝓘(n) (Eq. 10), by the rows ``X`` as next ones.
+        hard_label_cosine : float
+            :math:`\cos\alpha(\Delta_{\hat w}, \Delta_{w_g})` (Eq. 11).
+        hard_label_effect : dict, or None
+            Its derivative towards hard labels at ρ = 1 (Eq. 12), as
+            :func:`~sklearn_kd.metrics.hard_label_effect` gives it.
+        correction_logits : ndarray of shape (n_rows,) or (n_rows, n_classes), or None
+            :math:`\delta z_h` of the student's rows. With Eq. 12 it is None where rows have no
+            label or were merged, and with ``temperature_scaling="squared"``, which is another loss.
+        is_proxy : bool
+            Whether labels stand in for the ground truth's logits.
+
+    Raises
+    ------
+    ValueError
+        If student and oracle differ in their recipe or have a ridge, or the oracle's rows do not
+        begin with the student's.
+    AttributeError
+        If one of them stopped, or has no tangent frame.
+
+    See Also
+    --------
+    sklearn_kd.metrics : The same on arrays.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from sklearn.preprocessing import scale
+    >>> from sklearn_kd import LinearizedKDStudent, NTKTeacher
+    >>> from sklearn.frozen import FrozenEstimator
+    >>> from sklearn_kd.paper import paper_quantities
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> X = scale(X)
+    >>> teacher = FrozenEstimator(NTKTeacher(stopping_time=100.0).fit(X[:150], y[:150]))
+    >>> student = LinearizedKDStudent(teacher, soft_ratio=1.0).fit(X[150:250], y[150:250])
+    >>> oracle = LinearizedKDStudent(teacher, soft_ratio=1.0).fit(X[150:450], y[150:450])
+    >>> found = paper_quantities(student, oracle, X[450:], y[450:])
+    >>> found.transfer_risk < found.binomial_bound < found.risk_bound
+    True
+    """
+    _require_a_pair(student, oracle)
+    frame, n = student.tangent_frame(), len(student.X_fit_)
+
+    # The student and the oracle as weights: Eqs. 5, 7 and 9.
+    angles = weight_change_angles(
+        oracle.tangent_frame(), oracle.effective_logits_, oracle.initial_logits_, sizes=[n]
+    )
+    ratio = min(1.0, student.weight_change_norm_ / float(angles.oracle_norm))
+
+    # The rows to measure on: R_n, z_eff and the features outside of the frame.
+    z_t = student.teacher_decision_function(X, teacher_logits)
+    z_s = student.decision_function(X)
+    z_eff = student.effective_decision_function(X, y, teacher_logits)
+    rows = student._to_working(student._check_new_rows(X, "paper_quantities"))
+    _, new_directions = frame.features(rows)
+    risk = float(transfer_risk(z_t, z_s))
+    bounds = _bounds_of_angles(student, rows, z_eff, angles, n, betas)
+    options = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
+    n_wrong = round(risk * len(z_s))
+    return Bunch(
+        n_rows=n,
+        n_pool=len(oracle.X_fit_),
+        transfer_risk=risk,
+        effective_logits=z_eff,
+        teacher_logits=z_t,
+        student_logits=z_s,
+        weight_change_norm=student.weight_change_norm_,
+        oracle_norm=float(angles.oracle_norm),
+        centred_oracle_norm=float(angles.centred_oracle_norm),
+        angle=float(angles.to_oracle[0]),
+        centred_angle=float(angles.centred[0]),
+        approximate_angle=math.acos(ratio),
+        **bounds,
+        power_function_bound=float(
+            power_function_bound(
+                z_eff,
+                to_numpy(new_directions),
+                float(angles.oracle_norm),
+                min(student.weight_change_norm_, float(angles.oracle_norm)),
+            )
+        ),
+        binomial_bound=float(binomial_upper_bound(n_wrong, len(z_s), confidence_level)),
+        data_inefficiency=-float(neg_data_inefficiency_scorer(student, X, y, **options)),
+        **_of_hard_labels(student, ground_truth_logits),
+        is_proxy=ground_truth_logits is None,
+    )
+
+
+def _require_a_pair(student: LinearizedKDStudent, oracle: LinearizedKDStudent) -> None:
+    """Raise unless the oracle is the same student of a pool that begins with its rows."""
+    for one in (student, oracle):
+        check_is_fitted(one)
+        one._require_all_rows("paper_quantities")
+        if one.fit_report_.ridge + one.fit_report_.noise > 0:
+            raise ValueError(
+                "The paper's student has no ridge, and its weight changes are projections; fit "
+                f"with ridge=0 and a kernel without noise, not {one.fit_report_.ridge:g} and "
+                f"{one.fit_report_.noise:g}."
+            )
+    names = ("soft_ratio", "temperature", "temperature_scaling", "init")
+    for name in names:
+        of_student, of_oracle = student.fit_report_[name], oracle.fit_report_[name]
+        if of_student != of_oracle:
+            raise ValueError(
+                f"student has {name}={of_student!r}, but oracle {of_oracle!r}; fit both alike."
+            )
+    first = np.asarray(oracle.X_fit_)[: len(student.X_fit_)]
+    if not np.array_equal(first, np.asarray(student.X_fit_)):
+        raise ValueError(
+            "The rows of oracle do not begin with those of student; fit it to "
+            "np.concatenate([X, X_more]) with the student's X."
+        )
+
+
+def _bounds_of_angles(
+    student: LinearizedKDStudent, rows: torch.Tensor, z_eff: Any, angles: Bunch, n: int, betas: Any
+) -> dict[str, Any]:
+    """Return what follows from the angles of the features: Eqs. 6 to 8, for two classes."""
+    betas = np.radians(np.arange(91)) if betas is None else np.asarray(betas, dtype=float)
+    names = ("feature_angles", "angle_distribution", "risk_bound", "phuong_lampert_bound")
+    if np.ndim(z_eff) > 1:
+        return {"betas": betas, **dict.fromkeys(names)}
+    squares = to_numpy(student._kernel_function().diag(rows))
+    of_features = feature_angles(z_eff, squares, float(angles.centred_oracle_norm))
+    return {
+        "betas": betas,
+        "feature_angles": of_features,
+        "angle_distribution": accumulative_angle_distribution(of_features, betas),
+        "risk_bound": float(transfer_risk_bound(of_features, float(angles.centred[0]))),
+        "phuong_lampert_bound": float(phuong_lampert_bound(of_features, n)),
+    }
+
+
+def _of_hard_labels(student: LinearizedKDStudent, ground_truth: Any) -> dict[str, Any]:
+    """Return Eq. 11, and Eq. 12 and δz_h where they are defined."""
+    report, labels = student.fit_report_, student._distinct.labels
+    nothing = dict.fromkeys(("hard_label_cosine", "hard_label_effect", "correction_logits"))
+    if report.n_unlabelled_rows or report.n_merged_rows:
+        return nothing
+    frame, y = student.tangent_frame(), labels.indices.numpy()
+    z_0, z_t = np.asarray(student.initial_logits_), np.asarray(student.teacher_logits_)
+    if ground_truth is None:
+        n_classes = len(student.classes_)
+        is_class = np.eye(n_classes)[y]
+        ground_truth = 2 * y - 1 if z_0.ndim == 1 else is_class - 1 / n_classes
+    # cos α = ⟨Δz_g, Δz_eff⟩ / (‖Δ_wg‖ √⟨Δz_eff, Δz_eff⟩) (Eq. 11), over all classes.
+    ends = [np.asarray(ground_truth, dtype=float), np.asarray(student.effective_logits_)]
+    g, s = (to_numpy(frame.coordinates(student._to_working(z - z_0))).ravel() for z in ends)
+    found = nothing | {"hard_label_cosine": float(g @ s / np.linalg.norm(g) / np.linalg.norm(s))}
+    if report.temperature_scaling == "none":
+        temperature = report.temperature
+        found["correction_logits"] = correction_logits(
+            z_t, y if z_t.ndim == 1 else np.eye(z_t.shape[1])[y], temperature=temperature
+        )
+        found["hard_label_effect"] = hard_label_effect(
+            frame,
+            z_t,
+            y,
+            temperature=temperature,
+            ground_truth_logits=ends[0],
+            initial_logits=z_0,
+            random_state=0,
+        )
+    return found
