@@ -15,6 +15,7 @@ MODULES = [
     "kernels",
     "linalg",
     "metrics",
+    "paper",
     "solvers",
     "training",
 ]

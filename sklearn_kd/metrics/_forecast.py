@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from sklearn_kd.distillation._arguments import fraction
+from sklearn_kd.distillation._arguments import fraction, numbers, scalar, vector
 
 # The rates d that are averaged over, and how likely each is thought to be beforehand.
 RATES = np.geomspace(0.08, 1.6, 14)
@@ -165,8 +165,11 @@ def _checked(
     sizes: Any, errors: Any, targets: Any, floor: Any, n_test: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the curve and the sizes to forecast as arrays."""
-    sizes, targets = np.asarray(sizes, dtype=float), np.asarray(targets, dtype=float)
-    errors = np.atleast_2d(np.asarray(errors, dtype=float))
+    sizes, targets = (
+        vector(value, name).cpu().numpy()
+        for value, name in ((sizes, "sizes"), (targets, "target_sizes"))
+    )
+    errors = np.atleast_2d(numbers(errors, "errors").cpu().numpy())
     if sizes.ndim != 1 or len(sizes) < 2 or (np.diff(sizes) <= 0).any() or sizes[0] <= 0:
         raise ValueError(
             f"sizes={sizes.tolist()} must be two or more positive numbers that increase."
@@ -180,9 +183,9 @@ def _checked(
         raise ValueError("errors must be shares of wrong rows, from 0 to 1, without NaN.")
     if targets.ndim != 1 or not len(targets) or not (targets > 0).all():
         raise ValueError(f"target_sizes={targets.tolist()} must be one or more positive numbers.")
-    if floor is not None and not 0 <= floor <= 1:
+    if floor is not None and not 0 <= scalar(floor, "floor") <= 1:
         raise ValueError(f"floor={floor!r} must be an error, from 0 to 1, or None.")
-    if n_test is not None and not n_test >= 1:
+    if n_test is not None and not scalar(n_test, "n_test") >= 1:
         raise ValueError(f"n_test={n_test!r} must be a number of rows, 1 or more, or None.")
     return sizes, errors, targets
 

@@ -156,6 +156,11 @@ class FoldScores:
         n_rows = len(self._problem.setting.rows.checked.labels)
         return self.record.values_of_labels(cells, n_rows)
 
+    @property
+    def rows_given(self) -> Any:
+        """The rows of the fit, in the caller's array library."""
+        return self._problem.setting.rows.checked.array
+
     def held_out_logits(self, cell: int) -> np.ndarray:
         """Return the logits of a cell on the rows that are scored, by students without them."""
         return self.record.held_out_logits(cell, self._problem.n_given)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
+from sklearn_kd._array import like
 from sklearn_kd.search._grid import Grid
 from sklearn_kd.search._row_record import is_accuracy
 from sklearn_kd.search._rows_to_check import LabelValues
@@ -54,7 +56,9 @@ def select(search: Any, grid: Grid, scores: FoldScores, results: dict[str, Any])
         "best_index_": chosen,
         "best_params_": results["params"][chosen],
         "best_score_": float(mean[chosen]),
-        "held_out_decision_function_": scores.held_out_logits(chosen),
+        "held_out_decision_function_": like(
+            torch.from_numpy(scores.held_out_logits(chosen)), scores.rows_given
+        ),
         "_values_of_labels": LabelValues(scores.values_of_labels(in_set)),
         "verdict_": verdict(grid, results, deciding, chosen, best, is_accuracy=points),
     }

@@ -46,6 +46,13 @@ CALLS = {
         "reduction": ("mean", WORD),
         "n_classes": (3, SCALAR),
     },
+    distillation.toolkit_weight: {
+        "soft_ratio": (0.5, GRID),
+        "temperature": (2.0, GRID),
+        "temperature_scaling": ("squared", WORD),
+        "reduction": ("mean", WORD),
+        "n_classes": (3, SCALAR),
+    },
     distillation.diagnose_teacher: {
         "teacher_logits": (Z, ROWS),
         "y": (Y, ROWS),
@@ -72,6 +79,14 @@ CALLS = {
         "effective_logits": (Z, ROWS),
         "squared_feature_norms": (np.ones(6), ROWS),
         "oracle_norm": (4.0, SCALAR),
+    },
+    metrics.learning_curve_forecast: {
+        "sizes": ([100, 200], VECTOR),
+        "errors": ([[0.2, 0.1], [0.3, 0.2]], OTHER),
+        "target_sizes": ([400], VECTOR),
+        "floor": (0.05, SCALAR),
+        "n_test": (100, SCALAR),
+        "confidence": (0.8, SCALAR),
     },
     metrics.hard_label_effect: {
         "frame": (FRAME, OTHER),
@@ -124,6 +139,7 @@ ZERO_IS_FINE = {
     "new_directions",
     "student_norm",
     "tolerance",
+    "floor",
 }
 SIGNED = {
     "teacher_logits",
@@ -172,6 +188,8 @@ CASES = [
     for function, arguments in CALLS.items()
     for name, (good, kind) in arguments.items()
     for what, value in bad_values(name, good, kind)
+    # a loss of hard labels alone has a weight
+    if (function, name, what) != (distillation.toolkit_weight, "soft_ratio", "zero")
 ]
 
 
