@@ -1,29 +1,38 @@
 r"""Forecasts of learning curves: the error with more rows, with intervals.
 
-The law is :math:`e(m) = a + b\,m^{-d}`. Symbols, with S sizes, P orders of the rows and G laws:
+The law is :math:`e(m) = a + b\,m^{-d}`, in one number s for each shape:
+
+=========  ==================================================================================
+no floor   :math:`e(m) = s\,\{c + (1 - c) (m/n)^{-d}\}`, a = c s: s is the error at n
+floor a    :math:`e(m) = a + s\,(m/n)^{-d}`: s is what is above the floor, or below, at n
+=========  ==================================================================================
+
+Symbols, with S sizes, P orders of the rows and G shapes:
 
 =======  ==============  ============================================================
-m        ``sizes``       (S,) training-set sizes
+m        ``sizes``       (S,) training-set sizes, n the largest
 e        ``errors``      (P, S) errors measured
-a, d     ``LAWS``        (G,) the error that is left in the end, and the rate
-b        ``scale``       (G,) fitted for each law in closed form
+c, d     ``_shapes``     (G,) the share of the error that is left in the end, and the rate
+s        ``scale``       (G,) fitted for each shape in closed form
 =======  ==============  ============================================================
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.optimize import brentq
+from scipy.special import logsumexp, ndtr
 from scipy.stats import norm
 
-from sklearn_kd.distillation._arguments import fraction, numbers, scalar, vector
+from sklearn_kd.distillation._arguments import count, fraction, numbers, scalar, vector
 
 # The rates d that are averaged over, and how likely each is thought to be beforehand.
 RATES = np.geomspace(0.08, 1.6, 14)
 LIKELY_RATE, SPREAD_OF_RATES = 0.4, 0.3  # the median, and the spread of ln d
-# The share of the last error that is left in the end, a, where no floor is known.
+# The shares c of the error at n that are left in the end, where no floor is known.
 SHARES = np.linspace(0, 0.95, 20)
 # Curves are no exact laws: they leave them by so much of the error with each doubling, one way and
 # the other, from the largest size on.
@@ -32,7 +41,6 @@ MISFIT_BACK, MISFIT_AHEAD = 0.15, 0.07
 SPREAD_OF_ONE = 0.05
 # What a mean over orders of the same rows leaves of their own spread.
 LEAST_NOISE = 1e-4
-GRID = 500  # points at which a quantile is looked for
 
 
 class Forecast(NamedTuple):
@@ -58,8 +66,8 @@ def learning_curve_forecast(
     r"""Error at training-set sizes beyond those that were measured, with intervals.
 
     Laws :math:`e(m) = a + b\,m^{-d}` are averaged, each by how well it fits the curve and how
-    likely it was beforehand: no single best fit is trusted. The scale b has a closed form for each
-    final error a and rate d.
+    likely it was beforehand: no single best fit is trusted. For each shape of the curve its scale
+    has a closed form.
 
     Parameters
     ----------
@@ -92,6 +100,8 @@ def learning_curve_forecast(
     ------
     ValueError
         If shapes do not match, sizes do not increase, or values are out of their ranges.
+    TypeError
+        If an argument is no number, or no array of numbers.
 
     See Also
     --------
@@ -124,30 +134,29 @@ def learning_curve_forecast(
     >>> bool(found.low[0] < 0.04 + 0.9 * 1600**-0.5 < found.high[0])
     True
     """
-    sizes, errors, targets = _checked(sizes, errors, target_sizes, floor, n_test)
+    sizes, errors, targets = _checked(sizes, errors, target_sizes)
+    floor = None if floor is None else _share(floor)
+    n_rows = math.inf if n_test is None else count(n_test, "n_test", 1)
     confidence = fraction(confidence, "confidence")
     mean = errors.mean(axis=0)
-    shared, own = _noise(errors, n_test)
+    end = 0.0 if floor is None else floor
 
-    # 1. Every law, with its scale b and how likely it is given the curve.
-    final, rate, log_prior = _laws(mean[-1], floor)
-    basis = (sizes / sizes[-1]) ** -rate[:, None]  # (G, S)
-    covariance = _covariance(sizes, mean, shared, own)
-    scale, variance, log_likelihood = _fitted(mean - final[:, None], basis, covariance)
-    if floor is None:  # a curve that falls: b ≥ 0
-        log_likelihood = log_likelihood + norm.logcdf(scale / np.sqrt(variance))
-        scale, variance = _positive(scale, variance)
+    # 1. Every shape, with its scale s and how likely it is given the curve.
+    share, rate, log_prior = _shapes(floor)
+    covariance = _covariance(sizes, errors, floor, n_rows)
+    basis = _shape(sizes / sizes[-1], share, rate)
+    scale, variance, log_likelihood = _fitted(mean - end, basis, covariance)
     log_weight = log_prior + log_likelihood
     weight = np.exp(log_weight - logsumexp(log_weight))
 
-    # 2. Their continuations a + b m^(−d), and the quantiles of the mixture.
-    ahead = (targets / sizes[-1]) ** -rate[:, None]  # (G, n_targets)
-    centre = final[:, None] + scale[:, None] * ahead
+    # 2. Their continuations, and the quantiles of the mixture.
+    ahead = _shape(targets / sizes[-1], share, rate)  # (G, n_targets)
+    centre = end + scale[:, None] * ahead
     doublings = np.abs(np.log2(targets / sizes[-1]))
     spread = np.sqrt(
         variance[:, None] * ahead**2
         + (MISFIT_AHEAD * centre.clip(0)) ** 2 * doublings
-        + (shared * centre.clip(0) / max(mean[-1], 1e-12)) ** 2
+        + (0.0 if floor is None else _test_noise(floor, n_rows) ** 2)
     )
     tails = (1 - confidence) / 2
     low, middle, high = _quantiles(centre, spread, weight, [tails, 0.5, 1 - tails])
@@ -157,114 +166,127 @@ def learning_curve_forecast(
         low=low,
         high=high,
         rate=float(weight @ rate),
-        final_error=float(weight @ final),
+        final_error=float(weight @ (share * scale.clip(0))) if floor is None else floor,
     )
 
 
 def _checked(
-    sizes: Any, errors: Any, targets: Any, floor: Any, n_test: Any
+    sizes: Any, errors: Any, target_sizes: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the curve and the sizes to forecast as arrays."""
-    sizes, targets = (
-        vector(value, name).cpu().numpy()
-        for value, name in ((sizes, "sizes"), (targets, "target_sizes"))
-    )
+    sizes = vector(sizes, "sizes").cpu().numpy()
+    targets = vector(target_sizes, "target_sizes").cpu().numpy()
     errors = np.atleast_2d(numbers(errors, "errors").cpu().numpy())
-    if sizes.ndim != 1 or len(sizes) < 2 or (np.diff(sizes) <= 0).any() or sizes[0] <= 0:
+    if len(sizes) < 2 or sizes[0] <= 0 or (np.diff(sizes) <= 0).any():
         raise ValueError(
             f"sizes={sizes.tolist()} must be two or more positive numbers that increase."
         )
-    if errors.ndim != 2 or errors.shape[1] != len(sizes):
+    if errors.ndim != 2 or errors.shape[1] != len(sizes) or not len(errors):
         raise ValueError(
             f"errors has shape {errors.shape}, but must have a column for each of the "
             f"{len(sizes)} sizes, and a row for each order."
         )
     if not ((errors >= 0) & (errors <= 1)).all():
         raise ValueError("errors must be shares of wrong rows, from 0 to 1, without NaN.")
-    if targets.ndim != 1 or not len(targets) or not (targets > 0).all():
-        raise ValueError(f"target_sizes={targets.tolist()} must be one or more positive numbers.")
-    if floor is not None and not 0 <= scalar(floor, "floor") <= 1:
-        raise ValueError(f"floor={floor!r} must be an error, from 0 to 1, or None.")
-    if n_test is not None and not scalar(n_test, "n_test") >= 1:
-        raise ValueError(f"n_test={n_test!r} must be a number of rows, 1 or more, or None.")
+    if not (targets > 0).all():
+        raise ValueError(f"target_sizes={targets.tolist()} must be positive numbers.")
     return sizes, errors, targets
 
 
-def _noise(errors: np.ndarray, n_test: int | None) -> tuple[float, np.ndarray]:
-    """Return the noise that all sizes share, by the test rows, and that of each, (S,).
+def _share(floor: Any) -> float:
+    floor = scalar(floor, "floor")
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor={floor!r} must be an error, from 0 to 1, or None.")
+    return floor
 
-    The last size's error is a count: half an error more keeps a count of 0 uncertain.
+
+def _shapes(floor: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return shares that are left in the end, rates and log prior weights, each (G,)."""
+    shares = SHARES if floor is None else np.zeros(1)
+    share, rate = (part.ravel() for part in np.meshgrid(shares, RATES, indexing="ij"))
+    return share, rate, norm.logpdf(np.log(rate / LIKELY_RATE) / SPREAD_OF_RATES)
+
+
+def _shape(times: np.ndarray, share: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """Return c + (1 − c) (m/n)^(−d), of each shape and size, (G, n_sizes)."""
+    share = share[:, None]
+    return share + (1 - share) * times ** -rate[:, None]
+
+
+def _test_noise(error: Any, n_rows: float) -> Any:
+    """Return √(p (1 − p) / n) of an error measured on n rows.
+
+    Half an error more keeps a count of 0 uncertain.
     """
-    n_orders, mean = len(errors), errors.mean(axis=0)
-    shared = 0.0
-    if n_test is not None:
-        at_end = (mean[-1] * n_test + 0.5) / (n_test + 1)
-        shared = float(np.sqrt(at_end * (1 - at_end) / n_test))
+    if n_rows == math.inf:
+        return 0.0 * error
+    p = (error * n_rows + 0.5) / (n_rows + 1)
+    return np.sqrt(p * (1 - p) / n_rows)
+
+
+def _covariance(
+    sizes: np.ndarray, errors: np.ndarray, floor: float | None, n_rows: float
+) -> np.ndarray:
+    """Return the covariance of the mean errors, (S, S), or of what is above a floor.
+
+    The noise of the test rows moves all sizes together. What a floor measured on the same rows
+    shares with the curve is in neither: the rest is the noise of their difference. The misfit is a
+    random walk of the logarithm of the size, from the largest one back.
+    """
+    mean = errors.mean(axis=0)
+    above = np.abs(mean - (floor or 0.0))
+    profile = _test_noise(above, n_rows)
+    back = np.log2(sizes[-1] / sizes)
+    step = MISFIT_BACK * np.maximum(np.maximum(mean, above), 1e-3)
+    walk = np.minimum(back[:, None], back) * np.outer(step, step)
+    return np.outer(profile, profile) + walk + np.diag(_own_noise(errors) ** 2)
+
+
+def _own_noise(errors: np.ndarray) -> np.ndarray:
+    """Return the noise of the mean over orders that each size has of its own, (S,)."""
+    n_orders = len(errors)
     # Differences from the curve of an order are free of what the sizes share.
     relative = errors - errors.mean(axis=1, keepdims=True)
-    spread = relative.std(axis=0, ddof=1) if n_orders > 1 else SPREAD_OF_ONE * mean
+    spread = relative.std(axis=0, ddof=1) if n_orders > 1 else SPREAD_OF_ONE * errors[0]
     pooled = np.sqrt(np.mean(spread**2))
-    own = np.sqrt((spread**2 + pooled**2) / 2 / n_orders)
-    return shared, np.maximum(own, LEAST_NOISE)
-
-
-def _laws(last: float, floor: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return final errors, rates and log prior weights of the laws, each (G,)."""
-    finals = SHARES * last if floor is None else np.array([floor])
-    final, rate = (part.ravel() for part in np.meshgrid(finals, RATES, indexing="ij"))
-    log_prior = norm.logpdf(np.log(rate / LIKELY_RATE) / SPREAD_OF_RATES)
-    return final, rate, log_prior
-
-
-def _covariance(sizes: np.ndarray, mean: np.ndarray, shared: float, own: np.ndarray) -> np.ndarray:
-    """Return the covariance of the mean errors, (S, S).
-
-    The noise of the test rows moves all sizes together, in proportion to √(e(1 − e)). The misfit
-    is a random walk of the logarithm of the size, from the largest one back.
-    """
-    profile = np.sqrt((mean * (1 - mean)).clip(1e-8))
-    profile = shared * profile / profile[-1]
-    back = np.log2(sizes[-1] / sizes)
-    step = MISFIT_BACK * np.maximum(mean, 1e-3)
-    walk = np.minimum(back[:, None], back) * np.outer(step, step)
-    return np.outer(profile, profile) + walk + np.diag(own**2)
+    return np.maximum(np.sqrt((spread**2 + pooled**2) / 2 / n_orders), LEAST_NOISE)
 
 
 def _fitted(
     above: np.ndarray, basis: np.ndarray, covariance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return, for each law, the scale b, its variance, and the log likelihood with b integrated.
+    """Return, for each shape, the scale s, its variance, and the log likelihood with s integrated.
 
-    Generalised least squares of e − a on (m/n)^(−d), with a flat prior of b.
+    Generalised least squares of the curve on its shape, with a flat prior of s.
     """
-    precision = np.linalg.inv(covariance)
-    information = np.einsum("gs,st,gt->g", basis, precision, basis)
-    scale = np.einsum("gs,st,gt->g", basis, precision, above) / information
+    precise = basis @ np.linalg.inv(covariance)
+    information = (precise * basis).sum(axis=1)
+    scale = precise @ above / information
     rest = above - scale[:, None] * basis
-    misfit = np.einsum("gs,st,gt->g", rest, precision, rest)
+    misfit = ((rest @ np.linalg.inv(covariance)) * rest).sum(axis=1)
     return scale, 1 / information, -(misfit + np.log(information)) / 2
-
-
-def _positive(scale: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and variance of b given that b ≥ 0, of normal laws."""
-    deviation = np.sqrt(variance)
-    z = scale / deviation
-    ratio = np.exp(norm.logpdf(z) - norm.logcdf(z))
-    mean = np.maximum(scale + deviation * ratio, 0)
-    return mean, np.maximum(variance * (1 - ratio * (z + ratio)), 1e-6 * variance)
 
 
 def _quantiles(
     centre: np.ndarray, spread: np.ndarray, weight: np.ndarray, levels: list[float]
 ) -> np.ndarray:
-    """Return quantiles of mixtures of normal laws, of each column, (n_levels, n_targets).
+    """Return quantiles of mixtures of normal laws, given that they are ≥ 0, (n_levels, n_targets).
 
-    What lies outside of [0, 1] is moved to its end.
+    What lies above 1 is moved there.
     """
     found = np.empty((len(levels), centre.shape[1]))
     for column in range(centre.shape[1]):
         mean, deviation = centre[:, column], np.maximum(spread[:, column], 1e-12)
-        values = np.linspace((mean - 6 * deviation).min(), (mean + 6 * deviation).max(), GRID)
-        below = weight @ norm.cdf((values - mean[:, None]) / deviation[:, None])
-        found[:, column] = np.interp(levels, below, values)
-    return found.clip(0, 1)
+
+        def below(value: float, mean: Any = mean, deviation: Any = deviation) -> float:
+            return float(weight @ ndtr((value - mean) / deviation))
+
+        negative, most = below(0.0), below(1.0)
+        for row, level in enumerate(levels):
+            wanted = negative + level * (1 - negative)
+            found[row, column] = (
+                brentq(lambda v, w=wanted: below(v) - w, 0.0, 1.0, xtol=1e-10)
+                if wanted < most
+                else 1.0
+            )
+    return found

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import multivariate_normal, norm
 
 from sklearn_kd.metrics import learning_curve_forecast
 
@@ -16,15 +17,19 @@ def law(m, a, b, d):
 
 
 def drawn(rng, a, b, d, n_orders=5, n_rows=1000, spread=0.03):
-    """Errors of orders that test a share of the same rows each, whose noise all sizes share."""
+    """Return errors of orders that test a share of the rows each, and of a teacher on all rows.
+
+    The noise of the rows is one for all sizes and for the teacher, who is wrong on a of them.
+    """
     rates = law(SIZES, a, b, d)
-    errors = []
+    errors, of_teacher = [], []
     for _ in range(n_orders):
         # A row is wrong where its own threshold is below the rate: the same row at all sizes.
         thresholds = rng.uniform(size=n_rows // n_orders)
         moved = rates * (1 + spread * rng.normal(size=len(SIZES)))
         errors.append((thresholds[:, None] < moved).mean(axis=0))
-    return np.array(errors)
+        of_teacher.append((thresholds < a).mean())
+    return np.array(errors), float(np.mean(of_teacher))
 
 
 # Not a = 0 with d = 0.6: steep laws without an end are thought unlikely, and flattened.
@@ -52,25 +57,97 @@ def test_a_curve_that_comes_from_below_its_floor():
     assert (found.error < 0.1).all()
 
 
-@pytest.mark.parametrize("floor", [None, 0.05])
-def test_intervals_cover_simulated_curves(floor):
+@pytest.mark.parametrize("n_rows", [200, 1000])
+@pytest.mark.parametrize("has_teacher", [False, True])
+def test_intervals_cover_simulated_curves(has_teacher, n_rows):
     rng = np.random.default_rng(0)
-    covered, n_draws = np.zeros(len(TARGETS)), 120
+    covered, n_draws = np.zeros(len(TARGETS)), 300
     for _ in range(n_draws):
-        a = rng.uniform(0, 0.1) if floor is None else floor
-        d = np.exp(rng.normal(np.log(0.45), 0.3))
+        a = rng.uniform(0, 0.1)
+        d = np.exp(rng.normal(np.log(0.4), 0.3))
         b = rng.uniform(0.05, 0.25) * 100**d
+        errors, floor = drawn(rng, a, b, d, n_rows=n_rows)
         found = learning_curve_forecast(
-            SIZES, drawn(rng, a, b, d), TARGETS, floor=floor, n_test=1000
+            SIZES, errors, TARGETS, floor=floor if has_teacher else None, n_test=n_rows
         )
         truth = law(TARGETS, a, b, d)
         covered += (found.low <= truth) & (truth <= found.high)
-    assert (covered / n_draws >= 0.75).all()  # 80 % is promised
+    # 80 % is promised, of curves that leave their law, as these do not: hence more, far ahead.
+    # The standard error is 0.023.
+    assert 0.73 < covered[0] / n_draws < 0.92
+    assert (covered / n_draws > 0.73).all()
+
+
+def test_intervals_of_curves_that_leave_their_law():
+    rng = np.random.default_rng(1)
+    n_draws, doublings = 300, np.log2(np.append(SIZES, 3200) / SIZES[-1])
+    inside = 0
+    for _ in range(n_draws):
+        steps = np.sqrt(np.abs(np.diff(doublings))) * rng.normal(size=len(SIZES))
+        walk = np.append(0, np.cumsum(0.1 * steps))
+        # Measured sizes, and one ahead: each doubling moves the curve by a tenth of itself.
+        curve = law(np.append(SIZES, 3200), 0.05, 2.0, 0.4) * np.exp(walk - walk[-2])
+        errors = rng.binomial(4000, curve[:-1], size=(5, len(SIZES))) / 4000
+        found = learning_curve_forecast(SIZES, errors, [3200])
+        inside += found.low[0] <= curve[-1] <= found.high[0]
+    assert 0.7 < inside / n_draws < 0.95
+
+
+@pytest.mark.parametrize("floor", [None, 0.04])
+@pytest.mark.parametrize("n_test", [None, 300])
+def test_quantiles_are_those_of_the_posterior_by_brute_force(floor, n_test):
+    sizes, targets = np.array([40, 90, 200]), [200, 900]
+    errors = np.array([[0.3, 0.2, 0.15], [0.26, 0.21, 0.13], [0.31, 0.24, 0.15]])
+    found = learning_curve_forecast(sizes, errors, targets, floor=floor, n_test=n_test)
+    for j, target in enumerate(targets):
+        values = [found.low[j], found.error[j], found.high[j]]
+        below = posterior_below(values, sizes, errors, target, floor, n_test)
+        np.testing.assert_allclose(below, [0.1, 0.5, 0.9], atol=0.015)
+
+
+def posterior_below(values, sizes, errors, target, floor, n_test):
+    """Return P(error < value) by sums over shares, rates and a fine grid of scales."""
+    n, (n_orders, n_sizes), a = sizes[-1], errors.shape, 0.0 if floor is None else floor
+    mean = [errors[:, i].mean() for i in range(n_sizes)]
+    moved = [[row[i] - row.mean() for row in errors] for i in range(n_sizes)]
+    spread = [np.var(one, ddof=1) for one in moved]
+
+    def of_rows(p):
+        if n_test is None:
+            return 0.0
+        p = (n_test * p + 0.5) / (n_test + 1)
+        return (p * (1 - p) / n_test) ** 0.5
+
+    covariance = np.zeros((n_sizes, n_sizes))
+    for i in range(n_sizes):
+        for j in range(n_sizes):
+            covariance[i, j] = of_rows(mean[i] - a) * of_rows(mean[j] - a)
+            shared = np.log2(n / max(sizes[i], sizes[j]))
+            covariance[i, j] += 0.15**2 * mean[i] * mean[j] * shared
+        covariance[i, i] += (spread[i] + np.mean(spread)) / 2 / n_orders
+    measured = multivariate_normal(np.array(mean) - a, covariance)
+
+    scales = np.linspace(-0.3, 0.6, 1801)
+    weights, centres, deviations = [], [], []
+    for share in np.linspace(0, 0.95, 20) if floor is None else [0.0]:
+        for rate in np.geomspace(0.08, 1.6, 14):
+            shape = share + (1 - share) * (sizes / n) ** -rate
+            prior = np.exp(-((np.log(rate / 0.4) / 0.3) ** 2) / 2)
+            weights.append(prior * measured.pdf(scales[:, None] * shape))
+            centre = a + scales * (share + (1 - share) * (target / n) ** -rate)
+            ahead = 0.07**2 * np.maximum(centre, 0) ** 2 * np.log2(target / n)
+            centres.append(centre)
+            deviations.append(np.sqrt(ahead + (0 if floor is None else of_rows(a) ** 2) + 1e-12))
+    weights, centres, deviations = (np.ravel(p) for p in (weights, centres, deviations))
+    some = weights > 1e-9 * weights.max()
+    weights, centres, deviations = weights[some], centres[some], deviations[some]
+    below = [weights @ norm.cdf((v - centres) / deviations) / weights.sum() for v in [0, *values]]
+    return (np.array(below[1:]) - below[0]) / (1 - below[0])
 
 
 def test_fewer_test_rows_and_fewer_orders_widen_the_interval():
     rng = np.random.default_rng(1)
-    errors = drawn(rng, 0.05, 2.0, 0.5)
+    errors, _ = drawn(rng, 0.05, 2.0, 0.5)
 
     def width(**options):
         found = learning_curve_forecast(SIZES, errors, [1600], **options)
@@ -78,6 +155,9 @@ def test_fewer_test_rows_and_fewer_orders_widen_the_interval():
 
     assert width() < width(n_test=10_000) < width(n_test=1000) < width(n_test=100)
     assert width(n_test=1000, confidence=0.5) < width(n_test=1000, confidence=0.95)
+    fewer = learning_curve_forecast(SIZES, errors[:2], [800], n_test=10_000)
+    more = learning_curve_forecast(SIZES, np.tile(errors, (10, 1)), [800], n_test=10_000)
+    assert more.high[0] - more.low[0] < fewer.high[0] - fewer.low[0]
 
 
 @settings(deadline=None, max_examples=40)
@@ -90,7 +170,7 @@ def test_fewer_test_rows_and_fewer_orders_widen_the_interval():
 )
 def test_forecasts_are_errors_in_order(a, b, d, seed, n_orders):
     rng = np.random.default_rng(seed)
-    errors = np.clip(drawn(rng, a, b, d, n_orders), 0, 1)
+    errors, _ = drawn(rng, a, b, d, n_orders)
     targets = [40, 200, 800, 3000, 100_000]
     found = learning_curve_forecast(SIZES, errors, targets, n_test=1000)
     for values in (found.low, found.error, found.high):
@@ -107,9 +187,50 @@ def test_forecasts_are_errors_in_order(a, b, d, seed, n_orders):
 def test_constant_curves(level):
     errors = np.full((3, len(SIZES)), level)
     found = learning_curve_forecast(SIZES, errors, TARGETS, n_test=500)
-    assert found.error[0] == pytest.approx(level, abs=0.03)
+    assert found.error[0] == pytest.approx(level, abs=0.01)
+    assert found.low[0] <= max(level, 0.001) <= found.high[0]
     assert (found.high - found.low > 0).all()  # a count of 0 is no certainty
     assert found.error[-1] <= found.error[0] + 1e-9
+
+
+def test_no_error_in_n_rows_bounds_the_error_by_a_few_over_n():
+    found = learning_curve_forecast(SIZES, np.zeros((4, 6)), TARGETS, n_test=1000, confidence=0.9)
+    # 3 / n is the exact bound at 95 % of a rate that gave no event in n draws.
+    assert (found.high > 0.0005).all()
+    assert (found.high < 0.003).all()
+
+
+def test_a_last_error_of_0_after_larger_ones():
+    found = learning_curve_forecast(
+        [25, 50, 100, 200], [[0.5, 0.2, 0.02, 0], [0.4, 0.2, 0.0, 0.0]], [200, 800], n_test=50
+    )
+    assert (found.high < 0.1).all()
+    assert found.final_error >= 0
+
+
+def test_errors_at_chance_are_not_made_to_fall_far():
+    rng = np.random.default_rng(3)
+    errors = rng.binomial(200, 0.5, size=(5, len(SIZES))) / 200
+    found = learning_curve_forecast(SIZES, errors, [800, 6400], n_test=1000)
+    assert found.low[0] < 0.5 < found.high[0]
+    assert found.high[1] > 0.5  # that it stays is not ruled out
+
+
+def test_targets_inside_the_measured_range():
+    errors = law(SIZES, 0.05, 2.0, 0.4)[None]
+    found = learning_curve_forecast(SIZES, errors, [*SIZES[2:], 600], n_test=4000)
+    truth = law([*SIZES[2:], 600], 0.05, 2.0, 0.4)
+    np.testing.assert_allclose(found.error, truth, rtol=0.1)
+    assert (found.low <= truth).all()
+    assert (truth <= found.high).all()
+
+
+def test_a_student_far_below_a_bad_teacher_starts_from_what_was_measured():
+    found = learning_curve_forecast(
+        SIZES, np.full((4, 6), 0.02), [800, 10**6], floor=0.3, n_test=500
+    )
+    assert found.low[0] < 0.06
+    assert found.error[0] < 0.1 < found.error[1] < 0.3
 
 
 def test_one_order_two_sizes():
@@ -124,13 +245,21 @@ def test_one_order_two_sizes():
         ({"sizes": [100]}, "two or more positive numbers that increase"),
         ({"sizes": [200, 100]}, "two or more positive numbers that increase"),
         ({"sizes": [0, 100]}, "two or more positive numbers that increase"),
+        ({"sizes": [100, np.nan]}, "sizes"),
+        ({"sizes": [100, np.inf]}, "sizes"),
+        ({"errors": np.zeros((0, 2))}, r"errors has shape \(0, 2\)"),
+        ({"errors": [["a", "b"]]}, "errors holds"),
+        ({"target_sizes": 400}, "target_sizes must have shape"),
+        ({"target_sizes": [np.inf]}, "target_sizes"),
+        ({"floor": np.nan}, "floor must be one finite number"),
+        ({"n_test": 10.5}, "n_test must be an integer of at least 1"),
         ({"errors": [[0.1, 0.2, 0.3]]}, r"errors has shape \(1, 3\)"),
         ({"errors": [[0.1, np.nan]]}, "errors must be shares of wrong rows"),
         ({"errors": [[10, 20]]}, "errors must be shares of wrong rows"),
         ({"target_sizes": []}, "target_sizes"),
         ({"target_sizes": [-5]}, "target_sizes"),
         ({"floor": 1.5}, "floor=1.5 must be an error"),
-        ({"n_test": 0}, "n_test=0 must be a number of rows"),
+        ({"n_test": 0}, "n_test must be an integer of at least 1"),
         ({"confidence": 1.0}, "confidence"),
     ],
 )
@@ -140,3 +269,10 @@ def test_arguments_that_cannot_be(arguments, message):
         learning_curve_forecast(
             given_.pop("sizes"), given_.pop("errors"), given_.pop("target_sizes"), **given_
         )
+
+
+@pytest.mark.parametrize("name", ["sizes", "errors", "target_sizes", "floor", "n_test"])
+def test_words_are_no_numbers(name):
+    given_ = {"sizes": [100, 200], "errors": [0.2, 0.1], "target_sizes": [400], name: "many"}
+    with pytest.raises(TypeError, match=f"{name} must be a number or an array of numbers"):
+        learning_curve_forecast(**given_)
