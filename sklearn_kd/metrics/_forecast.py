@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import logsumexp, ndtr
+from scipy.special import log_ndtr, logsumexp
 from scipy.stats import norm
 
 from sklearn_kd.distillation._arguments import count, fraction, numbers, scalar, vector
@@ -147,7 +147,8 @@ def learning_curve_forecast(
     basis = _shape(sizes / sizes[-1], share, rate)
     scale, variance, log_likelihood = _fitted(mean - end, basis, covariance)
     log_weight = log_prior + log_likelihood
-    weight = np.exp(log_weight - logsumexp(log_weight))
+    log_weight -= logsumexp(log_weight)
+    weight = np.exp(log_weight)
 
     # 2. Their continuations, and the quantiles of the mixture.
     ahead = _shape(targets / sizes[-1], share, rate)  # (G, n_targets)
@@ -159,14 +160,14 @@ def learning_curve_forecast(
         + (0.0 if floor is None else _test_noise(floor, n_rows) ** 2)
     )
     tails = (1 - confidence) / 2
-    low, middle, high = _quantiles(centre, spread, weight, [tails, 0.5, 1 - tails])
+    low, middle, high = _quantiles(centre, spread, log_weight, [tails, 0.5, 1 - tails])
     return Forecast(
         target_sizes=targets,
         error=middle,
         low=low,
         high=high,
         rate=float(weight @ rate),
-        final_error=float(weight @ (share * scale.clip(0))) if floor is None else floor,
+        final_error=float(weight @ (share * scale.clip(0, 1))) if floor is None else floor,
     )
 
 
@@ -268,7 +269,7 @@ def _fitted(
 
 
 def _quantiles(
-    centre: np.ndarray, spread: np.ndarray, weight: np.ndarray, levels: list[float]
+    centre: np.ndarray, spread: np.ndarray, log_weight: np.ndarray, levels: list[float]
 ) -> np.ndarray:
     """Return quantiles of mixtures of normal laws, given that they are ≥ 0, (n_levels, n_targets).
 
@@ -278,15 +279,16 @@ def _quantiles(
     for column in range(centre.shape[1]):
         mean, deviation = centre[:, column], np.maximum(spread[:, column], 1e-12)
 
-        def below(value: float, mean: Any = mean, deviation: Any = deviation) -> float:
-            return float(weight @ ndtr((value - mean) / deviation))
+        # In logarithms: nearly all of the mixture may lie below 0, and 1 − P(≤ v) has no digits.
+        def log_above(value: float, mean: Any = mean, deviation: Any = deviation) -> float:
+            return float(np.logaddexp.reduce(log_weight + log_ndtr((mean - value) / deviation)))
 
-        negative, most = below(0.0), below(1.0)
+        most, least = log_above(0.0), log_above(1.0)
         for row, level in enumerate(levels):
-            wanted = negative + level * (1 - negative)
+            wanted = most + math.log1p(-level)
             found[row, column] = (
-                brentq(lambda v, w=wanted: below(v) - w, 0.0, 1.0, xtol=1e-10)
-                if wanted < most
+                brentq(lambda v, w=wanted: log_above(v) - w, 0.0, 1.0, xtol=1e-10)
+                if wanted > least
                 else 1.0
             )
     return found

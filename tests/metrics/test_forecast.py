@@ -95,22 +95,29 @@ def test_intervals_of_curves_that_leave_their_law():
 
 @pytest.mark.parametrize("floor", [None, 0.04])
 @pytest.mark.parametrize("n_test", [None, 300])
-def test_quantiles_are_those_of_the_posterior_by_brute_force(floor, n_test):
-    sizes, targets = np.array([40, 90, 200]), [200, 900]
-    errors = np.array([[0.3, 0.2, 0.15], [0.26, 0.21, 0.13], [0.31, 0.24, 0.15]])
+@pytest.mark.parametrize("n_orders", [1, 3])
+def test_forecasts_are_those_of_the_posterior_by_brute_force(floor, n_test, n_orders):
+    sizes, targets = np.array([40, 90, 200]), [50, 200, 900]
+    errors = np.array([[0.3, 0.2, 0.15], [0.26, 0.21, 0.13], [0.31, 0.24, 0.15]])[:n_orders]
     found = learning_curve_forecast(sizes, errors, targets, floor=floor, n_test=n_test)
     for j, target in enumerate(targets):
         values = [found.low[j], found.error[j], found.high[j]]
-        below = posterior_below(values, sizes, errors, target, floor, n_test)
+        below, rate, final = posterior(values, sizes, errors, target, floor, n_test)
+        # The library takes the misfit at the mean of the scales, not at each of them.
         np.testing.assert_allclose(below, [0.1, 0.5, 0.9], atol=0.015)
+    assert found.rate == pytest.approx(rate, rel=1e-3)
+    assert found.final_error == pytest.approx(final, rel=1e-2)
 
 
-def posterior_below(values, sizes, errors, target, floor, n_test):
-    """Return P(error < value) by sums over shares, rates and a fine grid of scales."""
+def posterior(values, sizes, errors, target, floor, n_test):
+    """Return P(error < value), E d and E a by sums over shares, rates and a fine grid of scales."""
     n, (n_orders, n_sizes), a = sizes[-1], errors.shape, 0.0 if floor is None else floor
     mean = [errors[:, i].mean() for i in range(n_sizes)]
     moved = [[row[i] - row.mean() for row in errors] for i in range(n_sizes)]
-    spread = [np.var(one, ddof=1) for one in moved]
+    if n_orders == 1:  # a spread that one order does not show
+        spread = [(0.05 * e) ** 2 for e in mean]
+    else:
+        spread = [np.var(one, ddof=1) for one in moved]
 
     def of_rows(p):
         if n_test is None:
@@ -128,21 +135,25 @@ def posterior_below(values, sizes, errors, target, floor, n_test):
     measured = multivariate_normal(np.array(mean) - a, covariance)
 
     scales = np.linspace(-0.3, 0.6, 1801)
-    weights, centres, deviations = [], [], []
+    weights, centres, deviations, rates, finals = [], [], [], [], []
     for share in np.linspace(0, 0.95, 20) if floor is None else [0.0]:
         for rate in np.geomspace(0.08, 1.6, 14):
             shape = share + (1 - share) * (sizes / n) ** -rate
             prior = np.exp(-((np.log(rate / 0.4) / 0.3) ** 2) / 2)
             weights.append(prior * measured.pdf(scales[:, None] * shape))
             centre = a + scales * (share + (1 - share) * (target / n) ** -rate)
-            ahead = 0.07**2 * np.maximum(centre, 0) ** 2 * np.log2(target / n)
+            ahead = 0.07**2 * np.maximum(centre, 0) ** 2 * abs(np.log2(target / n))
             centres.append(centre)
+            rates.append(np.full(len(scales), rate))
+            finals.append(share * scales if floor is None else np.full(len(scales), floor))
             deviations.append(np.sqrt(ahead + (0 if floor is None else of_rows(a) ** 2) + 1e-12))
-    weights, centres, deviations = (np.ravel(p) for p in (weights, centres, deviations))
-    some = weights > 1e-9 * weights.max()
-    weights, centres, deviations = weights[some], centres[some], deviations[some]
-    below = [weights @ norm.cdf((v - centres) / deviations) / weights.sum() for v in [0, *values]]
-    return (np.array(below[1:]) - below[0]) / (1 - below[0])
+    columns = [np.ravel(p) for p in (weights, centres, deviations, rates, finals)]
+    some = columns[0] > 1e-9 * columns[0].max()
+    weights, centres, deviations, rates, finals = (p[some] for p in columns)
+    weights = weights / weights.sum()
+    below = [weights @ norm.cdf((v - centres) / deviations) for v in [0, *values]]
+    below = (np.array(below[1:]) - below[0]) / (1 - below[0])
+    return below, weights @ rates, weights @ finals
 
 
 def test_fewer_test_rows_and_fewer_orders_widen_the_interval():
@@ -231,6 +242,39 @@ def test_a_student_far_below_a_bad_teacher_starts_from_what_was_measured():
     )
     assert found.low[0] < 0.06
     assert found.error[0] < 0.1 < found.error[1] < 0.3
+
+
+@pytest.mark.parametrize("floor", [0.1, 0.3, 1.0])
+def test_where_no_law_of_the_floor_stays_above_0(floor):
+    # A student without errors at n comes from below its floor: at fewer rows all laws are negative.
+    found = learning_curve_forecast(
+        SIZES, np.zeros((5, 6)), [5, 80, 800], floor=floor, n_test=10**5
+    )
+    for values in (found.low, found.error, found.high):
+        assert ((values >= 0) & (values < 0.01)).all()
+    assert (found.low <= found.error).all()
+    assert (found.error <= found.high).all()
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_any_curve_has_a_forecast(data):
+    sizes = sorted(data.draw(st.sets(st.integers(1, 10**5), min_size=2, max_size=6)))
+    one = st.lists(st.floats(0, 1), min_size=len(sizes), max_size=len(sizes))
+    found = learning_curve_forecast(
+        sizes,
+        data.draw(st.lists(one, min_size=1, max_size=4)),
+        data.draw(st.lists(st.integers(1, 10**9), min_size=1, max_size=3)),
+        floor=data.draw(st.none() | st.floats(0, 1)),
+        n_test=data.draw(st.none() | st.integers(1, 10**6)),
+        confidence=data.draw(st.sampled_from([0.01, 0.8, 0.999])),
+    )
+    assert (found.low >= 0).all()
+    assert (found.low <= found.error).all()
+    assert (found.error <= found.high).all()
+    assert (found.high <= 1).all()
+    assert 0 <= found.final_error <= 1
+    assert found.rate > 0
 
 
 def test_one_order_two_sizes():
