@@ -115,7 +115,8 @@ def learning_curve_forecast(
     counts early sizes less and widens the interval with each doubling.
 
     Beforehand rates of 0.2 to 0.7 are thought likely, and all final errors below the last one: a
-    steep curve is expected to level off.
+    steep curve is expected to level off. Where it does not (a = 0, d of 0.8 and more), errors of 2n
+    rows and beyond are mostly below the interval: the forecast is then too cautious.
 
     A curve that has not begun to fall cannot be continued: the interval says so by its width.
 

@@ -43,6 +43,16 @@ def test_exact_laws_are_continued(a, d):
     assert (truth < found.high).all()
 
 
+@pytest.mark.parametrize("d", [0.8, 1.2])
+def test_steep_laws_without_an_end_are_forecast_with_caution(d):
+    # As the docstring warns: the interval is above such a law, never below.
+    b = 0.5 * SIZES[0] ** d
+    found = learning_curve_forecast(SIZES, law(SIZES, 0, b, d)[None], TARGETS, n_test=1000)
+    truth = law(TARGETS, 0, b, d)
+    assert found.low[0] <= truth[0] <= found.high[0]
+    assert (truth[2:] < found.low[2:]).all()
+
+
 def test_a_known_floor_is_where_it_ends():
     errors = law(SIZES, 0.1, 3.0, 0.7)[None]
     found = learning_curve_forecast(SIZES, errors, [800, 80_000], floor=0.1)
