@@ -115,8 +115,8 @@ def paper_quantities(
     Raises
     ------
     ValueError
-        If student and oracle differ in their recipe or have a ridge, or the oracle's rows do not
-        begin with the student's.
+        If student and oracle differ in their recipe, kernel, teacher or labels, or have a ridge,
+        or the oracle's rows do not begin with the student's.
     AttributeError
         If one of them stopped, or has no tangent frame.
 
@@ -206,12 +206,29 @@ def _require_a_pair(student: LinearizedKDStudent, oracle: LinearizedKDStudent) -
             raise ValueError(
                 f"student has {name}={of_student!r}, but oracle {of_oracle!r}; fit both alike."
             )
-    first = np.asarray(oracle.X_fit_)[: len(student.X_fit_)]
-    if not np.array_equal(first, np.asarray(student.X_fit_)):
+    n = len(student.X_fit_)
+    if not np.array_equal(np.asarray(oracle.X_fit_)[:n], np.asarray(student.X_fit_)):
         raise ValueError(
             "The rows of oracle do not begin with those of student; fit it to "
             "np.concatenate([X, X_more]) with the student's X."
         )
+    rows = student._to_working(student.X_fit_)
+    of_student, of_oracle = (one._kernel_function().gram(rows) for one in (student, oracle))
+    if not torch.allclose(of_student, of_oracle.to(of_student)):
+        raise ValueError(
+            f"student has kernel={student.kernel_!r}, but oracle {oracle.kernel_!r}, and these "
+            "differ on the student's rows; fit both alike."
+        )
+    for name, why in (
+        ("effective_logits_", "teacher or labels are others"),
+        ("initial_logits_", "the initial network is another"),
+    ):
+        values, others = (np.asarray(getattr(one, name))[:n] for one in (student, oracle))
+        if values.shape != others.shape or not np.allclose(values, others):
+            raise ValueError(
+                f"student and oracle differ in {name} on the student's rows: {why}; fit both with "
+                "the same ones."
+            )
 
 
 def _bounds_of_angles(

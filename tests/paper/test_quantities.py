@@ -188,6 +188,15 @@ def test_pairs_that_are_none():
     other = pair(soft_ratio=0.5)[1]
     with pytest.raises(ValueError, match=r"student has soft_ratio=0\.9, but oracle 0\.5"):
         paper_quantities(student, other, X, y, teacher_logits=z_t)
+    with pytest.raises(ValueError, match="kernel"):
+        paper_quantities(student, pair(kernel=NTK(depth=5))[1], X, y, teacher_logits=z_t)
+    rows_, labels, logits = rows()
+    for labels_, logits_ in ((labels, logits / 5), (1 - labels, logits)):
+        stranger = LinearizedKDStudent().fit(
+            rows_[:POOL], labels_[:POOL], teacher_logits=logits_[:POOL]
+        )
+        with pytest.raises(ValueError, match="teacher or labels are others"):
+            paper_quantities(student, stranger, X, y, teacher_logits=z_t)
     with pytest.raises(ValueError, match="do not begin with those of student"):
         paper_quantities(oracle, student, X, y, teacher_logits=z_t)
     with pytest.raises(ValueError, match="no ridge"):
