@@ -1,5 +1,6 @@
 """What the figures share: a progress bar, tables, and files written."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def pyplot():
     """
     try:
         import matplotlib.pyplot as plt
-        import rich  # noqa: F401
+
+        importlib.import_module("rich")  # which shows tables and progress, further down
     except ImportError as error:
         raise ImportError(
             "The figures of the paper need matplotlib and rich; install them with "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.utils import Bunch
 
+from sklearn_kd._array import to_tensor
+from sklearn_kd._logits import class_probabilities
 from sklearn_kd.metrics import learning_curve_forecast
 from sklearn_kd.plan._curves import Curves
 from sklearn_kd.plan._finding import Finding, listed, percent
@@ -18,12 +19,16 @@ MOST_TIMES = 64  # as many rows, for how many it takes to come near the teacher
 N_TO_CHECK = 10
 
 
-class Forecast(Bunch):
-    """A learning curve by ρ, and its continuation.
+class Forecast(NamedTuple):
+    """A learning curve by ρ, and its continuation."""
 
-    ``curves``, ``factors``, ``by_ratio`` {ρ: forecast at the factors}, ``soft_ratio`` (the chosen
-    one), ``n_rows``.
-    """
+    curves: Curves
+    factors: tuple[float, ...]  # 1, and how many times as many rows
+    targets: list[int]  # so many rows
+    by_ratio: dict[float, Any]  # {ρ: `learning_curve_forecast` at the targets}
+    soft_ratio: float  # the chosen one
+    n_rows: int  # at hand
+    floor: float | None  # the teacher's own error
 
 
 def forecast(
@@ -32,25 +37,19 @@ def forecast(
     """Return what the curves say about ``factors`` times as many rows, by ρ."""
     n_rows = len(given.labelled) if curves.grows == "labelled" else _n_unlabelled(given)
     targets = [round(factor * n_rows) for factor in (1, *factors)]
-    by_ratio = {
-        rho: learning_curve_forecast(
-            curves.sizes,
-            curves.errors[index],
-            targets,
-            floor=floor if rho == 1 else None,
-            n_test=curves.n_test,
-            confidence=CONFIDENCE,
-        )
-        for index, rho in enumerate(curves.soft_ratios)
-    }
-    return Forecast(
-        curves=curves,
-        factors=(1, *factors),
-        targets=targets,
-        by_ratio=by_ratio,
-        soft_ratio=soft_ratio,
-        n_rows=n_rows,
-        floor=floor,
+    by_ratio = {rho: _continued(curves, rho, targets, floor) for rho in curves.soft_ratios}
+    return Forecast(curves, (1, *factors), targets, by_ratio, soft_ratio, n_rows, floor)
+
+
+def _continued(curves: Curves, soft_ratio: float, targets: Any, floor: float | None) -> Any:
+    """Return the forecast of one ρ; only that of soft labels alone ends at the teacher's error."""
+    return learning_curve_forecast(
+        curves.sizes,
+        curves.errors[curves.soft_ratios.index(soft_ratio)],
+        targets,
+        floor=floor if soft_ratio == 1 else None,
+        n_test=curves.n_test,
+        confidence=CONFIDENCE,
     )
 
 
@@ -68,15 +67,11 @@ def about_rows(forecasts: list[Forecast], given: Given, *, is_network: bool) -> 
         return Finding("rows", "unknown", False, [sentence])
     sentences = []
     for one in forecasts:
-        found = one.by_ratio[one.soft_ratio]
-        told = [
-            f"{factor:g} times: {percent(found.error[i])} ({_interval(found, i)})"
-            for i, factor in enumerate(one.factors)
-            if i > 0
-        ]
+        now = percent(one.by_ratio[one.soft_ratio].error[0])
+        told = "; ".join(_told(one, one.soft_ratio, " times: "))
         sentences.append(
             f"Expected error with more {one.curves.grows} rows than the {one.n_rows} at hand "
-            f"(now {percent(found.error[0])}), 80 % intervals: {'; '.join(told)}."
+            f"(now {now}), 80 % intervals: {told}."
         )
     if is_network:
         sentences.append(
@@ -94,8 +89,15 @@ def about_rows(forecasts: list[Forecast], given: Given, *, is_network: bool) -> 
     return Finding("rows", claim, claim != "unknown", sentences, {"forecasts": forecasts})
 
 
-def _interval(found: Any, i: int) -> str:
-    return f"{100 * found.low[i]:.1f} to {100 * found.high[i]:.1f}"
+def _told(one: Forecast, soft_ratio: float, times: str) -> list[str]:
+    """Return the forecast with more rows in words, for each factor."""
+    found = one.by_ratio[soft_ratio]
+    return [
+        f"{factor:g}{times}{percent(found.error[i])} "
+        f"({100 * found.low[i]:.1f} to {100 * found.high[i]:.1f})"
+        for i, factor in enumerate(one.factors)
+        if i > 0
+    ]
 
 
 def _where_it_moves(one: Forecast) -> tuple[str, str]:
@@ -112,18 +114,10 @@ def _where_it_moves(one: Forecast) -> tuple[str, str]:
 
 def _until_floor(one: Forecast) -> str:
     """Return with how many rows a student of soft labels alone comes near its teacher."""
-    curves, floor = one.curves, one.floor
+    floor = one.floor
     assert floor is not None
-    index = curves.soft_ratios.index(1.0)
     n_rows = np.unique((one.n_rows * np.geomspace(1, MOST_TIMES, 25)).round().astype(int))
-    found = learning_curve_forecast(
-        curves.sizes,
-        curves.errors[index],
-        n_rows,
-        floor=floor,
-        n_test=curves.n_test,
-        confidence=CONFIDENCE,
-    )
+    found = _continued(one.curves, 1.0, n_rows, floor)
     start = f"With soft labels alone (ρ = 1) the error ends at the teacher's, {percent(floor)}"
     near = np.flatnonzero(found.error <= floor + NEAR_FLOOR)
     if not len(near):
@@ -136,16 +130,11 @@ def _until_floor(one: Forecast) -> str:
 
 def _without_labels(one: Forecast) -> str:
     """Return what rows without labels would bring: at ρ = 1 they are as good as any."""
-    found = one.by_ratio[1.0]
-    told = [
-        f"{factor:g} times {percent(found.error[i])} ({_interval(found, i)})"
-        for i, factor in enumerate(one.factors)
-        if i > 0
-    ]
-    return f"With rows that have no labels, learnt with ρ = 1 as all others: {', '.join(told)}."
+    told = ", ".join(_told(one, 1.0, " times "))
+    return f"With rows that have no labels, learnt with ρ = 1 as all others: {told}."
 
 
-def about_labels(searched: Searched, given: Given, teacher_right: np.ndarray) -> Finding:
+def about_labels(searched: Searched, given: Given) -> Finding:
     """Return the labels that decide between the recipes, and those that look wrong."""
     if given.X_val is not None:
         sentence = "Scores are those of X_val: no label of X decides between the recipes."
@@ -182,18 +171,16 @@ def doubtful_rows(searched: Searched, given: Given) -> np.ndarray:
     The least probable first.
     """
     labels = given.rows.labels
-    student = searched.search.held_out_decision_function_
-    teacher = np.asarray(searched.search.best_estimator_.teacher_logits_)
-    p = np.maximum(_probability(student, labels), _probability(teacher, labels))
+    search, rows = searched.search, np.arange(len(labels))
+    p = np.maximum(
+        *(
+            class_probabilities(to_tensor(logits)).numpy()[rows, np.maximum(labels, 0)]
+            for logits in (
+                search.held_out_decision_function_,
+                search.best_estimator_.teacher_logits_,
+            )
+        )
+    )
     p[labels < 0] = np.nan
     order = np.argsort(p, kind="stable")
     return order[p[order] < 0.05]
-
-
-def _probability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the probability of each row's label."""
-    if logits.ndim == 1:
-        logits = np.stack([np.zeros_like(logits), logits], axis=1)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    p = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
-    return p[np.arange(len(p)), np.maximum(labels, 0)]

@@ -35,20 +35,11 @@ def search_for_time(
         times = [*(TIMES / speed(recipe, float(diagonal.mean()))).tolist(), None]
     else:
         times = np.geomspace(FIRST_TIME * last, last, N_TIMES).tolist()
-    weights = best.get("teacher_weights")
     return LinearizedKDStudentCV(
         teachers.teacher,
-        **{
-            **options,
-            "teacher_weights": None if weights is None else [weights],
-            "soft_ratios": [best["soft_ratio"]],
-            "temperatures": [best["temperature"]],
-            "ridges": [best["ridge"]],
-            "kernel": kernel,
-            "stopping_times": times,
-            "cv": None if given.X_val is not None else given.splits,
-            "refit": True,
-        },
+        **searched.chosen(options),
+        stopping_times=times,
+        cv=None if given.X_val is not None else given.splits,
     ).fit(given.X, given.y, X_val=given.X_val, y_val=given.y_val)
 
 

@@ -24,7 +24,7 @@ LEAST_OF_A_CLASS = 7  # where a teacher is cross-fitted to them, in five folds
 class Curves(NamedTuple):
     """The errors of students of fewer rows, each trained on some and tested on others."""
 
-    grows: str  # "all", "labelled" or "unlabelled": the rows that there are fewer of
+    grows: str  # "labelled" or "unlabelled": the rows that there are fewer of
     soft_ratios: list[float]
     sizes: np.ndarray  # (S,) rows, of those that there are fewer of
     errors: np.ndarray  # (n_soft_ratios, P, S)
@@ -67,26 +67,18 @@ class _Problem:
     def __init__(
         self, searched: Searched, teachers: Teachers, given: Given, options: dict[str, Any]
     ) -> None:
-        self.given, self.teachers = given, teachers
-        best, student = searched.search.best_params_, searched.search.best_estimator_
-        self.time = best.get("stopping_time")
+        self.given = given
+        self.time = searched.search.best_params_.get("stopping_time")
         self.soft_ratios = sorted({float(rho) for rho in options["soft_ratios"]})
         # With as many epochs, training is as much longer as there are more rows.
         network = searched.student.network
         self.time_grows = network is None or network.batch_size is not None
-        self.logits = student.teacher_logits_ if teachers.are_fitted else None
-        weights = best.get("teacher_weights")
-        self.search = LinearizedKDStudentCV(
-            None if teachers.are_fitted else teachers.teacher,
-            **{
-                **options,
-                "teacher_weights": None if teachers.are_fitted or weights is None else [weights],
-                "temperatures": [best["temperature"]],
-                "ridges": [best["ridge"]],
-                "kernel": searched.search.kernel,
-                "refit": False,
-            },
-        )
+        self.search = LinearizedKDStudentCV(teachers.teacher, **searched.chosen(options))
+        self.search.set_params(soft_ratios=options["soft_ratios"], refit=False)
+        self.logits = None
+        if teachers.are_fitted:  # known logits, a mixture's too, stand in for them
+            self.logits = searched.search.best_estimator_.teacher_logits_
+            self.search.set_params(teacher=None, teacher_weights=None)
         self.n_learnt = min(len(learnt) for learnt, _ in self.folds(len(given.splits)))
         self.unlabelled = np.flatnonzero(given.rows.labels < 0)
 

@@ -114,7 +114,7 @@ def pieces_of(plan: Any) -> dict[str, Any]:
 
 def height_of(plan: Any, topic: str) -> float:
     """Return the height of a picture in inches: lists are as high as they are long."""
-    n_names = {"teacher": len(_best_by_teacher(plan)), "student": len(plan.searches_)}
+    n_names = {"teacher": len(plan._teachers.weights or [1]), "student": len(plan.searches_)}
     return 1.2 + 0.35 * n_names[topic] if topic in n_names else 3.7
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import asdict
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -283,7 +284,7 @@ them, default=None
 
             # 5. The answers.
             of_recipe = about_recipe(best)
-            of_labels = about_labels(best, given, right)
+            of_labels = about_labels(best, given)
             n_doubtful = len(of_labels.values.get("doubtful", ()))
             findings = [
                 of_recipe,
@@ -322,7 +323,7 @@ them, default=None
                 "teacher_logits stand in for the teacher, which is asked about X_val too; pass "
                 "teacher_logits_val."
             )
-        named = teachers_of(self.teachers, self.teacher_cv, logits)
+        named = teachers_of(self.teachers, logits)
         first, *others = named.values()
         if logits is None:
             hints = class_hints([first, *others] if others else first, self.teacher_cv, None, None)
@@ -390,11 +391,7 @@ them, default=None
             A network, or the closed form where the student is a kernel.
         """
         check_is_fitted(self)
-        recipe = {
-            "soft_ratio": self.recipe_.soft_ratio,
-            "temperature": self.recipe_.temperature,
-            "temperature_scaling": self.recipe_.temperature_scaling,
-        }
+        recipe = asdict(self.recipe_)
         teacher = self._teachers.chosen(self.search_.best_params_.get("teacher_weights"))
         network = self._best.student.network
         if network is not None:

@@ -11,6 +11,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from sklearn_kd._array import to_tensor
+from sklearn_kd._logits import class_indices
 from sklearn_kd._warnings import said_before
 from sklearn_kd.plan._finding import Contrast, contrast
 from sklearn_kd.plan._known import KnownKernel
@@ -90,6 +91,19 @@ class Searched(NamedTuple):
         right = self.is_right[np.isfinite(self.is_right)]
         n, share = len(right), (right.sum() + 1) / (len(right) + 2)
         return float(right.mean()), float(np.sqrt(share * (1 - share) / n))
+
+    def chosen(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of a search with the chosen kernel, teacher, recipe and ridge."""
+        best = self.search.best_params_
+        weights = best.get("teacher_weights")
+        return {
+            **options,
+            "kernel": self.search.kernel,
+            "teacher_weights": None if weights is None else [weights],
+            "soft_ratios": [best["soft_ratio"]],
+            "temperatures": [best["temperature"]],
+            "ridges": [best["ridge"]],
+        }
 
     @property
     def stops(self) -> bool:
@@ -171,8 +185,8 @@ def teachers_right(search: LinearizedKDStudentCV, given: Given) -> np.ndarray:
         members = student._member_logits()
     else:
         members = student._members_on(given.X_val, len(labels), None)
-    chosen = [chosen_classes(logits.numpy()) for logits in members]
-    return np.where(labels >= 0, np.array(chosen) == labels, np.nan)
+    chosen = np.stack([class_indices(logits).numpy() for logits in members])
+    return np.where(labels >= 0, chosen == labels, np.nan)
 
 
 def _all_rows(given: Given) -> Tensor:
@@ -184,11 +198,6 @@ def _all_rows(given: Given) -> Tensor:
 
 def _is_right(search: LinearizedKDStudentCV, given: Given) -> np.ndarray:
     """Return whether the class of each held-out row is its label; NaN where none was scored."""
-    logits = search.held_out_decision_function_
-    scored = np.isfinite(logits.reshape(len(logits), -1)).all(axis=1)
-    return np.where(scored, chosen_classes(logits) == given.scored_labels, np.nan)
-
-
-def chosen_classes(logits: np.ndarray) -> np.ndarray:
-    """Return the index of the most probable class of each row."""
-    return (logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)
+    logits = to_tensor(search.held_out_decision_function_)
+    scored = logits.reshape(len(logits), -1).isfinite().all(dim=1).numpy()
+    return np.where(scored, class_indices(logits).numpy() == given.scored_labels, np.nan)

@@ -42,7 +42,7 @@ class Teachers(NamedTuple):
         return self.names[int(np.argmax(weights))] if max(weights) == 1 else MIXTURE
 
 
-def teachers_of(given: Any, teacher_cv: Any, teacher_logits: Any) -> dict[str, Any]:
+def teachers_of(given: Any, teacher_logits: Any) -> dict[str, Any]:
     """Return the teachers, or their logits, that a plan was given, by name.
 
     Raises

@@ -49,7 +49,7 @@ def test_a_notebook_shows_it_once_it_is_there(plan):
     assert plan._repr_mimebundle_()["text/html"] == plan._repr_html_()
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium, which pip does not install")
 @pytest.mark.parametrize("width", [1200, 500])
 def test_a_browser_shows_it_without_sideways_scrolling(page, width, tmp_path):
     probe = page.read_text(encoding="utf-8").replace(
