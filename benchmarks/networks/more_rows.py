@@ -15,9 +15,9 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from teacher_choice import Mlp, mnist, shuffled, table_of
+from teacher_choice import mnist, shuffled, student_of, table_of
 
-from sklearn_kd import DistillationPlan, TorchStudent
+from sklearn_kd import DistillationPlan
 
 FACTORS = (1, 2, 4)
 
@@ -72,15 +72,7 @@ def one_problem(arguments, X, y, teacher):
     teacher = FrozenEstimator(teacher.fit(X[:n], y[:n]))
     X, y = X[n:], y[n:]
     test = slice(4 * n, 4 * n + 6000)
-    student = TorchStudent(
-        Mlp(arguments.width),
-        lr=0.1,
-        optimizer_params={"momentum": 0.9},
-        batch_size=64,
-        max_epochs=arguments.epochs,
-        soft_ratio=0.5,
-        random_state=0,
-    )
+    student = student_of(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         plan = DistillationPlan(student, teacher, row_factors=(2, 4), random_state=0)

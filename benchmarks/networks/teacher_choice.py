@@ -167,9 +167,9 @@ def main():
     report(results, arguments, "teacher_choice")
 
 
-def one_problem(arguments, teachers, X, y, X_test, y_test):
-    """Return, for each teacher, the plan's score, its own accuracy, and what networks learn."""
-    student = TorchStudent(
+def student_of(arguments):
+    """Return the network, and how it is trained."""
+    return TorchStudent(
         Mlp(arguments.width),
         lr=0.1,
         optimizer_params={"momentum": 0.9},
@@ -178,6 +178,11 @@ def one_problem(arguments, teachers, X, y, X_test, y_test):
         soft_ratio=0.5,
         random_state=0,
     )
+
+
+def one_problem(arguments, teachers, X, y, X_test, y_test):
+    """Return, for each teacher, the plan's score, its own accuracy, and what networks learn."""
+    student = student_of(arguments)
     frozen = {name: FrozenEstimator(teacher) for name, teacher in teachers.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
