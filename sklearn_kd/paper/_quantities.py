@@ -26,7 +26,9 @@ from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_kd._array import to_numpy
+from sklearn_kd._logits import canonical_logits
 from sklearn_kd.distillation import correction_logits
+from sklearn_kd.distillation._effective_logits_of_rows import RECIPE, merged_labels
 from sklearn_kd.metrics import (
     accumulative_angle_distribution,
     binomial_upper_bound,
@@ -101,19 +103,22 @@ def paper_quantities(
             Bounds that are below 1 in practice; see the guide.
         data_inefficiency : float
             𝓘(n) (Eq. 10), by the rows ``X`` as next ones.
-        hard_label_cosine : float
-            :math:`\cos\alpha(\Delta_{\hat w}, \Delta_{w_g})` (Eq. 11).
+        hard_label_cosine : float, or None
+            :math:`\cos\alpha(\Delta_{\hat w}, \Delta_{w_g})` (Eq. 11). None, as are the next
+            three, where rows have no label, or a ``teacher_trust``.
         hard_label_effect : dict, or None
-            Its derivative towards hard labels at ρ = 1 (Eq. 12), as
-            :func:`~sklearn_kd.metrics.hard_label_effect` gives it.
+            Its derivative towards hard labels at ρ = 1 (Eq. 12): ``value``, ``sign`` and
+            ``interval``, as :func:`~sklearn_kd.metrics.hard_label_effect` gives them. With
+            ``temperature_scaling="squared"`` it is 1/T² of that, and so are the next.
         correction_logits : ndarray of shape (n_rows,) or (n_rows, n_classes), or None
-            :math:`\delta z_h` of the student's rows. With Eq. 12 it is None where rows have no
-            label or were merged, and with ``temperature_scaling="squared"``, which is another loss.
-        is_proxy : bool
+            :math:`\delta z_h` of the student's distinct rows.
+        is_proxy : bool, or None
             Whether labels stand in for the ground truth's logits.
 
     Raises
     ------
+    TypeError
+        If student or oracle is no `LinearizedKDStudent`, such as a pipeline that ends in one.
     ValueError
         If student and oracle differ in their recipe, kernel, teacher or labels, or have a ridge,
         or the oracle's rows do not begin with the student's.
@@ -141,6 +146,7 @@ def paper_quantities(
     True
     """
     _require_a_pair(student, oracle)
+    of_hard_labels = _of_hard_labels(student, ground_truth_logits)
     frame, n = student.tangent_frame(), len(student.X_fit_)
 
     # The student and the oracle as weights: Eqs. 5, 7 and 9.
@@ -183,14 +189,19 @@ def paper_quantities(
         ),
         binomial_bound=float(binomial_upper_bound(n_wrong, len(z_s), confidence_level)),
         data_inefficiency=-float(neg_data_inefficiency_scorer(student, X, y, **options)),
-        **_of_hard_labels(student, ground_truth_logits),
-        is_proxy=ground_truth_logits is None,
+        **of_hard_labels,
     )
 
 
 def _require_a_pair(student: LinearizedKDStudent, oracle: LinearizedKDStudent) -> None:
     """Raise unless the oracle is the same student of a pool that begins with its rows."""
-    for one in (student, oracle):
+    for name, one in (("student", student), ("oracle", oracle)):
+        if not isinstance(one, LinearizedKDStudent):
+            raise TypeError(
+                f"{name} must be a fitted LinearizedKDStudent; got {type(one).__name__}. Of a "
+                "pipeline pass the last step, and X as the steps before return it; of a search "
+                "its best_estimator_."
+            )
         check_is_fitted(one)
         one._require_all_rows("paper_quantities")
         if one.fit_report_.ridge + one.fit_report_.noise > 0:
@@ -251,33 +262,54 @@ def _bounds_of_angles(
 
 
 def _of_hard_labels(student: LinearizedKDStudent, ground_truth: Any) -> dict[str, Any]:
-    """Return Eq. 11, and Eq. 12 and δz_h where they are defined."""
-    report, labels = student.fit_report_, student._distinct.labels
-    nothing = dict.fromkeys(("hard_label_cosine", "hard_label_effect", "correction_logits"))
-    if report.n_unlabelled_rows or report.n_merged_rows:
-        return nothing
-    frame, y = student.tangent_frame(), labels.indices.numpy()
-    z_0, z_t = np.asarray(student.initial_logits_), np.asarray(student.teacher_logits_)
-    if ground_truth is None:
-        n_classes = len(student.classes_)
-        is_class = np.eye(n_classes)[y]
-        ground_truth = 2 * y - 1 if z_0.ndim == 1 else is_class - 1 / n_classes
+    """Return Eqs. 11 and 12 and δz_h, where every row has a label and the teacher full trust."""
+    report, distinct = student.fit_report_, student._distinct
+    names = ("hard_label_cosine", "hard_label_effect", "correction_logits", "is_proxy")
+    frame = student.tangent_frame()
+    z_0, n_classes = np.asarray(student.initial_logits_), len(student.classes_)
+    if ground_truth is not None:
+        name = "ground_truth_logits"
+        ground_truth = canonical_logits(ground_truth, len(z_0), n_classes, name=name).numpy()
+    if report.n_unlabelled_rows or distinct.labels.trust is not None:
+        return dict.fromkeys(names)
+    # At ρ = 1 copies of a row are one whose labels, hard and soft, are their means.
+    members = student.teacher_logits_[None] if student._members is None else student._members
+    recipe = {name: report[name] for name in RECIPE} | {"soft_ratio": 1.0}
+    labels = merged_labels(torch.as_tensor(np.asarray(members)), distinct, recipe)
+    z_t, y = labels.teacher_logits.numpy(), labels.hard_labels.numpy()
+    is_proxy = ground_truth is None
+    if is_proxy:
+        ground_truth = 2 * y - 1 if z_0.ndim == 1 else y - 1 / n_classes
     # cos α = ⟨Δz_g, Δz_eff⟩ / (‖Δ_wg‖ √⟨Δz_eff, Δz_eff⟩) (Eq. 11), over all classes.
-    ends = [np.asarray(ground_truth, dtype=float), np.asarray(student.effective_logits_)]
+    ends = ground_truth, np.asarray(student.effective_logits_)
     g, s = (to_numpy(frame.coordinates(student._to_working(z - z_0))).ravel() for z in ends)
-    found = nothing | {"hard_label_cosine": float(g @ s / np.linalg.norm(g) / np.linalg.norm(s))}
-    if report.temperature_scaling == "none":
-        temperature = report.temperature
-        found["correction_logits"] = correction_logits(
-            z_t, y if z_t.ndim == 1 else np.eye(z_t.shape[1])[y], temperature=temperature
+    _require_weight_change(g, "ground_truth_logits")
+    _require_weight_change(s, "the effective logits")
+    T = report.temperature
+    effect = hard_label_effect(
+        frame,
+        z_t,
+        y,
+        temperature=T,
+        ground_truth_logits=ground_truth,
+        initial_logits=z_0,
+        random_state=0,
+    )
+    # A soft term of T² times the weight answers to hard labels T² times less.
+    scale = T**2 if report.temperature_scaling == "squared" else 1.0
+    low, high = effect["interval"]
+    effect = {"value": effect["value"] / scale, "interval": (low / scale, high / scale)}
+    return {
+        "hard_label_cosine": float(g @ s / np.linalg.norm(g) / np.linalg.norm(s)),
+        "hard_label_effect": effect | {"sign": int(np.sign(effect["value"]))},
+        "correction_logits": correction_logits(z_t, y, temperature=T) / scale,
+        "is_proxy": is_proxy,
+    }
+
+
+def _require_weight_change(coordinates: np.ndarray, name: str) -> None:
+    if not np.linalg.norm(coordinates) > 0:
+        raise ValueError(
+            f"{name} equal the initial logits on all rows: a weight change of norm 0 has no angle "
+            "(Eq. 11)."
         )
-        found["hard_label_effect"] = hard_label_effect(
-            frame,
-            z_t,
-            y,
-            temperature=temperature,
-            ground_truth_logits=ends[0],
-            initial_logits=z_0,
-            random_state=0,
-        )
-    return found

@@ -6,6 +6,7 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import beta as beta_law
+from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from sklearn_kd import LinearizedKDStudent
@@ -130,10 +131,7 @@ def test_the_formulas(kernel, rho, scaling):
     cosine = g @ inverse @ s / np.sqrt((g @ inverse @ g) * (s @ inverse @ s))
     assert found.hard_label_cosine == pytest.approx(cosine, rel=1e-5)
     assert found.is_proxy
-    if scaling == "squared":
-        assert found.hard_label_effect is None
-        return
-    h = T**2 * (y - expit(z_t))[few] / (expit(z_t / T) * expit(-z_t / T))[few]
+    h = T**2 / scale * (y - expit(z_t))[few] / (expit(z_t / T) * expit(-z_t / T))[few]
     np.testing.assert_allclose(found.correction_logits, h, rtol=1e-10)
     bracket = g @ inverse @ h - (g @ inverse @ t) / (t @ inverse @ t) * (t @ inverse @ h)
     effect = bracket / np.sqrt((g @ inverse @ g) * (t @ inverse @ t))
@@ -172,15 +170,83 @@ def test_three_classes_have_what_is_defined():
     assert -1 < found.hard_label_cosine < 1
 
 
-def test_copies_and_missing_labels_have_no_equation_12():
+@pytest.mark.parametrize("scaling", ["none", "squared"])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_equation_12_is_the_derivative_of_equation_11(n_classes, scaling):
+    """Also with copies of other labels and logits, weights, and rows of weight 0."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    X[3], X[7] = X[1], X[1]
+    z_t = rng.normal(size=60 if n_classes == 2 else (60, 3))
+    y = rng.integers(n_classes, size=60)
+    weights = rng.integers(3, size=60) + 0.0
+    weights[[1, 3, 7]], weights[5] = (1.0, 2.0, 0.5), 0.0
+    truth = rng.normal(size=z_t.shape)
+    learnt = np.flatnonzero(weights[:15])
+    distinct = learnt[~np.isin(learnt, [3, 7])]
+
+    def found(rho):
+        student, oracle = (
+            LinearizedKDStudent(soft_ratio=rho, temperature_scaling=scaling, temperature=2.0).fit(
+                X[:n], y[:n], sample_weight=weights[:n], teacher_logits=z_t[:n]
+            )
+            for n in (15, 40)
+        )
+        options = {"teacher_logits": z_t[40:], "ground_truth_logits": truth[distinct]}
+        return paper_quantities(student, oracle, X[40:], y[40:], **options), student
+
+    step = 1e-5
+    (at_one, of_soft), (near, of_some) = found(1.0), found(1 - step)
+    assert at_one.n_rows == len(distinct) < len(learnt)
+    change = (of_some.effective_logits_ - of_soft.effective_logits_) / step
+    np.testing.assert_allclose(at_one.correction_logits, change, rtol=2e-3, atol=1e-3)
+    slope = (near.hard_label_cosine - at_one.hard_label_cosine) / step
+    assert at_one.hard_label_effect["value"] == pytest.approx(slope, rel=1e-3)
+    low, high = at_one.hard_label_effect["interval"]
+    assert low < at_one.hard_label_effect["value"] < high
+    # The ground truth's mean over the classes is not seen.
+    if n_classes == 3:
+        truth += 5.0
+        assert found(1.0)[0].hard_label_cosine == pytest.approx(at_one.hard_label_cosine)
+
+
+def test_rows_without_a_label_or_full_trust_have_no_equation_12():
     X, y, z_t = rows()
-    X[3], some = X[1], y.copy()
-    student, oracle = (
-        LinearizedKDStudent().fit(X[:n], some[:n], teacher_logits=z_t[:n]) for n in (N, POOL)
-    )
-    found = paper_quantities(student, oracle, X[POOL:], y[POOL:], teacher_logits=z_t[POOL:])
-    assert found.n_rows == N - 1
-    assert found.hard_label_effect is found.hard_label_cosine is found.correction_logits is None
+    y = np.where(y > 0, "yes", "no").astype(object)
+    some, trust = y.copy(), np.ones(POOL)
+    some[3], trust[4] = None, 0.5
+    for labels, more in ((some, None), (y, trust)):
+        student, oracle = (
+            LinearizedKDStudent().fit(
+                X[:n],
+                labels[:n],
+                teacher_logits=z_t[:n],
+                teacher_trust=None if more is None else more[:n],
+            )
+            for n in (N, POOL)
+        )
+        found = paper_quantities(student, oracle, X[POOL:], y[POOL:], teacher_logits=z_t[POOL:])
+        assert found.n_rows == N
+        names = ("hard_label_effect", "hard_label_cosine", "correction_logits", "is_proxy")
+        assert [found[name] for name in names] == [None] * 4
+
+
+def test_ground_truth_logits_that_are_none():
+    student, oracle, X, y, z_t = pair()
+    for truth, message in (
+        (np.ones(N - 1), r"ground_truth_logits has shape \(11,\), but 12 rows of 2 classes"),
+        (np.full(N, np.nan), "ground_truth_logits must be finite, but row 0"),
+        (np.zeros(N), "ground_truth_logits equal the initial logits on all rows"),
+    ):
+        options = {"teacher_logits": z_t, "ground_truth_logits": truth}
+        with pytest.raises(ValueError, match=message):
+            paper_quantities(student, oracle, X, y, **options)
+
+
+def test_pipelines_are_named():
+    student, oracle, X, y, _ = pair()
+    with pytest.raises(TypeError, match=r"got Pipeline\. Of a pipeline pass the last step"):
+        paper_quantities(make_pipeline(student), oracle, X, y)
 
 
 def test_pairs_that_are_none():
