@@ -53,9 +53,9 @@ def learning_curves(
             continue
         rng = check_random_state(random_state)
         errors = []
-        for learnt, tested in problem.folds(n_orders):
+        for order, (learnt, tested) in enumerate(problem.folds(n_orders)):
             with progress.step(f"learning-curve-{grows}"):
-                errors.append(problem.errors(grows, sizes, learnt, tested, rng))
+                errors.append(problem.errors(grows, sizes, learnt, tested, rng, order))
         curve = np.stack(errors, axis=1)  # (n_soft_ratios, P, S)
         found.append(Curves(grows, problem.soft_ratios, sizes, curve, problem.n_test(n_orders)))
     return found
@@ -67,7 +67,7 @@ class _Problem:
     def __init__(
         self, searched: Searched, teachers: Teachers, given: Given, options: dict[str, Any]
     ) -> None:
-        self.given = given
+        self.given, self.searched = given, searched
         self.time = searched.search.best_params_.get("stopping_time")
         self.soft_ratios = sorted({float(rho) for rho in options["soft_ratios"]})
         # With as many epochs, training is as much longer as there are more rows.
@@ -81,6 +81,9 @@ class _Problem:
             self.search.set_params(teacher=None, teacher_weights=None)
         self.n_learnt = min(len(learnt) for learnt, _ in self.folds(len(given.splits)))
         self.unlabelled = np.flatnonzero(given.rows.labels < 0)
+        n_rows = len(given.rows.labels)
+        in_folds = min(len(learnt) for learnt, _ in given.splits)
+        self.n_learnt_in_search = in_folds if given.X_val is None else n_rows
 
     def n_test(self, n_orders: int) -> int:
         """Return the number of rows that are tested on, over all orders."""
@@ -116,25 +119,50 @@ class _Problem:
         learnt: np.ndarray,
         tested: np.ndarray | None,
         rng: np.random.RandomState,
+        number: int,
     ) -> np.ndarray:
         """Return the errors in one random order of the rows, (n_soft_ratios, S)."""
         labels = self.given.rows.labels
         labelled = _stratified_order(learnt, labels[learnt], rng)
         unlabelled = rng.permutation(self.unlabelled)
         columns = []
-        for size in sizes:
+        for size in sizes[: -1 if self.knows_the_last else None]:
             if grows == "labelled":
                 rows = np.concatenate([labelled[:size], unlabelled])
             else:
                 rows = np.concatenate([labelled, unlabelled[:size]])
             columns.append(1 - self._accuracies(rows, tested))
+        if self.knows_the_last:
+            columns.append(1 - self._of_search(number))
         return np.stack(columns, axis=1)
+
+    @property
+    def knows_the_last(self) -> bool:
+        """Whether the students of most rows are those of the search.
+
+        Its folds must be the same; it leaves out their unlabelled rows too, and a teacher that it
+        cross-fits is that of all rows.
+        """
+        given = self.given
+        has_folds = self.searched.search.cv is given.splits and not len(self.unlabelled)
+        return self.logits is not None and (given.X_val is not None or has_folds)
+
+    def _of_search(self, number: int) -> np.ndarray:
+        """Return the accuracy of the search's students on a fold, by ρ."""
+        search = self.searched.search
+        results, best = search.cv_results_, search.best_params_
+        fold = f"split{number % len(self.given.splits)}"
+        of = "mean" if self.given.X_val is not None else fold
+        scores = results[f"{of}_test_score"]
+        cells = [results["params"].index({**best, "soft_ratio": rho}) for rho in self.soft_ratios]
+        return np.asarray(scores)[cells]
 
     def _accuracies(self, rows: np.ndarray, tested: np.ndarray | None) -> np.ndarray:
         """Return the accuracy of students of some rows on others, by ρ."""
         given = self.given
         if self.time is not None:
-            share = len(rows) / len(given.rows.labels) if self.time_grows else 1.0
+            # Of the rows that the search's students learn, which stop at its time.
+            share = len(rows) / self.n_learnt_in_search if self.time_grows else 1.0
             self.search.stopping_times = [self.time * share]
         X_val = given.X_val if tested is None else safe_indexing(given.X, tested)
         y_val = given.y_val if tested is None else given.rows.classes[given.rows.labels[tested]]

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from small_plans import GRID
+from torch import nn
 
-from sklearn_kd import DistillationPlan, LinearizedKDStudent
+from sklearn_kd import DistillationPlan, LinearizedKDStudent, TorchStudent
+from sklearn_kd.plan import _curves
 from sklearn_kd.plan._curves import _stratified_order
 
 
@@ -49,3 +51,33 @@ def test_few_rows_have_no_curve(digits):
     plan = DistillationPlan(teachers=teacher, **GRID).fit(X[:20], y[:20])
     assert plan.forecasts_ == []
     assert "too few for a learning curve" in str(plan.findings_["rows"])
+
+
+@pytest.mark.parametrize("scored_on", ["folds", "validation rows", "folds, in time"])
+def test_last_size_is_that_of_the_search(digits, scored_on):
+    """What the search has trained is not trained again, and what is, would be the same."""
+    X, y, teacher = digits
+    fit = {}
+    if scored_on == "validation rows":
+        fit, X, y = {"X_val": X[150:], "y_val": y[150:]}, X[:150], y[:150]
+    student = None
+    if scored_on == "folds, in time":
+        student = TorchStudent(network, lr=0.3, max_epochs=8, batch_size=16, random_state=0)
+    plan = DistillationPlan(student, teacher, cv=4, n_orders=2, **GRID).fit(X, y, **fit)
+    results, best = plan.search_.cv_results_, plan.search_.best_params_
+    if scored_on == "folds, in time":
+        assert best["stopping_time"] is not None
+    (one,) = plan.forecasts_
+    for index, rho in enumerate(one.curves.soft_ratios):
+        cell = results["params"].index({**best, "soft_ratio": rho})
+        for order in range(2):
+            score = results["mean_test_score" if fit else f"split{order}_test_score"][cell]
+            assert one.curves.errors[index, order, -1] == pytest.approx(1 - score)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_curves._Problem, "knows_the_last", False)
+        again = DistillationPlan(student, teacher, cv=4, n_orders=2, **GRID).fit(X, y, **fit)
+    np.testing.assert_allclose(again.forecasts_[0].curves.errors, one.curves.errors)
+
+
+def network():
+    return nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 1))
