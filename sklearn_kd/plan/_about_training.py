@@ -39,6 +39,7 @@ def search_for_time(
         teachers.teacher,
         **searched.chosen(options),
         stopping_times=times,
+        refit=False,
         cv=None if given.X_val is not None else given.splits,
     ).fit(given.X, given.y, X_val=given.X_val, y_val=given.y_val)
 

@@ -35,7 +35,7 @@ from sklearn_kd.training._function_space import (
     Term,
 )
 from sklearn_kd.training._integration import Flow, Integration
-from sklearn_kd.training._krylov_space import MAX_KRYLOV_DIMENSION
+from sklearn_kd.training._krylov_space import MAX_KRYLOV_DIMENSION, Room
 
 __all__ = [
     "KRYLOV_COPIES",
@@ -264,6 +264,7 @@ def gradient_flows(
         initial_logits=initial_logits,
         decay=np.zeros(n_runs) if decay is None else decay / unit,
         unit=unit,
+        rooms=(Room(), Room(), Room()),
     )
     integration = Integration(flow, _increasing(stopping_times), tol)
     coefs = integration.run(report)

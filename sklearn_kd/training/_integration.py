@@ -21,7 +21,7 @@ from sklearn_kd._logits import centred
 from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import IllConditionedWarning
 from sklearn_kd.training._function_space import KernelProduct, Loss
-from sklearn_kd.training._krylov_space import KrylovSpaces, column, host, selection
+from sklearn_kd.training._krylov_space import KrylovSpaces, Room, column, host, selection
 
 __all__ = ["Flow", "Integration"]
 
@@ -43,6 +43,7 @@ class Flow:
     initial_logits: Tensor | None  # (C, n)
     decay: np.ndarray  # (B,)
     unit: float
+    rooms: tuple[Room, Room, Room]  # for the three spaces of a step
 
     def of(self, runs: Any, kept: np.ndarray) -> Self:
         """Return the equations of some runs, named by an index of tensors and by one of numpy."""
@@ -64,7 +65,7 @@ class Flow:
         force = self.push(state)
         if self.decay.any():
             force = force - column(self.decay, state) * state[0]
-        return KrylovSpaces(self.product, root, force, self.decay)
+        return KrylovSpaces(self.product, root, force, self.decay, self.rooms[0])
 
 
 class Integration:
@@ -264,7 +265,7 @@ def exprb53(
     c, h = 9 / 10, column(steps, state)
     half, most, whole = space.phi([(1, steps / 2), (1, c * steps), (1, steps)])
     D_2 = remainder(state + h / 2 * half)
-    second = KrylovSpaces(flow.product, space.root, D_2, flow.decay)
+    second = KrylovSpaces(flow.product, space.root, D_2, flow.decay, flow.rooms[1])
     resolved = second.resolve(3, steps, accuracy)
     n_products = space.n_products + second.n_products
     if not resolved.any():
@@ -272,7 +273,7 @@ def exprb53(
     bend_half, bend_most, bend = second.phi([(3, steps / 2), (3, c * steps), (3, steps)])
     bend_3 = 27 / 25 * bend_half + 729 / 125 * bend_most
     E = remainder(state + c * h * most + h * bend_3) - (2 * c) ** 2 * D_2
-    third = KrylovSpaces(flow.product, space.root, E, flow.decay)
+    third = KrylovSpaces(flow.product, space.root, E, flow.decay, flow.rooms[2])
     resolved &= third.resolve(3, steps, accuracy)
     fourth, cubic = third.phi([(4, steps), (3, steps)])
     correction = h * (500 / 27 * fourth - 250 / 81 * cubic)

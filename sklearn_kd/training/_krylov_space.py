@@ -27,7 +27,7 @@ from torch import Tensor
 from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.training._function_space import CurvatureRoot, KernelProduct
 
-__all__ = ["MAX_KRYLOV_DIMENSION", "KrylovSpaces", "phi", "phi_difference"]
+__all__ = ["MAX_KRYLOV_DIMENSION", "KrylovSpaces", "Room", "phi", "phi_difference"]
 
 MAX_KRYLOV_DIMENSION = 100
 
@@ -70,6 +70,20 @@ def phi_difference(order: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(is_near, series, recursion)
 
 
+class Room:
+    """Memory that the spaces of one step after another use: fresh pages cost a tenth of a flow."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, int, int], like: Tensor) -> Tensor:
+        """Return a tensor of undefined values, which ends that of the same name taken before."""
+        held = self._held.get(name)
+        if held is None or held.shape[1:] != shape[1:] or len(held) < shape[0]:
+            self._held[name] = held = like.new_empty(shape)
+        return held[: shape[0]]
+
+
 class KrylovSpaces:
     r"""phi functions of the Jacobian J = -W K - μ of B runs, each acting on one vector v.
 
@@ -89,6 +103,7 @@ class KrylovSpaces:
         root: CurvatureRoot,
         vectors: Tensor,
         decay: np.ndarray | None = None,
+        room: Room | None = None,
     ) -> None:
         self.product, self.root = product, root
         self.state = torch.stack([vectors, product(vectors)])
@@ -98,8 +113,11 @@ class KrylovSpaces:
         self.decay = np.zeros(len(vectors)) if decay is None else decay
         self.next = start / torch.where(norm > 0, norm, 1)[:, None, None]
         self.capacity = min(MAX_KRYLOV_DIMENSION, start[0].numel())
-        self.basis, self.images = start.new_zeros(0), start.new_zeros(0)
-        n_runs = len(vectors)
+        n_runs, room = len(vectors), room or Room()
+        self.basis, self.images = (
+            room.take(name, (n_runs, self.capacity, like[0].numel()), like)
+            for name, like in (("basis", start), ("images", vectors))
+        )
         self.size = np.zeros(n_runs, dtype=int)
         self.exhausted = self.norm == 0
         self.diagonal = np.zeros((n_runs, self.capacity))
@@ -148,19 +166,23 @@ class KrylovSpaces:
         """Add one dimension to the spaces of some runs, which all have the same size."""
         runs = selection(active, self.next.device)
         m = int(self.size[active][0])
-        self._make_room(m + 1)
         root, following = self.root.of(runs), self.next[runs]
         image = self.product(root.apply(following))
+        if (ended := ~active & (self.size <= m)).any():
+            others = selection(ended, self.next.device)
+            self.basis[others, m] = self.images[others, m] = 0
         self.basis[runs, m] = following.flatten(1)
         self.images[runs, m] = image.flatten(1)
         following = root.apply_transpose(image).flatten(1)[:, :, None]
         basis = self.basis[runs, : m + 1]
-        overlap = basis @ following
-        following = following - basis.mT @ overlap
-        correction = basis @ following  # orthogonal to working precision only after a second pass
-        following = following - basis.mT @ correction
+        last = basis[:, -2:]  # the others' overlaps are rounding alone, which one pass removes
+        overlap = last @ following
+        following = following - last.mT @ overlap
+        correction = basis @ following
+        following -= basis.mT @ correction
         norm = following.flatten(1).norm(dim=1)
-        numbers = torch.stack([(overlap + correction)[:, -1, 0], norm, image.abs().amax((1, 2))])
+        own = overlap[:, -1, 0] + correction[:, -1, 0]
+        numbers = torch.stack([own, norm, image.abs().amax((1, 2))])
         self.diagonal[active, m], self.off_diagonal[active, m], self.newest_image[active] = host(
             numbers
         )
@@ -169,20 +191,6 @@ class KrylovSpaces:
         scale = torch.where(norm > 0, norm, 1)[:, None, None]
         self.next[runs] = following.view_as(self.next[runs]) / scale
         self.size[active] = m + 1
-
-    def _make_room(self, m: int) -> None:
-        """Let basis and images hold m dimensions."""
-        held = self.basis.shape[1] if self.basis.ndim == 3 else 0
-        if m <= held:
-            return
-        more = min(max(8, held), self.capacity - held)
-
-        def longer(rows: Tensor, width: int) -> Tensor:
-            new = self.state.new_zeros(len(self.size), more, width)
-            return new if held == 0 else torch.cat([rows, new], dim=1)
-
-        self.basis = longer(self.basis, self.next[0].numel())
-        self.images = longer(self.images, self.state[0, 0].numel())
 
     def _diagonalise(self, active: np.ndarray) -> None:
         """Find eigenvalues and eigenvectors of T of some runs, and whether their space is whole."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.linalg import expm
 
 from sklearn_kd.training._function_space import CrossEntropy, KernelProduct, SquaredError, Term
-from sklearn_kd.training._krylov_space import KrylovSpaces, phi, phi_difference
+from sklearn_kd.training._krylov_space import KrylovSpaces, Room, phi, phi_difference
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
@@ -100,3 +100,33 @@ def phi_of_a_matrix(order, z):
     for k in range(order):
         blocks[k * n : (k + 1) * n, (k + 1) * n : (k + 2) * n] = np.eye(n)
     return expm(blocks)[:n, order * n :]
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.9])
+def test_bases_are_orthonormal_and_rooms_are_used_again(rate):
+    """Also where eigenvalues converge, at which the bare recurrence loses orthogonality."""
+    rng = np.random.default_rng(0)
+    n, n_runs = 60, 3
+    vectors, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    matrix = torch.as_tensor(vectors * rate ** np.arange(n) @ vectors.T)
+    q = torch.as_tensor(rng.uniform(size=(n_runs, 2, n)))
+    loss = CrossEntropy([Term.of_labels(q / q.sum(dim=1, keepdim=True))])
+    weights = torch.full((n_runs, n), 1 / n, dtype=torch.float64)
+    root = loss.curvature_root(torch.zeros_like(q), weights)
+    starts = torch.as_tensor(rng.normal(size=(2, n_runs, 2, n)))
+    room = Room()
+    for start in starts:
+        accuracy = np.array([1e-2, 1e-8, 1e-13])  # spaces of three sizes
+        steps = np.full(n_runs, 100.0)
+        spaces = [KrylovSpaces(KernelProduct(matrix), root, start, room=room)]
+        spaces.append(KrylovSpaces(KernelProduct(matrix), root, start))
+        spaces[0].basis[:], spaces[0].images[:] = np.nan, np.nan
+        for space in spaces:
+            assert space.resolve(1, steps, accuracy).all()
+        assert len(set(spaces[0].size)) == 3
+        for left, right in zip(*(space.phi([(1, steps)]) for space in spaces), strict=True):
+            torch.testing.assert_close(left, right, rtol=0, atol=0)
+        for run in range(n_runs):
+            basis = spaces[0].basis[run, : spaces[0].size[run]]
+            gram = (basis @ basis.mT).numpy()
+            np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-13)
