@@ -20,6 +20,7 @@ from sklearn_kd.inspection._plotting import (
     legend_below,
     over_candidates,
 )
+from sklearn_kd.linalg._running_sum import running_sum
 from sklearn_kd.metrics import (
     binomial_upper_bound,
     feature_angles,
@@ -389,7 +390,7 @@ def _certificates(
     squared_norms = frame.kernel.diag(rows)
     new_directions = rows.new_empty((len(last), len(rows)))
     for block, u, _ in frame.feature_blocks(rows):
-        reached = u.square().cumsum(dim=1)[:, last]
+        reached = running_sum(u.square(), dim=1)[:, last]
         new_directions[:, block] = (squared_norms[block, None] - reached).clamp_min(0).T
     power = power_function_bound(teacher_logits, new_directions, oracle_norm, norms)
     # Theorem 1 needs the angle to Δ_w* − Δ_wz, which is a ratio of norms only for z₀ = 0.

@@ -37,6 +37,7 @@ from sklearn_kd.linalg._checks import (
 )
 from sklearn_kd.linalg._cholesky import factor_in_place, reciprocal_condition
 from sklearn_kd.linalg._parts import parts, solve_triangular
+from sklearn_kd.linalg._running_sum import running_sum
 
 # Copies of the right-hand sides that a solve works with.
 _COLUMN_COPIES = 6
@@ -265,7 +266,7 @@ class TangentFrame:
     def prefix_norms(self, targets: Tensor) -> Tensor:
         """Return ‖Δ_ŵ,m‖₂ for m = 1…n, shape (n,); squares are summed over the classes."""
         squares = self.coordinates(targets).reshape(self.n_rows, -1).square().sum(dim=1)
-        return squares.cumsum(0).sqrt()
+        return running_sum(squares).sqrt()
 
     def prefix_steps(
         self, X: Tensor, targets: Tensor, sizes: Sequence[int]
@@ -350,7 +351,7 @@ class TangentFrame:
             unit[start:].fill_diagonal_(1)
             inverse = torch.linalg.solve_triangular(self.lower[:stop, :stop].T, unit, upper=True)
             for column in range(columns.shape[1]):
-                path = (inverse * columns[start:stop, column]).cumsum(dim=1)
+                path = running_sum(inverse * columns[start:stop, column], dim=1)
                 path += coefficients[:stop, column, None]
                 coefficients[:stop, column] = path[:, -1]
                 shares[start:stop, column] = row_ridges[:stop] @ path.square_()

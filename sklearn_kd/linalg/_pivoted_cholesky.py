@@ -134,7 +134,7 @@ def randomly_pivoted_cholesky(
 
 def _draw(residual: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Draw ``size`` rows, with replacement, with probabilities in proportion to ``residual``."""
-    cumulative = residual.double().cumsum(0).cpu()
+    cumulative = residual.double().cpu().cumsum(0)
     points = _uniform(size, generator) * cumulative[-1]
     # right=True never selects a row of probability 0, except where rounding puts a point at the
     # very end. There the last row of positive probability is drawn.

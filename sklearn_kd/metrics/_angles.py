@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sklearn_kd.distillation._arguments import numbers, positive_scalar, require_each, vector
 from sklearn_kd.linalg import TangentFrame
+from sklearn_kd.linalg._running_sum import running_sum
 from sklearn_kd.metrics._arguments import (
     check_frame,
     check_two_classes,
@@ -243,7 +244,7 @@ def weight_change_angles(
     at = training_set_sizes(sizes, frame.n_rows).to(p.device)
 
     def tail(a: Tensor, b: Tensor) -> Tensor:
-        return _row_products(a, b).flip(0).cumsum(0).flip(0)
+        return running_sum(_row_products(a, b).flip(0)).flip(0)
 
     def after(a: Tensor, b: Tensor) -> Tensor:
         """⟨a[m:], b[m:]⟩ at each m: the tails, and nothing after the last row."""
@@ -251,7 +252,7 @@ def weight_change_angles(
 
     def before(a: Tensor) -> Tensor:
         """‖a[:m]‖² at each m."""
-        return _row_products(a, a).cumsum(0)[at - 1]
+        return running_sum(_row_products(a, a))[at - 1]
 
     oracle_norm, centred_norm = tail(q, q)[0].sqrt(), tail(p, p)[0].sqrt()
     _require_direction(oracle_norm, "effective_logits equal initial_logits: the oracle")

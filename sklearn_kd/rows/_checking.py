@@ -109,7 +109,9 @@ def check_new_rows(estimator: Any, X: Any, method: str) -> Any:
         return check_stream(estimator, X, reset=False)
     require_rows(X)
     X = plain(X)
-    check_same_namespace(X, estimator, attribute="X_fit_", method=method)
+    # Rows may be on another device than those of the fit, which a copy or a pickle has on the CPU.
+    if not (isinstance(X, Tensor) and isinstance(estimator.X_fit_, Tensor)):
+        check_same_namespace(X, estimator, attribute="X_fit_", method=method)
     return validated(estimator, X, reset=False)
 
 

@@ -103,8 +103,10 @@ def merge_rows(X: Tensor) -> MergedRows:
     )
 
 
-def copies_in(stream: RowStream, dtype: torch.dtype) -> MergedRows:
-    """Return which rows are copies of which, once rounded to ``dtype``; reads every row once.
+def copies_in(stream: RowStream, beside: Tensor) -> MergedRows:
+    """Return which rows are copies of which, once rounded; reads every row once.
+
+    In the dtype and on the device of ``beside``.
 
     Rows are told apart by a hash of 128 bits. Among 10⁹ different rows two share a hash with
     probability 10⁻²¹.
@@ -115,7 +117,7 @@ def copies_in(stream: RowStream, dtype: torch.dtype) -> MergedRows:
         If a row holds NaN or infinity.
     """
     hashes = np.empty((len(stream), 2), dtype=np.uint64)
-    for block, X in stream.digested_blocks(dtype):
+    for block, X in stream.digested_blocks(beside.dtype):
         hashes[block] = row_hashes(to_numpy(X))
     first, group = np.arange(len(hashes)), np.arange(len(hashes))
     if not _all_differ(hashes[:, 0]):
@@ -125,7 +127,7 @@ def copies_in(stream: RowStream, dtype: torch.dtype) -> MergedRows:
         first_copy = np.empty_like(order)
         first_copy[order] = order[of_sorted]
         first, group = np.unique(first_copy, return_inverse=True)
-    return MergedRows(torch.from_numpy(first), torch.from_numpy(group))
+    return MergedRows(*(torch.as_tensor(a, device=beside.device) for a in (first, group)))
 
 
 def _all_differ(values: np.ndarray) -> bool:

@@ -124,6 +124,6 @@ def distinct_of_stream(rows: TrainingRows) -> tuple[DistinctRows, RowStream]:
     """
     stream = rows.stream
     assert stream is not None
-    distinct = distinct_rows(rows, copies_in(stream, rows.X.dtype))
+    distinct = distinct_rows(rows, copies_in(stream, rows.X))
     kept = distinct.kept[distinct.merged.first]
     return distinct, stream.only(to_numpy(kept))

@@ -22,6 +22,7 @@ from torch import Tensor
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._held_out import class_sum
+from sklearn_kd.linalg._running_sum import running_sum
 from sklearn_kd.metrics._risk import disagreement
 from sklearn_kd.rows._labels import NO_LABEL
 
@@ -52,7 +53,7 @@ class PrefixRisks(NamedTuple):
 
 def prefix_weight_changes(frame: TangentFrame, targets: Tensor) -> PrefixWeightChanges:
     """Return norms ‖q[:m]‖ and errors on row m of the student of the m − 1 rows before it."""
-    squares = class_sum(frame.coordinates(targets).square()).cumsum(dim=0)
+    squares = running_sum(class_sum(frame.coordinates(targets).square()))
     shares = class_sum(frame.prefix_ridge_shares(targets))
     return PrefixWeightChanges(
         norms=squares.sqrt(),

@@ -132,6 +132,11 @@ class Network:
             part._backward_pre_hooks.clear()
             if isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
                 part.sparse = False
+            if isinstance(part, nn.RNNBase):
+                # cuDNN keeps what a gradient needs in training mode only, where dropout, the one
+                # thing that the mode changes, has to be off.
+                part.dropout = 0.0
+                part.train()
         for parameter in self.module.parameters():
             parameter.grad = None
         self.lock = threading.Lock()
