@@ -7,12 +7,17 @@ that Ctrl-C is answered in between.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator, lobpcg
 from torch import Tensor
 
+from sklearn_kd._array import to_numpy
+from sklearn_kd._memory import WORKSPACE_BYTES
 from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg._parts import OPERATIONS_PER_CALL, parts
@@ -166,7 +171,7 @@ def one_norm_estimate(apply: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 
 def _not_psd_message(matrix: Tensor, jitter: float) -> str:
-    if not matrix.triu().isfinite().all():
+    if not all(corner.isfinite().all() for _, corner in _upper_rows(matrix)):
         return (
             "The kernel matrix with its ridge holds NaN or infinite values; rescale the inputs, or "
             "use a smaller ridge / sample_weight."
@@ -187,10 +192,29 @@ def smallest_eigenvalue(matrix: Tensor) -> float:
     Exact for up to 1000 rows. For more, an upper bound: a Rayleigh quotient after a few LOBPCG
     steps.
     """
-    full = matrix.triu() + matrix.triu(1).T
-    if len(full) <= _EXACT_EIGENVALUE_ROWS:
-        return torch.linalg.eigvalsh(full)[0].item()
-    generator = torch.Generator("cpu").manual_seed(0)
-    start = torch.randn(len(full), 1, generator=generator, dtype=full.dtype, device="cpu")
-    values, _ = torch.lobpcg(full, k=1, X=start.to(full.device), niter=30, largest=False)
-    return values[0].item()
+    n = len(matrix)
+    if n <= _EXACT_EIGENVALUE_ROWS:
+        return torch.linalg.eigvalsh(matrix, UPLO="U")[0].item()
+
+    def multiply(vectors: np.ndarray) -> np.ndarray:
+        V = torch.as_tensor(vectors, dtype=matrix.dtype, device=matrix.device)
+        product = torch.zeros_like(V)
+        for start, corner in _upper_rows(matrix):
+            own = slice(start, start + len(corner))
+            product[own] += corner @ V[start:]
+            product[own.stop :] += corner[:, len(corner) :].T @ V[own]
+            product[own] += corner[:, : len(corner)].triu(1).T @ V[own]
+        return to_numpy(product)
+
+    operator = LinearOperator((n, n), matvec=multiply, matmat=multiply, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal((n, 1))
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that it is not exact
+        values, _ = lobpcg(operator, start, largest=False, maxiter=30)
+    return float(values[0])
+
+
+def _upper_rows(matrix: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the upper triangle from row ``start`` on, few rows at a time: (start, its copy)."""
+    step = max(1, WORKSPACE_BYTES // (len(matrix) * matrix.element_size()))
+    for start in range(0, len(matrix), step):
+        yield start, matrix[start : start + step, start:].triu()
