@@ -1,4 +1,4 @@
-"""Figures of all tests and doctests: drawn without a screen, closed after each."""
+"""Settings of all tests and doctests: figures without a screen, and a GPU that is pretended."""
 
 import os
 import sys
@@ -6,6 +6,29 @@ import sys
 import pytest
 
 os.environ["MPLBACKEND"] = "Agg"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--pretend-cuda",
+        action="store_true",
+        help="run on CPU tensors that pretend to be on a CUDA GPU: see tests/pretend_cuda.py",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--pretend-cuda"):
+        from pretend_cuda import PretendCuda
+
+        import sklearn_kd  # noqa: F401 (before the factories of torch are replaced)
+
+        config.pretended = PretendCuda()
+        config.pretended.__enter__()
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "pretended"):
+        config.pretended.__exit__()
 
 
 @pytest.fixture(autouse=True)

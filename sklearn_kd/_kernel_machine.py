@@ -112,28 +112,33 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
     def _expansion(self, X: Any, coefficients: Any) -> Tensor:
         """Return the logits of rows for given coefficients, in blocks of bounded memory."""
         # Moved to the device once, for all blocks.
-        fitted, coefficients = self._to_working(self.X_fit_), self._to_working(coefficients)
+        coefficients = self._to_working(coefficients)
         if not isinstance(X, RowStream):
-            return self._expansion_in_memory(self._to_working(X), fitted, coefficients)
-        blocks = X.blocks(dtype=self._dtype, device=fitted.device)
-        return torch.cat(
-            [self._expansion_in_memory(block, fitted, coefficients) for _, block in blocks]
-        )
+            return self._expansion_in_memory(self._to_working(X), coefficients)
+        blocks = X.blocks(dtype=self._dtype, device=coefficients.device)
+        return torch.cat([self._expansion_in_memory(block, coefficients) for _, block in blocks])
 
-    def _expansion_in_memory(self, X: Tensor, fitted: Tensor, coefficients: Tensor) -> Tensor:
+    def _expansion_in_memory(self, X: Tensor, coefficients: Tensor) -> Tensor:
         """Return Θ(X, X_fit) a, few kernel entries at a time."""
         columns = coefficients.reshape(len(coefficients), -1)
-        logits = self._kernel_product(X, fitted, columns)
+        logits = self._kernel_product(X, columns)
         return logits.reshape(-1, *coefficients.shape[1:])
 
-    def _kernel_product(self, X: Tensor, fitted: Tensor, columns: Tensor) -> Tensor:
-        return self._kernel_function().matmat(X, fitted, columns)
+    def _kernel_product(self, X: Tensor, columns: Tensor) -> Tensor:
+        function, device = self._kernel_function(), X.device
+        # Of the last call: preparing the rows takes longer than to predict one.
+        fitted, of_function, on, rows = vars(self).get("_prepared_rows", (None,) * 4)
+        if fitted is not self.X_fit_ or of_function is not function or on != device:
+            rows = function.prepared(self._to_working(self.X_fit_))
+            self._prepared_rows = self.X_fit_, function, device, rows
+        return function.matmat(X, rows, columns)
 
     def __getstate__(self) -> dict:
         """Return the state without the n² factor, tensors on the CPU so that it loads anywhere."""
         state = super().__getstate__().copy()
         state.pop("_frame", None)
         state.pop("_prepared", None)
+        state.pop("_prepared_rows", None)
         return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state.items()}
 
     def __sklearn_tags__(self) -> Tags:

@@ -28,7 +28,8 @@ resource: Any = (
 
 # Memory of blocked evaluations (kernel tiles, prediction blocks) at a time, beside results.
 WORKSPACE_BYTES = 64 * 2**20
-
+# On a GPU, where smaller blocks are over before the next one is launched.
+GPU_WORKSPACE_BYTES = 8 * WORKSPACE_BYTES
 
 CPU = torch.device("cpu")
 
@@ -164,6 +165,11 @@ def available_bytes(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free // _n_sharing() + cached
     return _free_bytes() // _n_sharing()
+
+
+def workspace_bytes(device: torch.device) -> int:
+    """Return the memory of blocked evaluations on ``device`` at a time, beside results."""
+    return WORKSPACE_BYTES if device.type == "cpu" else GPU_WORKSPACE_BYTES
 
 
 def budget_bytes(memory_limit: float | str, device: torch.device) -> int:

@@ -109,6 +109,13 @@ class Books:
     def _free(self, n_bytes):
         self.allocated -= n_bytes
 
+    def forget(self):
+        """Forget all that was asked so far."""
+        self.total, self.lines = Counts(), {}
+        self.operations.clear()
+        self.wait_causes.clear()
+        self._host = self._device = 0.0
+
     def reset_peak(self):
         """Forget the peak so far."""
         self.peak = self.allocated

@@ -71,6 +71,13 @@ def predictions(estimator, rows=X_NEW):
     return [getattr(estimator, f)(rows) for f in ("decision_function", "predict_proba", "predict")]
 
 
+def flat(found):
+    """Return the numbers that a case returned, as arrays on the host."""
+    if isinstance(found, (list, tuple)):
+        return [array for part in found for array in flat(part)]
+    return [found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)]
+
+
 # Kernels and frames.
 
 
@@ -493,7 +500,7 @@ def student_of_a_network(device, **options):
 @cases(**NAMES)
 def torch_teacher(device, name):
     module, shape = network(name)
-    module = nn.Sequential(module, nn.Linear(3, 3, dtype=torch.float64))  # outputs beyond [0, 1]
+    module = nn.Sequential(module, nn.LayerNorm(3, dtype=torch.float64))  # outputs beyond [0, 1]
     found = []
     for where in ("cpu", device):
         made = TorchTeacher(module.to(where), [0, 1, 2], input_shape=shape, device=device)

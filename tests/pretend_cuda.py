@@ -59,6 +59,11 @@ WAITING = {
 _active = []  # the device that is entered, if any
 
 
+def active():
+    """Return the device that is entered."""
+    return _active[0]
+
+
 def on_gpu(tensor):
     """Whether a tensor pretends to be on the GPU."""
     with torch._C.DisableTorchFunction():
@@ -213,8 +218,8 @@ class PretendCuda(Books):
             "tolist": lambda t: original["tolist"](t.cpu() if on_gpu(t) else t),
             "new_tensor": new_tensor,
             "numpy": numpy_of_host(Tensor.numpy),
-            "__array__": of_host(Tensor.__array__, not_on_host()),
-            "pin_memory": of_host(Tensor.pin_memory, RuntimeError("cannot pin CUDA memory")),
+            "__array__": of_host(Tensor.__array__, not_on_host),
+            "pin_memory": of_host(Tensor.pin_memory, not_pinnable),
             "__dlpack__": dlpack_of_host(Tensor.__dlpack__),
             "__deepcopy__": self._deepcopy(Tensor.__deepcopy__),
             "__reduce_ex__": reduced(Tensor.__reduce_ex__),
@@ -404,11 +409,15 @@ def not_on_host():
     )
 
 
+def not_pinnable():
+    return RuntimeError("cannot pin CUDA memory: only dense CPU tensors can be pinned")
+
+
 def of_host(original, error):
     @functools.wraps(original)
     def method(tensor, *args, **kwargs):
         if on_gpu(tensor):
-            raise error
+            raise error()
         return original(tensor, *args, **kwargs)
 
     return method

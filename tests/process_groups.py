@@ -94,7 +94,7 @@ def student(n_rows, options):
     options = dict(options)
     if options.get("memory_limit") == "little":
         entries = largest_share(n_rows, torch.device("cpu"), 1)
-        beside = pcg_bytes(n_rows, 4, 3, default_rank(n_rows))
+        beside = pcg_bytes(n_rows, 4, 3, default_rank(n_rows), torch.device("cpu"))
         options = options | {"memory_limit": beside + 5 * entries // 2}
     solver = PCG(**{name: options.pop(name) for name in ("tol", "max_iter") if name in options})
     return LinearizedKDStudent(solver=solver.set_params(random_state=0), **options)

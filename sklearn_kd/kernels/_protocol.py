@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -43,10 +43,14 @@ class KernelFunction(ABC):
     def diag(self, X: Tensor) -> Tensor:
         """Return K(x, x) for each row, shape (n,)."""
 
-    def matmat(self, X: Tensor, Y: Tensor, V: Tensor) -> Tensor:
+    def prepared(self, Y: Tensor) -> Any:
+        """Return rows as `matmat` takes them for ``Y`` again and again; here, as they are."""
+        return Y
+
+    def matmat(self, X: Tensor, Y: Any, V: Tensor) -> Tensor:
         """Return K(X, Y) V of shape (n, k) for V of shape (m, k), holding few kernel entries.
 
-        At most 64 MiB of K(X, Y) exist at a time, whatever n and m.
+        At most 64 MiB of K(X, Y) exist at a time, 512 MiB on a GPU, whatever n and m.
         """
         return product(stream(self.block, X, Y), len(X), V)
 

@@ -8,19 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from sklearn_kd._memory import CPU
+from sklearn_kd._memory import CPU, workspace_bytes
 from sklearn_kd.kernels._precision import full_precision
 
-# Work arrays of a tile's size per core, and numbers kept for a row beside its features.
+# Work arrays of a tile's size per core: those of a ReLU, beside whose matrix tiles of a CPU are
+# small, and on a GPU those of a GELU, which needs most. Numbers kept for a row beside its features.
 _TILE_BUFFERS = 7
+_GPU_TILE_BUFFERS = 18
 _PER_ROW = 16
 
 # Rows, columns, and the entries of a kernel matrix there.
 Block = tuple[slice, slice, Tensor]
 
 _CPU_TILE = 512  # small enough for a core's caches, large enough to hide Python's overhead
-_CUDA_TILE = 4096
-_STREAM_BYTES = 2**26  # of kernel entries that `stream` holds at a time
+_CUDA_TILE = 2048  # large enough for a kernel to outlast its launch
 
 
 def tile_size(device: torch.device) -> int:
@@ -54,11 +55,11 @@ def ordinary(tensor: Tensor) -> Tensor:
 def stream(
     kernel_block: Callable[[Tensor, Tensor], Tensor], X: Tensor, Y: Tensor
 ) -> Iterator[Block]:
-    """Yield (rows, columns, entries) of K(X, Y), 64 MiB of entries at a time.
+    """Yield (rows, columns, entries) of K(X, Y), a workspace of entries at a time.
 
     ``kernel_block(X, Y)`` returns K(X, Y), such as the method ``block`` of a kernel function.
     """
-    entries = _STREAM_BYTES // X.element_size()
+    entries = workspace_bytes(X.device) // X.element_size()
     columns = max(1, min(len(Y), entries // 64))
     rows = max(1, entries // columns)
     for i in range(0, len(X), rows):
@@ -84,6 +85,11 @@ def kernel_bytes(
     They are those of its entries, of the prepared rows, and of the tiles of every core.
     """
     area = min(tile_size(device), n_rows) * min(tile_size(device), n_columns)
-    n_cores = torch.get_num_threads() if device.type == "cpu" else 1
+    buffers = torch.get_num_threads() * _TILE_BUFFERS if device.type == "cpu" else _GPU_TILE_BUFFERS
     rows = (n_rows + n_columns) * (n_features + _PER_ROW)
-    return (n_rows * n_columns + rows + n_cores * _TILE_BUFFERS * area) * dtype.itemsize
+    return (n_rows * n_columns + rows) * dtype.itemsize + buffers * area * work_bytes(dtype, device)
+
+
+def work_bytes(dtype: torch.dtype, device: torch.device) -> int:
+    """Return the bytes of an entry of a tile: on a GPU of float64, as float32 has more arrays."""
+    return dtype.itemsize if device.type == "cpu" else 8

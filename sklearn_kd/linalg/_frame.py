@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sklearn_kd._memory import CPU, MEMORY_REMEDY, WORKSPACE_BYTES, require
+from sklearn_kd._memory import CPU, MEMORY_REMEDY, require, workspace_bytes
 from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import IllConditionedWarning
 from sklearn_kd.kernels._precision import full_precision
@@ -258,7 +258,7 @@ class TangentFrame:
     def feature_blocks(self, X: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield (rows, u, v) of `features` for consecutive blocks of ``X``, in bounded memory."""
         require_rows(X, self.X)
-        step = max(1, WORKSPACE_BYTES // (2 * self.n_rows * X.dtype.itemsize))
+        step = max(1, workspace_bytes(X.device) // (2 * self.n_rows * X.dtype.itemsize))
         for start in range(0, len(X), step):
             rows = slice(start, min(start + step, len(X)))
             yield rows, *self.features(X[rows])
@@ -344,7 +344,7 @@ class TangentFrame:
         shares = torch.zeros_like(columns)
         # a_m = L_m⁻ᵀ q[:m] = Σ_{j<m} q[j] r_j with r_j the columns of L⁻ᵀ, which end at row j.
         coefficients = torch.zeros_like(columns)
-        step = max(1, WORKSPACE_BYTES // (4 * self.n_rows * columns.dtype.itemsize))
+        step = max(1, workspace_bytes(q.device) // (4 * self.n_rows * columns.dtype.itemsize))
         for start in range(0, self.n_rows, step):
             stop = min(start + step, self.n_rows)
             unit = columns.new_zeros((stop, stop - start))
@@ -374,7 +374,7 @@ class TangentFrame:
         """Return diag(A⁻¹): the squared column norms of L⁻¹, a block of columns at a time."""
         n = self.n_rows
         out = self.lower.new_empty(n)
-        step = max(1, WORKSPACE_BYTES // (2 * n * self.lower.dtype.itemsize))
+        step = max(1, workspace_bytes(out.device) // (2 * n * self.lower.dtype.itemsize))
         for rows in torch.arange(n, device=out.device).split(step):
             out[rows] = torch.linalg.vector_norm(self.inverse_columns(rows), dim=1).square()
         return out

@@ -42,7 +42,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sklearn_kd._memory import WORKSPACE_BYTES
+from sklearn_kd._memory import WORKSPACE_BYTES, workspace_bytes
 from sklearn_kd._warnings import warn
 from sklearn_kd.exceptions import IllConditionedWarning
 from sklearn_kd.kernels._precision import full_precision
@@ -309,7 +309,12 @@ def block_rows(n_landmarks: int) -> int:
 
 
 def nystrom_bytes(
-    n_rows: int, n_features: int, n_landmarks: int, n_targets: int, n_candidates: int
+    n_rows: int,
+    n_features: int,
+    n_landmarks: int,
+    n_targets: int,
+    n_candidates: int,
+    device: torch.device,
 ) -> int:
     """Return the peak bytes of choosing landmarks among candidate rows, of the pass and the solve.
 
@@ -322,4 +327,4 @@ def nystrom_bytes(
     sums = n_landmarks * (2 * n_landmarks + n_features + n_targets)
     rows = block * (2 * n_landmarks + n_features + 4 * n_targets)
     solve = n_landmarks * (n_landmarks + 3 * n_targets)
-    return 8 * max(choice, sums + max(rows, solve)) + 2 * WORKSPACE_BYTES
+    return 8 * max(choice, sums + max(rows, solve)) + 2 * workspace_bytes(device)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sklearn_kd._memory import MEMORY_REMEDY, WORKSPACE_BYTES, budget_bytes, require
+from sklearn_kd._memory import MEMORY_REMEDY, budget_bytes, require, workspace_bytes
 from sklearn_kd._progress import FitTask
 from sklearn_kd.exceptions import NotPSDError
 from sklearn_kd.kernels._protocol import KernelFunction
@@ -214,7 +214,7 @@ def search_bytes(
         beside = keeps_matrix * n**2 + max(n * m + 3 * m**2 for m in folds)
     else:
         beside = keeps_matrix * n**2
-        beside += min(n**2, WORKSPACE_BYTES // (2 * dtype.itemsize))
+        beside += min(n**2, workspace_bytes(device) // (2 * dtype.itemsize))
     return frame_bytes(n, n_features, 2 * n_targets, dtype, device) + beside * dtype.itemsize
 
 

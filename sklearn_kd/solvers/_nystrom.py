@@ -118,7 +118,7 @@ class Nystrom(Solver):
         n_landmarks = min(self.n_landmarks, size.n_rows)
         n_candidates = candidate_rows(size.n_rows, n_landmarks)
         return nystrom_bytes(
-            size.n_rows, size.n_features, n_landmarks, size.n_targets, n_candidates
+            size.n_rows, size.n_features, n_landmarks, size.n_targets, n_candidates, size.device
         )
 
     def work(self, size: Size, memory_limit: float | str) -> list[Work]:

@@ -247,7 +247,7 @@ def _require_memory(
     """Return the bytes that a pass takes, after checking that they fit."""
     n_rows, n_features = rows.stream.n_rows, rows.stream.n_features
     n_targets, n_candidates = rows.n_targets, candidate_rows(n_rows, n_landmarks)
-    planned = nystrom_bytes(n_rows, n_features, n_landmarks, n_targets, n_candidates)
+    planned = nystrom_bytes(n_rows, n_features, n_landmarks, n_targets, n_candidates, device)
     n_workers = joblib.effective_n_jobs(options.n_jobs)
     if n_workers > 1:  # two finished spans for each worker may wait to be added
         planned += 2 * n_workers * 8 * n_landmarks * (n_landmarks + n_targets)

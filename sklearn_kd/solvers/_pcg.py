@@ -30,7 +30,7 @@ import torch.distributed as dist
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from sklearn_kd._memory import WORKSPACE_BYTES, budget_bytes
+from sklearn_kd._memory import budget_bytes, workspace_bytes
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import Interval
 from sklearn_kd.kernels._protocol import KernelFunction
@@ -215,7 +215,7 @@ class PCG(Solver):
         )
 
 
-def pcg_bytes(n_rows: int, n_features: int, n_targets: int, rank: int) -> int:
+def pcg_bytes(n_rows: int, n_features: int, n_targets: int, rank: int, device: torch.device) -> int:
     """Return the peak bytes of preconditioner and iteration beside Θ, from shapes alone.
 
     The targets, their compression and the solution take six arrays of n × m in float64, the
@@ -224,7 +224,7 @@ def pcg_bytes(n_rows: int, n_features: int, n_targets: int, rank: int) -> int:
     """
     vectors = 8 * n_rows * (21 * n_targets + 2 * n_features)
     factor = 8 * n_rows * (rank + 4 * PIVOT_BLOCK) + 8 * 6 * rank**2
-    return vectors + factor + 3 * WORKSPACE_BYTES
+    return vectors + factor + 3 * workspace_bytes(device)
 
 
 def plan_pcg(
@@ -240,16 +240,18 @@ def plan_pcg(
     budget = budget_bytes(memory_limit, device)
     entries = largest_share(n_rows, device, n_shares)
     rank = default_rank(n_rows)
-    beside = pcg_bytes(n_rows, n_features, n_targets, rank)
+    beside = pcg_bytes(n_rows, n_features, n_targets, rank, device)
     for stored in (dtype, torch.float32):
         kept = entries * stored.itemsize
         if beside + kept <= budget:
             return PCGPlan(stored, kept, rank, beside + kept)
     if budget - beside < kept / 2:  # most is evaluated at each product
         rank = default_rank(n_rows, is_stored=False)
-        while rank > _LEAST_RANK and pcg_bytes(n_rows, n_features, n_targets, rank) > budget:
+        while (
+            rank > _LEAST_RANK and pcg_bytes(n_rows, n_features, n_targets, rank, device) > budget
+        ):
             rank = max(rank // 2, _LEAST_RANK)
-        beside = pcg_bytes(n_rows, n_features, n_targets, rank)
+        beside = pcg_bytes(n_rows, n_features, n_targets, rank, device)
     kept = max(0, budget - beside)
     return PCGPlan(torch.float32, kept, rank, beside + kept)
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sklearn_kd._memory import WORKSPACE_BYTES
+from sklearn_kd._memory import workspace_bytes
 from sklearn_kd._progress import FitTask
 from sklearn_kd._sklearn import Interval
 from sklearn_kd.exceptions import NotPSDError
@@ -87,7 +87,7 @@ class Refinement(Solver):
 
     def planned_bytes(self, size: Size, memory_limit: float | str) -> int:
         """Return the peak bytes of the float32 factor and the iteration."""
-        return refinement_bytes(size.n_rows, size.n_features, size.n_targets)
+        return refinement_bytes(size.n_rows, size.n_features, size.n_targets, size.device)
 
     def work(self, size: Size, memory_limit: float | str) -> list[Work]:
         """Return the factor, and the usual number of products and of solves with the factor."""
@@ -117,14 +117,14 @@ class Refinement(Solver):
         return solution_of(student, system.X, rcond)
 
 
-def refinement_bytes(n_rows: int, n_features: int, n_targets: int) -> int:
+def refinement_bytes(n_rows: int, n_features: int, n_targets: int, device: torch.device) -> int:
     """Return the peak bytes of the factor and the iteration, from shapes alone.
 
     They are those of the factor, the vectors of `block_pcg`, the rows in float64 and float32, and
     the tiles of the kernel.
     """
     vectors = 8 * n_rows * (20 * n_targets + 2 * n_features)
-    return 4 * n_rows**2 + vectors + 3 * WORKSPACE_BYTES
+    return 4 * n_rows**2 + vectors + 3 * workspace_bytes(device)
 
 
 def refined_student(

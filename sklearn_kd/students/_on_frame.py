@@ -71,12 +71,12 @@ class StudentOnFrame(StudentOfTeachers):
         z_eff, z_0 = map(self._to_working, (self.effective_logits_, self.initial_logits_))
         return z_eff - z_0
 
-    def _kernel_product(self, X: Tensor, fitted: Tensor, columns: Tensor) -> Tensor:
+    def _kernel_product(self, X: Tensor, columns: Tensor) -> Tensor:
         if self._frame is not None and isinstance(self.solver_, Cholesky):
             kept = frames.cross_blocks(self._frame, X, cache_size=self.solver_.cache_size)
             if kept is not None:
                 return product(kept, len(X), columns)
-        return super()._kernel_product(X, fitted, columns)
+        return super()._kernel_product(X, columns)
 
     def _next_row_terms(
         self, X: Any, y: Any, teacher_logits: Any = None, teacher_trust: Any = None

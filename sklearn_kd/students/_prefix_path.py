@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sklearn_kd._array import like
 from sklearn_kd._logits import centred
-from sklearn_kd._memory import MEMORY_REMEDY, WORKSPACE_BYTES, require
+from sklearn_kd._memory import MEMORY_REMEDY, require, workspace_bytes
 from sklearn_kd._sklearn import Interval, StrOptions, validate_parameter_constraints
 from sklearn_kd._warnings import warn
 from sklearn_kd.distillation._effective_logits_of_rows import merged_effective_logits, mixed_logits
@@ -430,7 +430,7 @@ def path_bytes(
     """
     # Norms, their changes and errors, of every order and stacked.
     planned = 6 * n_rows * n_targets * max(n_orders, 1) * dtype.itemsize
-    planned += min(3 * n_new * n_rows * dtype.itemsize, 3 * WORKSPACE_BYTES // 2)
+    planned += min(3 * n_new * n_rows * dtype.itemsize, 3 * workspace_bytes(device) // 2)
     if n_drawn:
         planned += frame_bytes(n_drawn, n_features, 1, dtype, device)
     if builds_frame:

@@ -377,9 +377,9 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
         function, n_classes = self._kernel_function(), len(self.classes_)
         return initial_logits(self.fit_report_.init, self.kernel_, function, X, n_classes)
 
-    def _expansion_in_memory(self, X: Tensor, fitted: Tensor, coefficients: Tensor) -> Tensor:
+    def _expansion_in_memory(self, X: Tensor, coefficients: Tensor) -> Tensor:
         """Return z₀(x) + Θ(x, X_fit) a."""
-        change = super()._expansion_in_memory(X, fitted, coefficients)
+        change = super()._expansion_in_memory(X, coefficients)
         z_0 = self._initial_logits(X)
         if z_0 is None:
             return change

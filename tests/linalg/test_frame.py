@@ -129,7 +129,7 @@ def test_training_rows_add_no_direction(kernel, problem):
 
 
 def test_feature_blocks_cover_all_rows(problem, frame, monkeypatch):
-    monkeypatch.setattr("sklearn_kd.linalg._frame.WORKSPACE_BYTES", 3 * 2 * 40 * 8)
+    monkeypatch.setattr("sklearn_kd._memory.WORKSPACE_BYTES", 3 * 2 * 40 * 8)
     X_new = problem[2]
     u, v = frame.features(X_new)
     blocks = list(frame.feature_blocks(X_new))
@@ -150,7 +150,7 @@ def test_leave_one_out(kernel, problem, frame, row_ridges):
 
 def test_leave_one_out_in_blocks(problem, frame, monkeypatch):
     whole = frame.loo(problem[1])
-    monkeypatch.setattr("sklearn_kd.linalg._frame.WORKSPACE_BYTES", 7 * 2 * 40 * 8)
+    monkeypatch.setattr("sklearn_kd._memory.WORKSPACE_BYTES", 7 * 2 * 40 * 8)
     close(frame.loo(problem[1]), whole)
 
 
@@ -216,7 +216,7 @@ def test_ridge_shares(kernel, problem, frame, row_ridges):
 def test_ridge_shares_in_blocks(monkeypatch, kernel, problem):
     frame = TangentFrame(kernel, problem[0], ridge=0.3)
     whole = frame.prefix_ridge_shares(problem[1])
-    monkeypatch.setattr("sklearn_kd.linalg._frame.WORKSPACE_BYTES", 4 * 40 * 8 * 7)
+    monkeypatch.setattr("sklearn_kd._memory.WORKSPACE_BYTES", 4 * 40 * 8 * 7)
     close(frame.prefix_ridge_shares(problem[1]), whole)
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.gaussian_process.kernels import RBF
 
+from sklearn_kd._memory import CPU
 from sklearn_kd.exceptions import IllConditionedWarning
 from sklearn_kd.kernels import NTK
 from sklearn_kd.kernels._array_kernel import ArrayKernel
@@ -176,8 +177,8 @@ def test_any_shape(n, share, ridge, n_targets, seed):
 def test_plan_grows_with_each_of_its_sizes():
     assert block_rows(10**6) == 256
     sizes = {"n_rows": 10**6, "n_features": 20, "n_landmarks": 2000, "n_targets": 32}
-    base = nystrom_bytes(**sizes, n_candidates=20_000)
+    base = nystrom_bytes(**sizes, n_candidates=20_000, device=CPU)
     assert base == pytest.approx(0.5 * 2**30, rel=0.4)
     for name, value in sizes.items():
-        assert nystrom_bytes(**sizes | {name: 100 * value}, n_candidates=20_000) >= base
-        assert nystrom_bytes(**sizes | {name: value // 20}, n_candidates=2_000) < base
+        assert nystrom_bytes(**sizes | {name: 100 * value}, n_candidates=20_000, device=CPU) >= base
+        assert nystrom_bytes(**sizes | {name: value // 20}, n_candidates=2_000, device=CPU) < base

@@ -184,14 +184,18 @@ def test_clearing_frees_the_frames(data):
 
 @pytest.fixture
 def n_blocks(monkeypatch):
-    """Return a list that grows by one with every kernel block computed in this process."""
-    computed, block = [], InfiniteKernel.block
+    """Return a list that grows by one with every kernel block computed, or multiplied, here."""
+    computed = []
 
-    def counting(self, X, Y):
-        computed.append(None)
-        return block(self, X, Y)
+    def counted(method):
+        def counting(*arguments):
+            computed.append(None)
+            return method(*arguments)
 
-    monkeypatch.setattr(InfiniteKernel, "block", counting)
+        return counting
+
+    for name in ("block", "matmat"):
+        monkeypatch.setattr(InfiniteKernel, name, counted(getattr(InfiniteKernel, name)))
     return computed
 
 

@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_kd import LinearizedKDStudent
+from sklearn_kd._memory import CPU
 from sklearn_kd.exceptions import MemoryBudgetError, NotPSDError, SinglePrecisionWarning
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg._sharded import largest_share
@@ -37,7 +38,7 @@ def student(tol=1e-10, max_iter=500, **options):
 def keeping(share, n_features=4, rank=187):
     """Return a memory limit that leaves room for so much of Θ in float32, of 300 rows."""
     entries = largest_share(300, torch.device("cpu"), 1)
-    return pcg_bytes(300, n_features, 1, rank) + int(4 * share * entries) + 1000
+    return pcg_bytes(300, n_features, 1, rank, CPU) + int(4 * share * entries) + 1000
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.5])

@@ -315,7 +315,7 @@ class Returns(nn.Module):
 
 
 def nan_in_row_30(X):
-    return torch.where(torch.arange(len(X))[:, None] == 30, torch.nan, X[:, :3])
+    return torch.where(torch.arange(len(X), device=X.device)[:, None] == 30, torch.nan, X[:, :3])
 
 
 BAD_TEACHERS = {

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
+from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.kernels.infinite._activations import ACTIVATIONS, PiecewiseLinear
 from sklearn_kd.kernels.infinite._angular import AngularRecursion
 from sklearn_kd.kernels.infinite._covariance import CovarianceRecursion
-from sklearn_kd.kernels.infinite._tiles import Recursion, fill_block, fill_gradient, fill_gram
+from sklearn_kd.kernels.infinite._tiles import (
+    Recursion,
+    fill_block,
+    fill_gradient,
+    fill_gram,
+    product_of_tiles,
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,17 @@ class InfiniteKernel(KernelFunction):
         if out is None:
             out = X.new_empty(len(X), len(X)) if symmetrize else X.new_zeros(len(X), len(X))
         return fill_gram(self._recursion, X, out, symmetrize=symmetrize)
+
+    def prepared(self, Y: Tensor) -> Any:
+        """Return rows with what the recursion needs of each, as large as they are again."""
+        with full_precision():
+            return self._recursion.rows(Y)
+
+    def matmat(self, X: Tensor, Y: Any, V: Tensor) -> Tensor:
+        """Return K(X, Y) V of shape (n, k) for V of shape (m, k), holding a tile for each core."""
+        return product_of_tiles(
+            self._recursion, X, self.prepared(Y) if isinstance(Y, Tensor) else Y, V
+        )
 
     def diag(self, X: Tensor) -> Tensor:
         """Return K(x, x) for each row of ``X``, shape (n,), in O(n d)."""

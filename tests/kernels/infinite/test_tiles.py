@@ -67,7 +67,7 @@ def test_gram_fills_a_part_of_a_larger_array():
 @pytest.mark.parametrize("budget", [64, 8 * 64 * 5, 2**26])
 @pytest.mark.parametrize("n_columns", [1, 3])
 def test_streamed_product(monkeypatch, budget, n_columns):
-    monkeypatch.setattr(_tiles, "_STREAM_BYTES", budget)
+    monkeypatch.setattr("sklearn_kd._memory.WORKSPACE_BYTES", budget)
     X, Y, V = rows(23), rows(31, seed=1), rows(31, n_columns, seed=2)
     kernel = InfiniteKernel(2)
     torch.testing.assert_close(kernel.matmat(X, Y, V), kernel.block(X, Y) @ V)
