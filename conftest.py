@@ -9,6 +9,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 
 def pytest_addoption(parser):
+    """Add the option of a pretended GPU."""
     parser.addoption(
         "--pretend-cuda",
         action="store_true",
@@ -17,6 +18,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    """Enter the pretended GPU, if asked for."""
     if config.getoption("--pretend-cuda"):
         from pretend_cuda import PretendCuda
 
@@ -27,6 +29,7 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
+    """Leave it."""
     if hasattr(config, "pretended"):
         config.pretended.__exit__()
 

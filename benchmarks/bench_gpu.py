@@ -1,29 +1,34 @@
 """Kernel, frame and fits on a CUDA GPU: checked against the CPU, timed against cuBLAS and cuSOLVER.
 
-Prints a table and writes JSON. Rates are of the floating-point operations that the step cannot
-do without, as fractions of a large `torch.mm` and of `torch.linalg.cholesky` in the same run.
-Then PCG with the kernel matrix in memory and without, and the restricted (Nyström) student, each at
-the largest number of rows that fits, beside the memory planned for it.
-Without a CUDA GPU it says what it would run, and exits.
+First every solver is compared with the CPU; above 1e-9 relative the script fails. Rates are of the
+floating-point operations that a step cannot do without, as fractions of a large `torch.mm` and of
+`torch.linalg.cholesky` in the same run. Then PCG with the kernel matrix in memory and without, and
+the restricted (Nyström) student, beside the memory planned for them. With ``--cifar`` the time that
+is left of six minutes goes to Fig. 5 (left) of the paper at full size: a ResNet-20 on 32 × 32
+images. Prints tables, and writes its JSON as it goes. Needs 80 GB; without a GPU it only says so.
+
+    python benchmarks/bench_gpu.py --cifar ../cifar10
 """
 
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from _common import gaussian_problem
 
 from sklearn_kd import LinearizedKDStudent
-from sklearn_kd._memory import budget_bytes
 from sklearn_kd.kernels import NTK
 from sklearn_kd.linalg import TangentFrame
 from sklearn_kd.linalg._operator import TiledOperator
 from sklearn_kd.solvers import PCG, Cholesky, Nystrom, Refinement
-from sklearn_kd.solvers._pcg import plan_pcg
+from sklearn_kd.solvers._pcg import _LEAST_RANK as LEAST_RANK
+from sklearn_kd.solvers._pcg import pcg_bytes
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -32,6 +37,24 @@ N_COLUMNS = 32
 
 # Bytes that no machine has.
 NO_LIMIT = 2**62
+
+SECONDS = 360  # of the whole script
+
+
+class Sizes(NamedTuple):
+    """Rows of each measurement, and landmarks."""
+
+    checked: int
+    features: int
+    rates: int
+    stored: int
+    evaluated: int
+    streamed: int
+    landmarks: int
+
+
+FULL = Sizes(3000, 784, 20_000, 60_000, 60_000, 200_000, 2000)
+QUICK = Sizes(200, 20, 400, 400, 400, 800, 100)
 
 
 def clock(function, repeats=5):
@@ -74,7 +97,7 @@ def check_against_cpu(n_rows, n_features):
         Cholesky(),
         Refinement(tol=1e-12),
         PCG(tol=1e-12, random_state=0),
-        Nystrom(n_landmarks=500, random_state=0),
+        Nystrom(n_landmarks=n_rows // 6, random_state=0),
     )
     for solver in solvers:
         gpu, cpu = (
@@ -98,7 +121,10 @@ def measure_rates(n_rows, n_features, dtype):
     name = next(key for key, value in DTYPES.items() if value is dtype)
 
     def fit():
-        LinearizedKDStudent(device="cuda", dtype=name).fit(X, y, teacher_logits=logits)
+        # Without a cache, which would keep the frame from the third fit on.
+        solver = Cholesky(cache_size=0)
+        student = LinearizedKDStudent(solver=solver, device="cuda", dtype=name)
+        student.fit(X, y, teacher_logits=logits)
 
     def frame():
         TangentFrame(kernel, rows)
@@ -120,13 +146,6 @@ def measure_rates(n_rows, n_features, dtype):
     return {step: (seconds[step], flops[step] / seconds[step]) for step in seconds}
 
 
-def largest_that_fits(planned_bytes, device):
-    """Return the largest number of rows, to two digits, whose plan fits the device's budget."""
-    budget = budget_bytes("auto", torch.device(device))
-    sizes = [m * 10**e for e in range(3, 8) for m in range(10, 100)]
-    return max((n for n in sizes if planned_bytes(n) <= budget), default=sizes[0])
-
-
 def product_seconds(rows, stored):
     """Return the seconds of a product of the kernel matrix with 32 columns."""
     kernel = NTK().to_torch()
@@ -135,43 +154,52 @@ def product_seconds(rows, stored):
     return clock(lambda: operator.matmat(V), repeats=3)
 
 
-def measure_pcg(n_rows, n_features, dtype, stored, peak_rate, device="cuda"):
+def measure_pcg(n_rows, n_features, dtype, stored, peak_rate):
     """Return what a fit by PCG takes, and a product with 32 columns as a share of torch.mm."""
     X, y, logits = gaussian_problem(n_rows, n_features)
     name = next(key for key, value in DTYPES.items() if value is dtype)
-    product = product_seconds(torch.as_tensor(X, dtype=dtype, device=device), stored)
+    product = product_seconds(torch.as_tensor(X, dtype=dtype, device="cuda"), stored)
     flops = 2 * n_rows**2 * N_COLUMNS + (0 if stored else n_rows**2 * n_features)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    student = LinearizedKDStudent(
-        solver=PCG(max_iter=100, random_state=0), device=device, dtype=name
-    ).fit(X, y, teacher_logits=logits)
+    limit = "auto"
+    if not stored:  # what the iteration takes beside the matrix
+        limit = pcg_bytes(n_rows, n_features, 1, LEAST_RANK, torch.device("cuda"))
+    solver = PCG(max_iter=100 if stored else 5, random_state=0)
+    student, seconds, peak = measured_fit(
+        LinearizedKDStudent(solver=solver, device="cuda", dtype=name, memory_limit=limit),
+        (X, y, logits),
+    )
     report = student.fit_report_
     return {
         "rows": n_rows,
         "product seconds": product,
         "product share of mm": flops / product / peak_rate,
-        "fit seconds": time.perf_counter() - start,
+        "fit seconds": seconds,
         "iterations": student.n_iter_,
         "residual": report.residual,
-        "products": report.products,
         "planned bytes": report.planned_bytes,
-        "peak bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "peak bytes": peak,
     }
 
 
-def measure_nystrom(n_rows, n_features, n_landmarks, peak_rate, device="cuda"):
-    """Return what a pass over the rows takes, as a share of torch.mm in float64."""
-    X, y, logits = gaussian_problem(n_rows, n_features)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+def measured_fit(student, problem):
+    """Return a fitted student, the seconds of its fit, and the peak of memory."""
+    X, y, logits = problem
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     start = time.perf_counter()
-    student = LinearizedKDStudent(solver=Nystrom(n_landmarks, random_state=0), device=device).fit(
-        X, y, teacher_logits=logits
-    )
+    student.fit(X, y, teacher_logits=logits)
+    torch.cuda.synchronize()
     seconds = time.perf_counter() - start
+    return student, seconds, torch.cuda.max_memory_allocated() - before
+
+
+def measure_nystrom(n_rows, n_features, n_landmarks, peak_rate):
+    """Return what a pass over the rows takes, as a share of torch.mm in float64."""
+    student, seconds, peak = measured_fit(
+        LinearizedKDStudent(solver=Nystrom(n_landmarks, random_state=0), device="cuda"),
+        gaussian_problem(n_rows, n_features),
+    )
     # a triangular solve and half of a Gram matrix per row, beside the kernel
     flops = n_rows * n_landmarks * (2 * n_landmarks + 2 * n_features)
     return {
@@ -181,71 +209,89 @@ def measure_nystrom(n_rows, n_features, n_landmarks, peak_rate, device="cuda"):
         "fit share of mm": flops / seconds / peak_rate,
         "captured trace": student.fit_report_.captured_trace,
         "planned bytes": student.fit_report_.planned_bytes,
-        "peak bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "peak bytes": peak,
     }
 
 
-def measure_scale(n_features, rates, device="cuda"):
-    """Return the measurements of PCG and of the restricted student at the sizes that fit."""
-    results = {}
-    for name, dtype in DTYPES.items():
-        peak = rates[name]["torch.mm"][1]
+def print_rates(title, rates):
+    print(f"\n{title}\n{'':>24}   seconds  TFLOP/s   of mm  of cholesky")
+    for step, (seconds, rate) in rates.items():
+        print(
+            f"{step:>24} {seconds:9.4f} {rate / 1e12:8.2f} {rate / rates['torch.mm'][1]:7.2f} "
+            f"{rate / rates['torch.linalg.cholesky'][1]:12.2f}",
+            flush=True,
+        )
 
-        def stored_bytes(n, dtype=dtype):
-            return plan_pcg(n, n_features, 1, dtype, NO_LIMIT, torch.device(device)).planned_bytes
 
-        n_rows = largest_that_fits(stored_bytes, device)
-        for n, stored in ((n_rows, True), (2 * n_rows, False)):
-            where = "in memory" if stored else "evaluated"
-            key = f"pcg, {name}, matrix {where}"
-            results[key] = measure_pcg(n, n_features, dtype, stored, peak, device)
-    peak = rates["float64"]["torch.mm"][1]
-    for n_landmarks in (2000, 10_000):
-        key = f"nystrom, {n_landmarks} landmarks"
-        results[key] = measure_nystrom(10**6, n_features, n_landmarks, peak, device)
-    return results
+def print_measured(name, measured):
+    print(f"\n{name}")
+    for quantity, value in measured.items():
+        print(f"{quantity:>24} {value:.4g}", flush=True)
+
+
+def fig5_left(folder, seconds):
+    """Run Fig. 5 (left) at full size for some seconds; return the numbers that it wrote."""
+    script = Path(__file__).parent / "networks" / "fig5_left.py"
+    output = Path("fig5_left_gpu.json")
+    # fmt: off
+    options = [
+        "--data", folder, "--device", "cuda", "--seconds", f"{seconds:.0f}", "--json", output,
+        "--side", "32", "--blocks", "3", "--rows", "10000", "--epochs", "60", "--teachers", "own",
+    ]
+    # fmt: on
+    done = subprocess.run([sys.executable, script, *map(str, options)], check=False)
+    if done.returncode or not output.exists():
+        return {"exit code": done.returncode}
+    return json.loads(output.read_text())
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--features", type=int, default=784)
-    parser.add_argument("--check-rows", type=int, default=3_000)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="sizes that only show that it works")
+    parser.add_argument("--cifar", help="a folder of CIFAR-10, as benchmarks/networks takes it")
     parser.add_argument("--json", type=Path, default=Path("bench_gpu.json"))
     arguments = parser.parse_args()
-    n, d = arguments.rows, arguments.features
+    start = time.monotonic()
+    sizes = QUICK if arguments.quick else FULL
+    d = sizes.features
     if not torch.cuda.is_available():
         print(
-            "No CUDA GPU here. With one, this script would (1) compare the kernel (depths 3 and "
-            "10), the frame and students of all exact solvers and of solver='nystrom' on "
-            f"{arguments.check_rows} rows with the CPU and fail above 1e-9 relative, (2) time the "
-            f"kernel, frame and fit of n = {n}, d = {d} in float64 and float32 as fractions of "
-            "torch.mm and torch.linalg.cholesky, and (3) time solver='pcg' and 'nystrom' at the "
-            "largest number of rows that fits."
+            "No CUDA GPU here. With one, this script would compare the kernel, the frame and "
+            "students of all solvers with the CPU, and time them as fractions of torch.mm and "
+            "torch.linalg.cholesky."
         )
         return 0
 
-    device = torch.cuda.get_device_name()
-    differences = check_against_cpu(arguments.check_rows, min(d, 100))
-    print(f"{device}: largest relative difference from the CPU, float64")
+    result = {"device": torch.cuda.get_device_name()}
+
+    def write(key, value):
+        result[key] = value
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+    differences = check_against_cpu(sizes.checked, min(d, 100))
+    write("differences", differences)
+    print(f"{result['device']}: largest relative difference from the CPU, float64")
     for name, difference in differences.items():
-        print(f"{name:>24} {difference:9.1e}")
-    result = {"device": device, "differences": differences, "rates": {}}
+        print(f"{name:>24} {difference:9.1e}", flush=True)
+    peaks = {}
     for name, dtype in DTYPES.items():
-        rates = measure_rates(n, d, dtype)
-        print(f"\nn = {n}, d = {d}, {name}\n{'':>24}   seconds  TFLOP/s   of mm  of cholesky")
-        for step, (seconds, rate) in rates.items():
-            print(
-                f"{step:>24} {seconds:9.4f} {rate / 1e12:8.2f} {rate / rates['torch.mm'][1]:7.2f} "
-                f"{rate / rates['torch.linalg.cholesky'][1]:12.2f}"
-            )
-        result["rates"][name] = rates
-    result["scale"] = measure_scale(d, result["rates"])
-    for name, measured in result["scale"].items():
-        print(f"\n{name}")
-        for quantity, value in measured.items():
-            print(f"{quantity:>24} {value if isinstance(value, str) else f'{value:.4g}'}")
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        rates = measure_rates(sizes.rates, d, dtype)
+        write(f"rates, {name}", rates)
+        print_rates(f"n = {sizes.rates}, d = {d}, {name}", rates)
+        peaks[name] = rates["torch.mm"][1]
+    for where, n_rows in (("in memory", sizes.stored), ("evaluated", sizes.evaluated)):
+        key = f"pcg, float32, matrix {where}"
+        is_stored = where == "in memory"
+        write(key, measure_pcg(n_rows, d, torch.float32, is_stored, peaks["float32"]))
+        print_measured(key, result[key])
+    key = f"nystrom, {sizes.landmarks} landmarks"
+    write(key, measure_nystrom(sizes.streamed, d, sizes.landmarks, peaks["float64"]))
+    print_measured(key, result[key])
+    write("seconds", time.monotonic() - start)
+    if arguments.cifar:
+        write("Fig. 5, left", fig5_left(arguments.cifar, SECONDS - (time.monotonic() - start)))
     return int(max(differences.values()) > 1e-9)
 
 
