@@ -7,11 +7,14 @@ the peak of memory beside the plan. Ten minutes on one core.
     OMP_NUM_THREADS=1 python tests/run_gpu_table.py [pattern]
 """
 
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
+
+os.environ.setdefault("SCIPY_ARRAY_API", "1")  # before scikit-learn
 
 import numpy as np
 import pretend_cuda
