@@ -126,8 +126,9 @@ def one_run(case, n, n_test, seed):
     y_new = case.true_labels(X_new, rng)
     z_new = next(iter(case.teachers(X_new, y_new, rng).values()))
     searches = plan.searches_ | {ALL_TEACHERS: plan.teacher_search_}
-    cells = accuracies(searches, X, y, X_new, y_new)
-    times = accuracies({"": plan.stopping_search_}, X, y, X_new, y_new)[""]
+    new = X_new, y_new
+    cells = accuracies(searches, X, y, *new)
+    times = accuracies({"": plan.stopping_search_}, X, y, *new, student=plan.search_)[""]
     findings = plan.findings_
     return {
         "claims": {topic: (found.claim, found.is_sure) for topic, found in findings.items()},
@@ -154,11 +155,14 @@ def one_run(case, n, n_test, seed):
     }
 
 
-def accuracies(searches, X, y, X_new, y_new):
-    """Return the accuracy of every cell of every search on new rows, of students of all rows."""
+def accuracies(searches, X, y, X_new, y_new, student=None):
+    """Return the accuracy of every cell of every search on new rows, of students of all rows.
+
+    A search without a student has the teachers of that of another search, ``student``.
+    """
     found = {}
     for name, search in searches.items():
-        members = search.best_estimator_._member_logits()
+        members = (student or search).best_estimator_._member_logits()
         params = search.cv_results_["params"]
         again = LinearizedKDStudentCV(**search.get_params(deep=False))
         again.set_params(cv=None, refit=False, teacher=None, teacher_weights=None)

@@ -127,7 +127,7 @@ def paper_quantities(
 
     See Also
     --------
-    sklearn_kd.metrics : The same on arrays.
+    sklearn_kd.metrics.feature_angles : The angles of Eq. 6 on arrays; others stand beside it.
 
     Examples
     --------

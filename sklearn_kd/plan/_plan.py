@@ -98,7 +98,7 @@ class DistillationPlan(CallbackSupportMixin, BaseEstimator):
     searches_ : dict of LinearizedKDStudentCV
         Those of all students, by name.
     stopping_search_ : LinearizedKDStudentCV
-        The chosen recipe at several stopping times.
+        The chosen recipe at several stopping times, scored but not refitted.
     forecasts_ : list of Forecast
         Learning curves by ρ, and their continuations, over labelled rows and over those without a
         label; none where there are too few rows.
