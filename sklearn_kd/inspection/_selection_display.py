@@ -16,7 +16,8 @@ class SelectionDisplay:
     """Held-out score over soft ratio ρ and temperature T, as found by a search.
 
     The best cell has a star. The scored rows cannot tell framed cells from it, at 90 % and
-    simultaneously for all cells: the set ``in_best_set`` of :class:`LinearizedKDStudentCV`. Left of
+    simultaneously for all cells: the set ``in_best_set`` of
+    :class:`~sklearn_kd.LinearizedKDStudentCV`. Left of
     the dashed line, at ρ ≤ T/(1 + T), hard labels overrule every error of the teacher. This is
     exact for two classes and a guide for more; students that stop may not get that far.
 
