@@ -2,8 +2,12 @@
 
 import importlib
 import logging
+import sys
+from pathlib import Path
 
 import sklearn_kd
+
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery_order
 
 project = "sklearn_kd"
 author = "The sklearn_kd developers"
@@ -19,9 +23,11 @@ extensions = [
     "myst_parser",
     "numpydoc",
     "sphinx_copybutton",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 templates_path = ["_templates"]
+myst_heading_anchors = 3
 default_role = "literal"
 exclude_patterns = ["_build", "examples"]
 nitpicky = True
@@ -74,7 +80,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "gallery",
     "filename_pattern": "plot_",
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "gallery_order.GalleryOrder",
     "remove_config_comments": True,
     "show_memory": False,
     "backreferences_dir": "generated/backreferences",
