@@ -31,6 +31,8 @@ myst_heading_anchors = 3
 default_role = "literal"
 exclude_patterns = ["_build", "examples"]
 nitpicky = True
+toc_object_entries_show_parents = "hide"
+python_maximum_signature_line_length = 88
 
 autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings say them, in words

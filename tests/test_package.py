@@ -15,7 +15,8 @@ TESTED = ("plot", "progress", "test")  # the extras that .ci/oldest installs
 
 def pins(name):
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    found = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
+    lines = [line.partition("#")[0].strip() for line in lines]
+    found = [line.split("==") for line in lines if "==" in line]
     return {package.replace("_", "-"): version for package, version in found}
 
 

@@ -69,7 +69,7 @@ print(f"{'the teacher':17} {100 * teacher.score(X[test], y[test]):.1f} %")
 # The plan beside the networks
 # ----------------------------
 
-figure, axes = plt.subplots(1, 2, figsize=(13, 4.2), width_ratios=[3, 2], layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[3, 2], layout="constrained")
 plan.plot("recipe", ax=axes[0])
 axes[0].set_title(
     "The plan, before any network: held-out accuracy\n★ best; framed: as good, at 90 %"
