@@ -1,5 +1,6 @@
 """Knowledge distillation in the wide-network regime, as scikit-learn estimators."""
 
+from sklearn_kd._show_versions import show_versions
 from sklearn_kd.plan._plan import DistillationPlan
 from sklearn_kd.search._student_cv import LinearizedKDStudentCV
 from sklearn_kd.students._pipeline import StudentPipeline
@@ -16,6 +17,7 @@ __all__ = [
     "StudentPipeline",
     "TorchStudent",
     "TorchTeacher",
+    "show_versions",
 ]
 
 __version__ = "0.1.0.dev0"

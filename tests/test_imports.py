@@ -24,6 +24,7 @@ ALLOWED = {
     "_memory": {"exceptions"},
     "_modules": set(),
     "_progress": {"_sklearn"},
+    "_show_versions": set(),
     "_warnings": set(),
     "_logits": {"_array"},
     "_classifier": {"_array", "_logits"},
@@ -42,7 +43,7 @@ ALLOWED = {
     "plan": MACHINE | {"distillation", "metrics", "teachers", "students", "search", "inspection"},
     "__main__": {"plan"},
     "paper": MACHINE | {"datasets", "distillation", "metrics", "teachers", "students"},
-    "__init__": {"teachers", "students", "search", "plan"},
+    "__init__": {"_show_versions", "teachers", "students", "search", "plan"},
 }
 NUMERIC = {"kernels", "linalg", "training", "distillation", "metrics"}
 

@@ -14,6 +14,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import train_test_split
 
 from sklearn_kd import LinearizedKDStudent, NTKTeacher
+from sklearn_kd.inspection import soft_ratio_color
 
 SOFT_RATIOS = [0.01, 0.5, 0.9, 1.0]
 LABELS = ["ρ = 0.01, nearly hard labels", "ρ = 0.5", "ρ = 0.9", "ρ = 1, soft labels only"]
@@ -117,14 +118,16 @@ for column, (name, unit, checkpoints) in zip(
     for row, size in enumerate(SIZES):
         ax = column[row]
         ax.plot(stages, teacher_error.mean(axis=0), color="0.4", ls="dotted", label="the teacher")
-        for i, label in enumerate(LABELS):
+        for i, (ratio, label) in enumerate(zip(SOFT_RATIOS, LABELS, strict=True)):
             values = error[:, :, i, row]
             bar = values.std(axis=0, ddof=1) / np.sqrt(N_SPLITS)
-            ax.errorbar(stages, values.mean(axis=0), bar, marker="o", capsize=2, label=label)
+            style = {"color": soft_ratio_color(ratio), "label": label}
+            ax.errorbar(stages, values.mean(axis=0), bar, marker="o", capsize=2, **style)
         ax.set(xscale="log", yscale="log", xlabel=f"checkpoint: {unit}")
         ax.set(ylabel="test error (%)", title=f"{name}, student of {size} rows")
         ax.set_yticks([2, 5, 10, 20], ["2", "5", "10", "20"])
-        ax.set_yticks([], minor=True)
+        ax.set_xticks(stages, [f"{stage:g}" for stage in stages])
+        ax.minorticks_off()
 axes[0, 0].legend()
 plt.show()
 

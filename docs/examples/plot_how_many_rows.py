@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
 from sklearn_kd import LinearizedKDStudent
-from sklearn_kd.inspection import DataInefficiencyDisplay
+from sklearn_kd.inspection import DataInefficiencyDisplay, soft_ratio_color
 from sklearn_kd.metrics import binomial_upper_bound
 
 SIZES = [25, 50, 100, 200, 400, 800]
@@ -103,9 +103,10 @@ for name, error in zip(CANDIDATES, 100 * path.error.mean(axis=1), strict=True):
 
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-for name, error in zip(CANDIDATES, 100 * path.error, strict=True):
+for (name, ratio), error in zip(CANDIDATES.items(), 100 * path.error, strict=True):
     bar = error.std(axis=0) / np.sqrt(len(error))
-    left.errorbar(SIZES, error.mean(axis=0), bar, marker="o", capsize=2, label=name)
+    style = {"color": soft_ratio_color(ratio), "label": name}
+    left.errorbar(SIZES, error.mean(axis=0), bar, marker="o", capsize=2, **style)
 left.axhline(
     100 * (1 - teacher.score(X_test, y_test)), color="0.4", ls="dotted", label="the teacher"
 )

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from sklearn_kd import LinearizedKDStudentCV, TorchStudent
-from sklearn_kd.inspection import SelectionDisplay
+from sklearn_kd.inspection import SelectionDisplay, soft_ratio_color
 
 X, digit = load_digits(return_X_y=True)
 X, y = X / 16, digit % 2
@@ -83,8 +83,9 @@ for name, (soft_ratio, temperature) in recipes.items():
 figure, axes = plt.subplots(1, 2, figsize=(13, 4.2), width_ratios=[3, 2], layout="constrained")
 SelectionDisplay.from_estimator(search, ax=axes[0])
 axes[0].set_title("the search: accuracy on held-out rows, a fifth of them wrong")
-for position, values in enumerate(scores.values()):
-    axes[1].plot(values, np.full(5, position), "o", alpha=0.6)
+for position, (name, values) in enumerate(scores.items()):
+    colour = soft_ratio_color(recipes[name][0])
+    axes[1].plot(values, np.full(5, position), "o", alpha=0.6, color=colour)
     axes[1].plot(np.mean(values), position, "k|", ms=20)
 axes[1].axvline(teacher.score(X[test], y[test]), color="0.5", ls="--", label="teacher")
 axes[1].set_yticks(range(3), [f"{n}\nρ = {r:g}, T = {t:g}" for n, (r, t) in recipes.items()])

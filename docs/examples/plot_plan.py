@@ -64,7 +64,15 @@ print(plan.summary())
 # %%
 # In pictures
 # -----------
-# ``plan.to_html("plan.html")`` writes these with all sentences and tables as one page.
+# Which cells are as good as the best:
+
+plan.plot("recipe")
+plt.show()
+
+# %%
+# All that there are; ``plan.to_html("plan.html")`` writes them with all sentences and tables as one
+# page.
+
 plan.plot()
 plt.show()
 

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 from sklearn_kd import LinearizedKDStudent
+from sklearn_kd.inspection import soft_ratio_color
 
 SOFT_RATIOS = [0.01, 0.3, 0.7, 0.9, 1.0]
 TEMPERATURES = [1.0, 2.0, 5.0, 10.0, 20.0]
@@ -60,25 +61,24 @@ for j, size in enumerate(SIZES):
 # With all 800 rows every order gives the same student, so the spread over orders is 0 there. That
 # is not certainty: 397 test rows resolve an error of 2 % to ± 0.7 points.
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
 for i, ratio in enumerate(SOFT_RATIOS):
-    left.errorbar(SIZES, mean[i], bar[i], marker="o", capsize=2, label=f"ρ = {ratio:g}")
-left.axhline(
-    100 * (1 - teacher.score(X_test, y_test)), color="0.4", ls="dotted", label="the teacher"
-)
-left.set(xlabel="training rows", ylabel="student's error (%)", title="T = 2", xscale="log")
-left.set_yscale("log")
-left.set_xticks(SIZES, SIZES, minor=False)
-left.set_xticks([], minor=True)
-left.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
-left.set_yticks([], minor=True)
-left.legend()
+    style = {"color": soft_ratio_color(ratio), "label": f"ρ = {ratio:g}"}
+    ax.errorbar(SIZES, mean[i], bar[i], marker="o", capsize=2, **style)
+ax.axhline(100 * (1 - teacher.score(X_test, y_test)), color="0.4", ls="dotted", label="the teacher")
+ax.set(xlabel="training rows", ylabel="student's error (%)", title="T = 2", xscale="log")
+ax.set_yscale("log")
+ax.set_xticks(SIZES, SIZES)
+ax.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+ax.minorticks_off()
+ax.legend()
+plt.show()
 
 # %%
 # Error over ρ and T
 # ------------------
 #
-# The right panel shows the mean over orders at 200 rows. The minimum is flat: name a region, not a
+# The mean over orders at 200 rows. The minimum is flat: name a region, not a
 # point. Stars mark the lowest cell and those that are not worse by more than the standard error of
 # the difference, taken order by order. That error covers the choice of the training rows; the 397
 # test rows are the same in all cells.
@@ -93,14 +93,15 @@ for i, ratio in enumerate(SOFT_RATIOS):
     cells = zip(at_200[i].mean(axis=1), ties[i], strict=True)
     print(f"{ratio:8g}" + "".join(f"{value:8.1f}{'*' if tie else ' '}" for value, tie in cells))
 
-image = right.imshow(at_200.mean(axis=2), cmap="viridis_r", aspect="auto")
+figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+image = ax.imshow(at_200.mean(axis=2), cmap="viridis_r", aspect="auto")
 for i, j in np.ndindex(*ties.shape):
     value = at_200[i, j].mean()
     colour = "white" if image.norm(value) > 0.5 else "black"
     text = f"{value:.1f}" + ("*" if ties[i, j] else "")
-    right.text(j, i, text, ha="center", va="center", color=colour)
-right.set_xticks(range(len(TEMPERATURES)), [f"{t:g}" for t in TEMPERATURES])
-right.set_yticks(range(len(SOFT_RATIOS)), [f"{ratio:g}" for ratio in SOFT_RATIOS])
-right.set(xlabel="temperature T", ylabel="soft ratio ρ", title="200 rows; * ties with the lowest")
+    ax.text(j, i, text, ha="center", va="center", color=colour)
+ax.set_xticks(range(len(TEMPERATURES)), [f"{t:g}" for t in TEMPERATURES])
+ax.set_yticks(range(len(SOFT_RATIOS)), [f"{ratio:g}" for ratio in SOFT_RATIOS])
+ax.set(xlabel="temperature T", ylabel="soft ratio ρ", title="200 rows; * ties with the lowest")
 figure.colorbar(image, label="student's error (%)")
 plt.show()

@@ -117,7 +117,22 @@ class DistillationLoss(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of each row, or its mean or sum."""
+        """Return the loss of each row, or its mean or sum.
+
+        Parameters
+        ----------
+        student_logits : Tensor of shape (n,) or (n, n_classes)
+            z_s, with gradients.
+        teacher_logits : Tensor of the same shape
+            z_t; no gradient flows into it.
+        y : Tensor of shape (n,) or (n, n_classes)
+            Classes, ``ignore_index`` for rows without a label, or shares of the classes.
+
+        Returns
+        -------
+        Tensor
+            A scalar, or of shape (n,) with ``reduction="none"``.
+        """
         _require_floats(student_logits=student_logits, teacher_logits=teacher_logits)
         z, z_t = _at_least_single(student_logits), _at_least_single(teacher_logits.detach())
         _require_shapes(z, z_t, y)

@@ -4,6 +4,7 @@ from sklearn_kd.inspection._angle_distribution_display import AngleDistributionD
 from sklearn_kd.inspection._data_inefficiency_display import DataInefficiencyDisplay
 from sklearn_kd.inspection._effective_logits_display import EffectiveLogitsDisplay
 from sklearn_kd.inspection._hard_label_effect_display import HardLabelEffectDisplay
+from sklearn_kd.inspection._plotting import soft_ratio_color
 from sklearn_kd.inspection._selection_display import SelectionDisplay
 from sklearn_kd.inspection._transfer_risk_display import TransferRiskDisplay
 
@@ -14,4 +15,5 @@ __all__ = [
     "HardLabelEffectDisplay",
     "SelectionDisplay",
     "TransferRiskDisplay",
+    "soft_ratio_color",
 ]

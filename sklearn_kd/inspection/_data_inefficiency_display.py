@@ -14,9 +14,10 @@ from sklearn_kd.inspection._plotting import (
     BAND,
     axes_to_draw_on,
     candidate_label,
-    candidate_style,
+    candidate_styles,
     import_pyplot,
     over_candidates,
+    plain_log_ticks,
 )
 from sklearn_kd.metrics._scorers import student_and_rows
 
@@ -128,8 +129,8 @@ class DataInefficiencyDisplay:
         self.ax_ = ax = axes_to_draw_on(self, ax)
         self.figure_ = ax.figure
         self.lines_, self.raw_, self.bands_ = [], [], []
-        for c, candidate in enumerate(params):
-            style = candidate_style(c)
+        styles = candidate_styles(params)
+        for c, (candidate, style) in enumerate(zip(params, styles, strict=True)):
             color = style["color"]
             self.lines_ += ax.plot(self.sizes, smooth[c], **style, label=candidate_label(candidate))
             self.raw_ += ax.plot(
@@ -159,6 +160,7 @@ class DataInefficiencyDisplay:
             f"\nover sizes from n/{reach:.3g} to {reach:.3g}n",
             ylim=(0, top),
         )
+        plain_log_ticks(ax.xaxis)
 
     @classmethod
     def from_estimator(

@@ -14,8 +14,8 @@ from sklearn_kd.inspection._plotting import (
     COLOURS,
     SHADE,
     axes_to_draw_on,
-    candidate_colour,
     candidate_label,
+    candidate_styles,
     import_pyplot,
     legend_below,
 )
@@ -152,10 +152,10 @@ class EffectiveLogitsDisplay:
     def _draw_curves(self, ax: Any) -> None:
         """Draw the curves: coloured by label if there is one candidate, else by candidate."""
         one = len(self.params) == 1
-        for c, (params, curves) in enumerate(zip(self.params, self.effective_logits, strict=True)):
-            margin = self.margins[c]
+        candidates = zip(self.params, self.margins, candidate_styles(self.params), strict=True)
+        for (params, margin, style), curves in zip(candidates, self.effective_logits, strict=True):
             for label, curve in zip(self.y, curves, strict=True):
-                colour = label_colour(label) if one else candidate_colour(c)
+                colour = label_colour(label) if one else style["color"]
                 name = candidate_label(params) + overruled_label(margin)
                 (line,) = ax.plot(
                     self.teacher_logits,

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_kd._array import to_numpy, to_tensor
 from sklearn_kd._logits import canonical_logits, require_logits
-from sklearn_kd.inspection._plotting import COLOURS, import_pyplot
+from sklearn_kd.inspection._plotting import COLOURS, import_pyplot, short_ratio
 from sklearn_kd.inspection._training_rows import merged_training_labels
 from sklearn_kd.metrics import hard_label_effect
 from sklearn_kd.metrics._scorers import student_and_rows
@@ -191,13 +191,13 @@ class HardLabelEffectDisplay:
             color=COLOURS[4],
             linestyle="none",
             markeredgecolor="black",
-            label=f"lowest: ρ = {ratios[best]:g}",
+            label=f"lowest: ρ = {short_ratio(ratios[best])}",
             zorder=3,
         )
         ax.axhline(
             error[-1], color="0.4", linestyle="dotted", label="soft labels only, ρ = 1", zorder=1
         )
-        ax.set_xticks(ticks, [f"{ratio:g}" for ratio in ratios])
+        ax.set_xticks(ticks, list(map(short_ratio, ratios)))
         ax.set(
             xlabel="soft ratio ρ (hard labels weigh 1 − ρ)",
             ylabel=f"error on {self.n_rows} held-out rows",

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_kd.inspection._plotting import axes_to_draw_on, import_pyplot
+from sklearn_kd.inspection._plotting import axes_to_draw_on, import_pyplot, short_ratio
 from sklearn_kd.search._uncertainty import parts_by_fold, uncertainty
 
 
@@ -16,9 +16,10 @@ class SelectionDisplay:
     """Held-out score over soft ratio ρ and temperature T, as found by a search.
 
     The best cell has a star. The scored rows cannot tell framed cells from it, at 90 % and
-    simultaneously for all cells: the set ``in_best_set`` of :class:`~sklearn_kd.LinearizedKDStudentCV`. Left of
-    the dashed line, at ρ ≤ T/(1 + T), hard labels overrule every error of the teacher. This is
-    exact for two classes and a guide for more; students that stop may not get that far.
+    simultaneously for all cells: the set ``in_best_set`` of
+    :class:`~sklearn_kd.LinearizedKDStudentCV`. Left of the dashed line, at ρ ≤ T/(1 + T), hard
+    labels overrule every error of the teacher. This is exact for two classes and a guide for more;
+    students that stop may not get that far.
 
     Use `from_estimator`.
 
@@ -135,7 +136,7 @@ class SelectionDisplay:
         color = "black" if mean[self.best] > middle else "white"
         (self.best_,) = ax.plot(column, row + 0.3, "*", color=color, markersize=11)
         self.line_ = self._draw_border(ax)
-        ax.set_xticks(range(n_columns), [f"{ratio:g}" for ratio in self.soft_ratios])
+        ax.set_xticks(range(n_columns), list(map(short_ratio, self.soft_ratios)))
         ax.set_yticks(range(n_rows), [f"{temperature:g}" for temperature in self.temperatures])
         ax.set(xlabel="soft ratio ρ", ylabel="temperature T")
         stops = "" if self.stopping_time is None else f"; stopped at t = {self.stopping_time:g}"
@@ -259,9 +260,12 @@ def _uncertainty(search: Any, score: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _frame(ax: Any, row: int, column: int) -> Any:
     from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
 
-    corner = (column - 0.47, row - 0.46)
-    return ax.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor="black", linewidth=1.8))
+    corner = (column - 0.46, row - 0.45)
+    frame = Rectangle(corner, 0.92, 0.9, fill=False, edgecolor="black", linewidth=1.8)
+    frame.set_path_effects([withStroke(linewidth=4, foreground="white")])  # on dark cells too
+    return ax.add_patch(frame)
 
 
 def _name(params: dict[str, Any], parameter: str) -> str:

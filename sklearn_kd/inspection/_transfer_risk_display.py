@@ -15,10 +15,11 @@ from sklearn_kd.inspection._plotting import (
     BAND,
     axes_to_draw_on,
     candidate_label,
-    candidate_style,
+    candidate_styles,
     import_pyplot,
     legend_below,
     over_candidates,
+    plain_log_ticks,
 )
 from sklearn_kd.linalg._running_sum import running_sum
 from sklearn_kd.metrics import (
@@ -140,9 +141,9 @@ class TransferRiskDisplay:
         self.figure_ = ax.figure
         n_orders = risk.shape[1]
         self.lines_, self.bands_ = [], []
-        for c, (values, candidate) in enumerate(zip(risk, params, strict=True)):
+        styles = candidate_styles(params)
+        for values, candidate, style in zip(risk, params, styles, strict=True):
             mean, spread = values.mean(axis=0), values.std(axis=0)
-            style = candidate_style(c)
             self.lines_ += ax.plot(self.sizes, mean, **style, label=candidate_label(candidate))
             if n_orders > 1:
                 low, high = np.clip(mean - spread, 0, None), mean + spread
@@ -159,19 +160,26 @@ class TransferRiskDisplay:
         self.error_lines_: list[Any] = []
         if self.error is None:
             return
-        error, _ = over_candidates(self.error, self.params, 2, "error")
-        for c, values in enumerate(error):
-            style = candidate_style(c) | {"linestyle": "dotted"}
+        error, params = over_candidates(self.error, self.params, 2, "error")
+        for values, style in zip(error, candidate_styles(params), strict=True):
+            style = style | {"linestyle": "dotted"}
             self.error_lines_ += ax.plot(self.sizes, values.mean(axis=0), **style, label="_")
         ax.plot([], [], color="0.3", linestyle="dotted", label="error (dotted)")
 
     def _draw_bounds(self, ax: Any) -> None:
         self.upper_bounds_: list[Any] = []
         if self.upper_bound is not None:
-            for c, bound in enumerate(np.atleast_1d(self.upper_bound)):
-                color = candidate_style(c)["color"]
+            params = [None] if self.params is None else self.params
+            for style, bound in zip(
+                candidate_styles(params), np.atleast_1d(self.upper_bound), strict=True
+            ):
                 self.upper_bounds_ += ax.plot(
-                    self.sizes[-1], bound, marker="v", markersize=8, color=color, linestyle="none"
+                    self.sizes[-1],
+                    bound,
+                    marker="v",
+                    markersize=8,
+                    color=style["color"],
+                    linestyle="none",
                 )
             ax.plot(
                 [],
@@ -208,9 +216,11 @@ class TransferRiskDisplay:
             shown.append("bound")
             drawn += [line.get_ydata() for line in self.bound_lines_]
         ax.set(xscale="log", xlabel="training rows n", ylabel=", ".join(shown))
+        plain_log_ticks(ax.xaxis)
         one_row = 1 / self.n_rows
         if min(np.min(values) for values in drawn) > 0.999 * one_row:
             ax.set_yscale("log")
+            plain_log_ticks(ax.yaxis)
         else:
             self._draw_down_to_zero(ax, one_row)
         if self.bound_lines_:
@@ -220,7 +230,7 @@ class TransferRiskDisplay:
         """Scale the risk linearly below that of one row, and say so."""
         ax.set_yscale("symlog", linthresh=one_row, linscale=0.4)
         decades = 10.0 ** np.arange(np.ceil(np.log10(one_row)), 1)
-        ax.set_yticks([0, *decades], ["0", *(f"$10^{{{e:.0f}}}$" for e in np.log10(decades))])
+        ax.set_yticks([0, *decades], ["0", *(f"{decade:g}" for decade in decades)])
         ax.set_ylim(bottom=0)
         ax.axhspan(0, one_row, color="0.93", zorder=-2)
         ax.annotate(

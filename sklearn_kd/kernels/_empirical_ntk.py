@@ -226,7 +226,18 @@ class EmpiricalNTK(Kernel):
         return (K, np.empty((*K.shape, 0))) if eval_gradient else K
 
     def diag(self, X: Any) -> np.ndarray:
-        """Return Θ(x, x) for each row of ``X``, shape (n,), or (n K,) with ``output="full"``."""
+        """Return Θ(x, x) for each row of ``X``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+            Rows.
+
+        Returns
+        -------
+        diagonal : ndarray of shape (n,) or (n K,)
+            The diagonal of the kernel matrix, the latter with ``output="full"``.
+        """
         return to_numpy(self._to_torch().diag(as_rows(X, "X")))
 
     def initial_outputs(self, X: Any) -> np.ndarray:

@@ -212,7 +212,18 @@ class NTK(Kernel):
         )
 
     def diag(self, X: Any) -> np.ndarray:
-        """Return K(x, x) for each row of ``X``, shape (n,), in O(n d)."""
+        """Return K(x, x) for each row of ``X``, in O(n d).
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+            Rows.
+
+        Returns
+        -------
+        diagonal : ndarray of shape (n,)
+            The diagonal of the kernel matrix.
+        """
         return to_numpy(self.to_torch().diag(as_rows(X, "X")))
 
     def is_stationary(self) -> bool:

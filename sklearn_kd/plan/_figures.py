@@ -7,10 +7,17 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_kd.inspection._plotting import BAND, COLOURS, candidate_colour, import_pyplot
+from sklearn_kd.inspection._plotting import (
+    BAND,
+    COLOURS,
+    candidate_colour,
+    import_pyplot,
+    short_ratio,
+    soft_ratio_color,
+)
 from sklearn_kd.inspection._selection_display import SelectionDisplay
 
-OF_CHOSEN, OF_SOFT_ONLY = COLOURS[0], COLOURS[1]
+OF_STUDENT, OF_TEACHER = COLOURS[0], "0.4"
 
 
 def draw_surface(plan: Any, ax: Any) -> None:
@@ -24,19 +31,21 @@ def draw_curves(plan: Any, ax: Any) -> None:
     """Draw the error against the number of rows, and its forecast, at the chosen ρ and at ρ = 1."""
     one = plan.forecasts_[0]
     ratios = dict.fromkeys([one.soft_ratio, *(r for r in one.by_ratio if r == 1)])
-    for rho, colour in zip(ratios, (OF_CHOSEN, OF_SOFT_ONLY), strict=False):
+    for rho in ratios:
+        colour = soft_ratio_color(rho)
         errors = 100 * one.curves.errors[one.curves.soft_ratios.index(rho)]
         spread = errors.std(axis=0, ddof=1) / np.sqrt(len(errors))
         ax.errorbar(
             one.curves.sizes, errors.mean(axis=0), spread, fmt="o", ms=4, color=colour, capsize=2
         )
         found = one.by_ratio[rho]
-        ax.plot(one.targets, 100 * found.error, color=colour, label=f"ρ = {rho:g}")
+        ax.plot(one.targets, 100 * found.error, color=colour, label=f"ρ = {short_ratio(rho)}")
         ax.fill_between(one.targets, 100 * found.low, 100 * found.high, color=colour, **BAND)
     if one.floor is not None:
         ax.axhline(100 * one.floor, color="0.4", lw=1, ls="--", label="the teacher itself")
     ax.axvline(one.n_rows, color="0.7", lw=1, ls=":")
-    ax.set(xscale="log", xlabel=f"{one.curves.grows} rows", ylabel="error (%)", ylim=(0, None))
+    ax.set(xscale="log", xlabel=f"{one.curves.grows} rows", ylabel="error (%)")
+    _from_zero_if_near(ax)
     ticks = np.unique([*one.curves.sizes[[0, -1]], *one.targets])
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=45, fontsize="small")
     ax.minorticks_off()
@@ -54,8 +63,8 @@ def draw_teachers(plan: Any, ax: Any) -> None:
     own = [100 * accuracies.get(name, np.nan) for name in names]
     learnt = [100 * best_of[name][0] for name in names]
     errors = [100 * best_of[name][1] for name in names]
-    ax.plot(own, y + 0.12, "D", color=OF_SOFT_ONLY, label="the teacher itself")
-    ax.errorbar(learnt, y - 0.12, xerr=errors, fmt="o", color=OF_CHOSEN, label="its best student")
+    ax.plot(own, y + 0.12, "D", color=OF_TEACHER, label="the teacher itself")
+    ax.errorbar(learnt, y - 0.12, xerr=errors, fmt="o", color=OF_STUDENT, label="its best student")
     ax.set_yticks(y, names, fontsize="small")
     ax.set(xlabel="accuracy (%)", ylim=(-0.6, len(names) - 0.4))
     ax.legend(fontsize="small")
@@ -80,12 +89,28 @@ def draw_stopping(plan: Any, ax: Any) -> None:
     values = plan.findings_["stopping"].values
     loss, error = values["training loss"], 100 * (1 - values["accuracy"])
     steps = np.arange(len(error))
-    ax.plot(steps, error, "o-", color=OF_CHOSEN)
-    ax.set_ylabel("held-out error (%)", color=OF_CHOSEN)
-    labels = ["end" if not np.isfinite(v) else f"{v:.2g}" for v in loss]
-    ax.set_xticks(steps, labels, fontsize="small")
-    ax.set(xlabel="training loss (Eq. 2)", ylim=(0, None))
+    ax.plot(steps, error, "o-", color=OF_STUDENT)
+    ax.set_ylabel("held-out error (%)", color=OF_STUDENT)
+    ax.set_xticks(steps, _told_apart(loss), fontsize="small")
+    ax.set_xlabel("training loss (Eq. 2)")
+    _from_zero_if_near(ax)
     ax.set_title("Held-out error as training goes on", fontsize="medium")
+
+
+def _told_apart(loss: np.ndarray) -> list[str]:
+    """Return the losses with as many digits as tell one from the next, at most five."""
+    for digits in (2, 3, 4, 5):
+        labels = ["end" if not np.isfinite(v) else f"{v:.{digits}g}" for v in loss]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def _from_zero_if_near(ax: Any) -> None:
+    """Begin the axis of errors at 0, unless most of it were then empty."""
+    low, high = ax.get_ylim()
+    if low < high / 2:
+        ax.set_ylim(bottom=0)
 
 
 def draw_students(plan: Any, ax: Any) -> None:

@@ -97,7 +97,7 @@ def prefix_path(
         leading axis of candidates.
 
         sizes : ndarray of int of shape (S,)
-            Numbers of distinct training rows.
+            Numbers of training rows.
         params : list of dict
             The candidates; only with ``param_grid``.
         weight_change_norm : ndarray of shape (P, S)

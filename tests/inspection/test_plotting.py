@@ -18,10 +18,17 @@ from sklearn_kd.inspection import (
     EffectiveLogitsDisplay,
     HardLabelEffectDisplay,
     TransferRiskDisplay,
+    soft_ratio_color,
 )
-from sklearn_kd.inspection._plotting import candidate_label, candidate_style, over_candidates
+from sklearn_kd.inspection._plotting import (
+    candidate_label,
+    candidate_styles,
+    over_candidates,
+    plain_log_ticks,
+    short_ratio,
+)
 
-DISPLAYS = [getattr(inspection, name) for name in inspection.__all__]
+DISPLAYS = [getattr(inspection, name) for name in inspection.__all__ if name.endswith("Display")]
 
 # What each constructor needs at least.
 ARRAYS = {
@@ -109,9 +116,62 @@ def test_without_matplotlib_the_error_names_the_remedy(display, monkeypatch):
         display.from_estimator(*NOTHING[display.__name__])
 
 
-def test_twenty_one_candidates_look_different():
-    styles = {tuple(map(str, candidate_style(i).values())) for i in range(21)}
+GRIDS = {
+    "names only": [{"ridge": r} for r in range(21)],
+    "one ratio": [{"soft_ratio": 0.5, "temperature": t} for t in range(1, 22)],
+    "grid": [
+        {"soft_ratio": r, "temperature": t}
+        for r in (0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 1)
+        for t in (1, 2, 5)
+    ],
+}
+
+
+@pytest.mark.parametrize("params", GRIDS.values(), ids=GRIDS)
+def test_twenty_one_candidates_look_different(params):
+    styles = {tuple(map(str, style.values())) for style in candidate_styles(params)}
     assert len(styles) == 21
+
+
+def test_a_soft_ratio_has_one_colour_whatever_stands_beside_it():
+    grid = candidate_styles(GRIDS["grid"])
+    alone = candidate_styles([{"soft_ratio": 0.9, "temperature": 3.0}])
+    assert {style["color"] for style in grid[12:15]} == {alone[0]["color"], soft_ratio_color(0.9)}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "short"),
+    [
+        (0.993103, "0.993"),
+        (0.9999, "0.9999"),
+        (1 / 3, "0.33"),
+        (0.5, "0.5"),
+        (1, "1"),
+        (0.0, "0"),
+        (1e-4, "0.0001"),
+    ],
+)
+def test_soft_ratios_are_rounded_but_never_to_an_end(ratio, short):
+    assert short_ratio(ratio) == short
+
+
+@pytest.mark.parametrize(
+    ("limits", "labels"),
+    [
+        ((30, 110), ["50", "100"]),
+        ((20, 5000), ["100", "1000"]),
+        ((0.02, 0.3), ["0.02", "0.05", "0.1", "0.2"]),
+    ],
+)
+def test_logarithmic_axes_have_plain_numbers(limits, labels):
+    figure, ax = plt.subplots()
+    ax.set(xscale="log", xlim=limits)
+    plain_log_ticks(ax.xaxis)
+    figure.canvas.draw()
+    ticks = [*ax.get_xticklabels(), *ax.get_xticklabels(minor=True)]
+    at = {tick.get_text(): tick.get_position()[0] for tick in ticks if tick.get_text()}
+    shown = [text for text, x in at.items() if limits[0] <= x <= limits[1]]
+    assert sorted(shown, key=float) == labels
 
 
 @pytest.mark.parametrize(
