@@ -32,4 +32,4 @@ def test_what_was_fitted_goes_to_the_device_once(fitted, tmp_path, monkeypatch):
     monkeypatch.setattr(RowStream, "blocks", lambda self, **options: blocks(self, 7, **options))
     found = fitted.decision_function(tmp_path)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    assert n_rows == [len(fitted.dual_coef_)]  # the rows of the fit were there from before
+    assert n_rows == [len(fitted.X_fit_), len(fitted.dual_coef_)]

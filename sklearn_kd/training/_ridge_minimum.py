@@ -177,7 +177,8 @@ def _step_length(
 
     start = objective(0.0)
     slope = -(gap * direction[1]).sum().item()
-    slack = 10 * torch.finfo(logits.dtype).eps * abs(start)
+    n_terms = max(10, logits.numel())
+    slack = n_terms * torch.finfo(logits.dtype).eps * abs(start)
     length = 1.0
     for _ in range(MAX_HALVINGS):
         if objective(length) <= start + 1e-4 * length * slope + slack:
