@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -62,6 +62,33 @@ class KernelConstraint(HasMethods):
         return KERNELS_IN_WORDS
 
 
+class PreparedKernel:
+    """A kernel as a function on tensors, and the rows of a fit as its products take them.
+
+    An estimator has it from its fit on; predictions change what it holds, not the estimator.
+
+    Parameters
+    ----------
+    kernel : callable
+        As estimators take it.
+    function : KernelFunction
+    """
+
+    def __init__(self, kernel: Any, function: KernelFunction) -> None:
+        self.kernel, self.function = kernel, function
+        self._rows: tuple[Any, torch.device | None, Any] = None, None, None
+
+    def product(
+        self, X: Tensor, X_fit: Any, columns: Tensor, to_working: Callable[[Any], Tensor]
+    ) -> Tensor:
+        """Return Θ(X, X_fit) V; preparing ``X_fit`` takes longer than to predict a row."""
+        fitted, device, rows = self._rows
+        if fitted is not X_fit or device != X.device:
+            rows = self.function.prepared(to_working(X_fit))
+            self._rows = X_fit, X.device, rows
+        return self.function.matmat(X, rows, columns)
+
+
 class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
     """Base of the classifiers whose logits are a kernel expansion, f(x) = Θ(x, X_fit) a.
 
@@ -90,13 +117,16 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
             X = X.take(np.arange(len(X)))
         return to_tensor(X, dtype=self._dtype, device=resolve_device(self.device), name="X")
 
-    def _kernel_function(self) -> KernelFunction:
+    def _prepared_kernel(self) -> PreparedKernel:
         """Return ``kernel_`` on tensors; cached, as a network's kernel is slow to prepare."""
-        kernel, function = vars(self).get("_prepared", (None, None))
-        if function is None or kernel is not self.kernel_:
-            function = as_kernel_function(self.kernel_)
-            self._prepared = self.kernel_, function
-        return function
+        prepared = vars(self).get("_prepared")
+        if prepared is None or prepared.kernel is not self.kernel_:
+            prepared = PreparedKernel(self.kernel_, as_kernel_function(self.kernel_))
+            self._prepared = prepared
+        return prepared
+
+    def _kernel_function(self) -> KernelFunction:
+        return self._prepared_kernel().function
 
     def _logits(self, X: Any) -> Tensor:
         return self._expansion(X, self.dual_coef_)
@@ -125,20 +155,13 @@ class TangentKernelClassifier(CallbackSupportMixin, LogitClassifier):
         return logits.reshape(-1, *coefficients.shape[1:])
 
     def _kernel_product(self, X: Tensor, columns: Tensor) -> Tensor:
-        function, device = self._kernel_function(), X.device
-        # Of the last call: preparing the rows takes longer than to predict one.
-        fitted, of_function, on, rows = vars(self).get("_prepared_rows", (None,) * 4)
-        if fitted is not self.X_fit_ or of_function is not function or on != device:
-            rows = function.prepared(self._to_working(self.X_fit_))
-            self._prepared_rows = self.X_fit_, function, device, rows
-        return function.matmat(X, rows, columns)
+        return self._prepared_kernel().product(X, self.X_fit_, columns, self._to_working)
 
     def __getstate__(self) -> dict:
         """Return the state without the n² factor, tensors on the CPU so that it loads anywhere."""
         state = super().__getstate__().copy()
         state.pop("_frame", None)
         state.pop("_prepared", None)
-        state.pop("_prepared_rows", None)
         return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state.items()}
 
     def __sklearn_tags__(self) -> Tags:

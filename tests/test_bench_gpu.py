@@ -26,6 +26,7 @@ def bench_gpu(monkeypatch):
 def test_quick(bench_gpu, monkeypatch, tmp_path):
     path = tmp_path / "found.json"
     monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "--quick", "--json", str(path)])
+    frames.clear()
     with PretendCuda() as gpu:
         assert bench_gpu.main() == 0
         assert frames.n_frames == 0  # nothing is timed with a frame that was kept

@@ -32,7 +32,7 @@ class KernelFunction(ABC):
     has_own_product: ClassVar[bool] = False
 
     @abstractmethod
-    def block(self, X: Tensor, Y: Tensor) -> Tensor:
+    def block(self, X: Tensor, Y: Any) -> Tensor:
         """Return K(X, Y), shape (n, m)."""
 
     @abstractmethod
@@ -44,7 +44,10 @@ class KernelFunction(ABC):
         """Return K(x, x) for each row, shape (n,)."""
 
     def prepared(self, Y: Tensor) -> Any:
-        """Return rows as `matmat` takes them for ``Y`` again and again; here, as they are."""
+        """Return rows that `block` and `matmat` take for ``Y`` again and again; here, as they are.
+
+        They can be counted and sliced, as a tensor can.
+        """
         return Y
 
     def matmat(self, X: Tensor, Y: Any, V: Tensor) -> Tensor:

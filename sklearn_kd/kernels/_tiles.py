@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,12 +53,11 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def stream(
-    kernel_block: Callable[[Tensor, Tensor], Tensor], X: Tensor, Y: Tensor
-) -> Iterator[Block]:
+def stream(kernel_block: Callable[[Tensor, Any], Tensor], X: Tensor, Y: Any) -> Iterator[Block]:
     """Yield (rows, columns, entries) of K(X, Y), a workspace of entries at a time.
 
-    ``kernel_block(X, Y)`` returns K(X, Y), such as the method ``block`` of a kernel function.
+    ``kernel_block(X, Y)`` returns K(X, Y), such as the method ``block`` of a kernel function, which
+    takes prepared rows for ``Y`` too.
     """
     entries = workspace_bytes(X.device) // X.element_size()
     columns = max(1, min(len(Y), entries // 64))
@@ -85,11 +85,9 @@ def kernel_bytes(
     They are those of its entries, of the prepared rows, and of the tiles of every core.
     """
     area = min(tile_size(device), n_rows) * min(tile_size(device), n_columns)
-    buffers = torch.get_num_threads() * _TILE_BUFFERS if device.type == "cpu" else _GPU_TILE_BUFFERS
+    if device.type == "cpu":
+        tiles = torch.get_num_threads() * _TILE_BUFFERS * area * dtype.itemsize
+    else:  # as in float64: in float32 there are more
+        tiles = _GPU_TILE_BUFFERS * area * torch.float64.itemsize
     rows = (n_rows + n_columns) * (n_features + _PER_ROW)
-    return (n_rows * n_columns + rows) * dtype.itemsize + buffers * area * work_bytes(dtype, device)
-
-
-def work_bytes(dtype: torch.dtype, device: torch.device) -> int:
-    """Return the bytes of an entry of a tile: on a GPU of float64, as float32 has more arrays."""
-    return dtype.itemsize if device.type == "cpu" else 8
+    return (n_rows * n_columns + rows) * dtype.itemsize + tiles

@@ -22,7 +22,7 @@ from sklearn.base import ClassifierMixin, clone
 from torch import Tensor
 
 from sklearn_kd._array import like
-from sklearn_kd._kernel_machine import TangentKernelClassifier
+from sklearn_kd._kernel_machine import PreparedKernel, TangentKernelClassifier
 from sklearn_kd._progress import fit_task
 from sklearn_kd._sklearn import Interval, StrOptions, fit_context
 from sklearn_kd.distillation._effective_logits_of_rows import (
@@ -362,7 +362,7 @@ class LinearizedKDStudent(TakesSolver, StudentOnFrame):
             _readings=posed.taught.readings,
             _distinct=distinct.to_host(),
             _frame=solution.frame,
-            _prepared=(posed.kernel, posed.function),
+            _prepared=PreparedKernel(posed.kernel, posed.function),
             # A mixture is another one at each temperature.
             _members=own(members) if len(members) > 1 else None,
         )

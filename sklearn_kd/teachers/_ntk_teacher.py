@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sklearn_kd._array import like
 from sklearn_kd._kernel_machine import (
+    PreparedKernel,
     TangentKernelClassifier,
     gram_with_noise,
     kernel_to_use,
@@ -230,7 +231,7 @@ class NTKTeacher(TangentKernelClassifier):
             self.__dict__.update(
                 classes_=rows.classes,
                 kernel_=kernel,
-                _prepared=(kernel, function),
+                _prepared=PreparedKernel(kernel, function),
                 staged_dual_coef_=like(trained.stages, rows.array, copy=True),
                 dual_coef_=like(trained.stages[-1], rows.array, copy=True),
                 X_fit_=like(distinct.X, rows.array, copy=True),

@@ -13,13 +13,7 @@ from sklearn_kd.kernels._protocol import KernelFunction
 from sklearn_kd.kernels.infinite._activations import ACTIVATIONS, PiecewiseLinear
 from sklearn_kd.kernels.infinite._angular import AngularRecursion
 from sklearn_kd.kernels.infinite._covariance import CovarianceRecursion
-from sklearn_kd.kernels.infinite._tiles import (
-    Recursion,
-    fill_block,
-    fill_gradient,
-    fill_gram,
-    product_of_tiles,
-)
+from sklearn_kd.kernels.infinite._tiles import Recursion, fill_block, fill_gradient, fill_gram
 
 
 @dataclass(frozen=True)
@@ -67,9 +61,10 @@ class InfiniteKernel(KernelFunction):
     bias_std: float = 1.0
     kind: Literal["ntk", "nngp"] = "ntk"
 
-    def block(self, X: Tensor, Y: Tensor) -> Tensor:
+    def block(self, X: Tensor, Y: Any) -> Tensor:
         """Return K(X, Y), shape (n, m), for ``X`` of shape (n, d) and ``Y`` of shape (m, d)."""
-        return fill_block(self._recursion, X, Y, X.new_empty(len(X), len(Y)))
+        rows = self.prepared(Y) if isinstance(Y, Tensor) else Y
+        return fill_block(self._recursion, X, rows, X.new_empty(len(X), len(Y)))
 
     def gram(self, X: Tensor, *, out: Tensor | None = None, symmetrize: bool = True) -> Tensor:
         """Return K(X, X), shape (n, n).
@@ -91,12 +86,6 @@ class InfiniteKernel(KernelFunction):
         """Return rows with what the recursion needs of each, as large as they are again."""
         with full_precision():
             return self._recursion.rows(Y)
-
-    def matmat(self, X: Tensor, Y: Any, V: Tensor) -> Tensor:
-        """Return K(X, Y) V of shape (n, k) for V of shape (m, k), holding a tile for each core."""
-        return product_of_tiles(
-            self._recursion, X, self.prepared(Y) if isinstance(Y, Tensor) else Y, V
-        )
 
     def diag(self, X: Tensor) -> Tensor:
         """Return K(x, x) for each row of ``X``, shape (n,), in O(n d)."""

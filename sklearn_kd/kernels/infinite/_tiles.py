@@ -12,9 +12,6 @@ from torch import Tensor
 from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.kernels._tiles import in_parallel, ordinary, tile_size
 
-# Rows of a tile of a product on a CPU, which is wider than it is high.
-_PRODUCT_ROWS = 64
-
 
 class Recursion(Protocol):
     """A layer recursion on prepared rows, which are opaque here but can be sliced."""
@@ -39,19 +36,21 @@ class Recursion(Protocol):
         """Return the derivatives of K(x, y) in log σ_w and log σ_b, shape (2, n, m)."""
 
 
-def fill_block(recursion: Recursion, X: Tensor, Y: Tensor, out: Tensor) -> Tensor:
-    """Write K(X, Y) into ``out`` of shape (n, m), tile by tile."""
+def fill_block(recursion: Recursion, X: Tensor, y_rows: Any, out: Tensor) -> Tensor:
+    """Write K(X, Y), Y given by prepared rows, into ``out`` of shape (n, m), tile by tile."""
     if out.numel() == 0:
         return out
     size = tile_size(X.device)
+    # As many entries as in a square tile: of few rows, a tile is wide.
+    height = min(size, len(out))
+    width = min(size**2 // height, out.shape[1])
     with full_precision():
-        y_rows = recursion.rows(Y)
-        x_parts = _split(recursion.rows(X, like=y_rows), size)
-        y_parts = _split(y_rows, size)
-        workspace = _Workspace(recursion, out, min(size, len(out)), min(size, out.shape[1]))
+        x_parts = _split(recursion.rows(X, like=y_rows), height)
+        y_parts = _split(y_rows, width)
+        workspace = _Workspace(recursion, out, height * width)
 
         def fill(i: int, j: int) -> None:
-            target = out[i * size : (i + 1) * size, j * size : (j + 1) * size]
+            target = out[i * height : (i + 1) * height, j * width : (j + 1) * width]
             recursion.tile(x_parts[i], y_parts[j], target, workspace.buffers, same=False)
 
         in_parallel(fill, list(itertools.product(range(len(x_parts)), range(len(y_parts)))), out)
@@ -75,7 +74,7 @@ def fill_gram(recursion: Recursion, X: Tensor, out: Tensor, *, symmetrize: bool)
             (half, i, j) for i in range(n_halves) for j in range(i, min(i | 1, n_halves - 1) + 1)
         ]
         diagonal = recursion.diagonal(rows.variances).split(half)
-        workspace = _Workspace(recursion, out, min(size, len(out)), min(size, out.shape[1]))
+        workspace = _Workspace(recursion, out, min(size, len(out)) ** 2)
 
         def fill(side: int, i: int, j: int) -> None:
             x, y = parts[side][i], parts[side][j]
@@ -96,33 +95,6 @@ def fill_gram(recursion: Recursion, X: Tensor, out: Tensor, *, symmetrize: bool)
                 target.tril_(-1).add_(corner)
 
         in_parallel(fill, tiles, out)
-    return out
-
-
-def product_of_tiles(recursion: Recursion, X: Tensor, y_rows: Any, V: Tensor) -> Tensor:
-    """Return K(X, Y) V of shape (n, k) for prepared rows of Y and V of shape (m, k)."""
-    out = V.new_zeros(len(X), V.shape[1])
-    if len(X) == 0 or len(y_rows) == 0:
-        return out
-    # As many entries as in a square tile. Few rows at a time, to give all cores some.
-    size = tile_size(X.device)
-    height = min(len(X), size if X.device.type == "cuda" else _PRODUCT_ROWS)
-    width = size**2 // height
-    with full_precision():
-        x_parts = _split(recursion.rows(X, like=y_rows), height)
-        # A copy begins where torch's memory does, without which a product may round otherwise.
-        y_parts, V_parts = _split(y_rows, width), V.clone().split(width)
-        workspace = _Workspace(recursion, X, height, min(width, len(y_rows)), n_more=1)
-
-        def fill(i: int) -> None:
-            target = out[i * height : (i + 1) * height]
-            *buffers, room = workspace.buffers
-            for y, V_part in zip(y_parts, V_parts, strict=True):
-                tile = room[: len(target) * len(y)].view(len(target), len(y))
-                recursion.tile(x_parts[i], y, tile, buffers, same=False)
-                target.addmm_(tile, V_part)
-
-        in_parallel(fill, [(i,) for i in range(len(x_parts))], out)
     return out
 
 
@@ -162,8 +134,5 @@ def _split(rows: Any, size: int) -> list[Any]:
 class _Workspace(threading.local):
     """Buffers of a tile's size, with separate ones for each thread."""
 
-    def __init__(
-        self, recursion: Recursion, like: Tensor, n_rows: int, n_columns: int, n_more: int = 0
-    ):
-        area = n_rows * n_columns
-        self.buffers = [like.new_empty(area) for _ in range(recursion.buffers + n_more)]
+    def __init__(self, recursion: Recursion, like: Tensor, area: int):
+        self.buffers = [like.new_empty(area) for _ in range(recursion.buffers)]
