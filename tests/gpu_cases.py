@@ -1,6 +1,5 @@
 """Every entry point of the package, as functions of a device that return what they compute."""
 
-import contextlib
 import pickle
 import tempfile
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import sklearn
 import torch
+from process_state import deterministic
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process.kernels import RBF
 from sklearn.linear_model import LogisticRegression
@@ -538,15 +538,6 @@ def search_for_a_network(device):
 
 
 # Settings.
-
-
-@contextlib.contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @cases(**SOLVERS)

@@ -281,9 +281,11 @@ class PretendCuda(Books):
         functions = {
             name: lambda *args, value=value, **kwargs: value for name, value in answers.items()
         }
-        free = lambda device=None: (self.total_bytes - self.reserved, self.total_bytes)  # noqa: E731
         return functions | {
-            "mem_get_info": free,
+            "mem_get_info": lambda device=None: (
+                self.total_bytes - self.reserved,
+                self.total_bytes,
+            ),
             "memory_allocated": lambda device=None: self.allocated,
             "memory_reserved": lambda device=None: self.reserved,
             "max_memory_allocated": lambda device=None: self.peak,

@@ -16,6 +16,15 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
+@contextlib.contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def state_of_numpy():
     # The legacy generator, which is the only one that a process shares.
     _, keys, position, *_ = np.random.get_state()  # noqa: NPY002 - see above

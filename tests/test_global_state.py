@@ -1,13 +1,12 @@
 """Results do not depend on the state of the process, and leave it as it was."""
 
-import contextlib
 import functools
 import threading
 
 import numpy as np
 import pytest
 import torch
-from process_state import default_dtype, state_of_numpy
+from process_state import default_dtype, deterministic, state_of_numpy
 from sklearn.datasets import make_classification
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -112,17 +111,8 @@ STATES = {
     "no grad": torch.no_grad,
     "inference": torch.inference_mode,
     "numpy's errors": lambda: np.errstate(all="raise"),
-    "deterministic": lambda: deterministic(),
+    "deterministic": deterministic,
 }
-
-
-@contextlib.contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,10 @@ def candidate_styles(params: Sequence[dict[str, Any] | None]) -> list[dict[str, 
     ratios = [one["soft_ratio"] for one in params if one is not None and "soft_ratio" in one]
     if len(ratios) < len(params) or (len(set(ratios)) == 1 and len(ratios) > 1):
         return [
-            {"color": candidate_colour(i), "linestyle": LINE_STYLES[i // len(COLOURS) % 3]}
+            {
+                "color": candidate_colour(i),
+                "linestyle": LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)],
+            }
             for i in range(len(params))
         ]
     seen: Counter = Counter()

@@ -40,7 +40,7 @@ from sklearn_kd.kernels._precision import full_precision
 from sklearn_kd.linalg._compression import CompressedTargets, compress
 from sklearn_kd.linalg._operator import KernelOperator
 from sklearn_kd.linalg._preconditioner import IdentityPreconditioner, Preconditioner
-from sklearn_kd.linalg._running_sum import running_sum
+from sklearn_kd.linalg._running_sum import sum_of_rest
 
 # Share of the tolerance that the compression of the right-hand sides may use up.
 _TRUNCATION_SHARE = 0.1
@@ -373,7 +373,7 @@ class _Recursion:
         if not self.gains:
             return last.sqrt()
         # Sums of the gains from iteration i to the end; the last i from which most was gained.
-        gained = running_sum(torch.stack(self.gains).flip(0)).flip(0)
+        gained = sum_of_rest(torch.stack(self.gains))
         fall = torch.stack(self.squares) - last
         quotient = torch.where(fall > 9 * last, fall / gained, math.inf)
         q = quotient[gained > 0].amin() if (gained > 0).any() else torch.ones_like(last[0])

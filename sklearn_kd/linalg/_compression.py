@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sklearn_kd.kernels._precision import full_precision
-from sklearn_kd.linalg._running_sum import running_sum
+from sklearn_kd.linalg._running_sum import sum_of_rest
 
 
 class CompressedTargets(NamedTuple):
@@ -79,7 +79,7 @@ def compress(targets: Tensor, tol: float) -> CompressedTargets:
     Q, R = torch.linalg.qr(unit)
     U, S, C = torch.linalg.svd(R, full_matrices=False)
     # Norm of the parts of column j from the r-th on: ‖(S_k C_kj)_{k ≥ r}‖.
-    tails = running_sum((S[:, None] * C).square().flip(0)).flip(0).sqrt().amax(dim=1)
+    tails = sum_of_rest((S[:, None] * C).square()).sqrt().amax(dim=1)
     rank = int((tails > tol).sum().item())
     basis = Q @ (U[:, :rank] * S[:rank])
     mixing = C[:rank]

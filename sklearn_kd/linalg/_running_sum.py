@@ -30,6 +30,19 @@ def running_sum(values: Tensor, dim: int = 0) -> Tensor:
     return values.cumsum(dim)
 
 
+def sum_of_rest(values: Tensor) -> Tensor:
+    """Return Σ_{j ≥ i} v_j along the first axis.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_kd.linalg._running_sum import sum_of_rest
+    >>> sum_of_rest(torch.tensor([1.0, 2.0, 4.0]))
+    tensor([7., 6., 4.])
+    """
+    return running_sum(values.flip(0)).flip(0)
+
+
 @full_precision()
 def sum_by_blocks(values: Tensor) -> Tensor:
     """Return the running sums along the last axis: those within blocks, and of all blocks before.

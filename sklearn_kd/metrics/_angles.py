@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sklearn_kd.distillation._arguments import numbers, positive_scalar, require_each, vector
 from sklearn_kd.linalg import TangentFrame
-from sklearn_kd.linalg._running_sum import running_sum
+from sklearn_kd.linalg._running_sum import running_sum, sum_of_rest
 from sklearn_kd.metrics._arguments import (
     check_frame,
     check_two_classes,
@@ -244,7 +244,7 @@ def weight_change_angles(
     at = training_set_sizes(sizes, frame.n_rows).to(p.device)
 
     def tail(a: Tensor, b: Tensor) -> Tensor:
-        return running_sum(_row_products(a, b).flip(0)).flip(0)
+        return sum_of_rest(_row_products(a, b))
 
     def after(a: Tensor, b: Tensor) -> Tensor:
         """⟨a[m:], b[m:]⟩ at each m: the tails, and nothing after the last row."""

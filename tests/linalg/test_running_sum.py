@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pretend_cuda import PretendCuda
+from process_state import deterministic
 
 from sklearn_kd.linalg._running_sum import running_sum, sum_by_blocks
 
@@ -23,13 +24,9 @@ def test_rounding_grows_slowly():
 @pytest.mark.parametrize("dim", [0, 1])
 def test_where_determinism_is_asked_for(dim):
     values = torch.randn(300, 4, dtype=torch.float64, generator=torch.manual_seed(0))
-    torch.use_deterministic_algorithms(True)
-    try:
-        with PretendCuda():
-            moved = values.cuda()
-            with pytest.raises(RuntimeError, match="deterministic"):
-                moved.cumsum(dim)
-            found = running_sum(moved, dim).cpu()
-    finally:
-        torch.use_deterministic_algorithms(False)
+    with deterministic(), PretendCuda():
+        moved = values.cuda()
+        with pytest.raises(RuntimeError, match="deterministic"):
+            moved.cumsum(dim)
+        found = running_sum(moved, dim).cpu()
     torch.testing.assert_close(found, values.cumsum(dim), rtol=1e-12, atol=1e-12)
